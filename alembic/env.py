@@ -1,0 +1,68 @@
+"""How Alembic reaches our schema: one transaction, the lock first, then the revisions, then what stands in sql/."""
+
+from alembic import context
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from notify_worker.schema import apply_sql, connect, run
+from notify_worker.settings import Settings
+
+OPENING = (
+    # How long to wait for another migrate.
+    "set local lock_timeout = '60s'",
+    # Before anything else: two `create … if not exists` at once can collide. The key is "notifywk" in ASCII.
+    f"select pg_advisory_xact_lock({int.from_bytes(b'notifywk', 'big')})",
+    # How long business transactions may queue behind our DDL.
+    "set local lock_timeout = '5s'",
+    # Before the version table, which lives in it.
+    "create schema if not exists notify_worker",
+    "set local search_path = notify_worker, pg_catalog",
+)
+
+
+def conninfo() -> str:
+    """Return what `notify-worker migrate` was given; under the plain alembic command, what the environment says."""
+    given: str | None = context.config.attributes.get("conninfo")
+    return Settings.from_env().database_url if given is None else given
+
+
+def upgrade() -> None:
+    """Run what the command asks for. What only reads (`alembic current`) says no destination, and takes no lock."""
+    destination = context.get_context().opts.get("destination_rev")
+    with context.begin_transaction():
+        if destination is not None:
+            for statement in OPENING:
+                run(f"{statement};")
+        context.run_migrations()
+        if destination in ("head", "heads", context.get_head_revision()):
+            apply_sql()
+
+
+def online() -> None:
+    """Upgrade on a connection. A creator, since SQLAlchemy's URL is not a conninfo."""
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(conninfo()), poolclass=NullPool)
+    with engine.connect() as connection:
+        context.configure(
+            connection=connection,
+            version_table="schema_version",
+            version_table_schema="notify_worker",
+            transaction_per_migration=False,
+        )
+        upgrade()
+
+
+def offline() -> None:
+    """Print the upgrade for psql."""
+    context.configure(
+        dialect_name="postgresql",
+        version_table="schema_version",
+        version_table_schema="notify_worker",
+        transaction_per_migration=False,
+    )
+    upgrade()
+
+
+if context.is_offline_mode():
+    offline()
+else:
+    online()

@@ -1,0 +1,115 @@
+"""One attempt of a delivery: render it, send it in a place among the requests in flight, mend a blip."""
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass, field
+from time import monotonic
+from types import TracebackType
+
+from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
+from notify_worker.render import render
+from notify_worker.retry import RetryPolicy, blip
+from notify_worker.senders import Sender
+
+log = logging.getLogger(__name__)
+
+
+class Places:
+    """The places among a process's requests in flight: `async with places` waits for one and takes it."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.waiting = 0
+        self.taken = 0
+        self._free = asyncio.Semaphore(total)
+
+    async def __aenter__(self) -> None:
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        self.taken += 1
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.taken -= 1
+        self._free.release()
+
+    def let_in_who_waits(self) -> None:
+        """Let everybody in who waits, beyond the total: the worker stops, and each will see that and leave."""
+        for _ in range(self.waiting):
+            self._free.release()
+
+
+@dataclass(slots=True)
+class Try:
+    """One attempt, while it goes on."""
+
+    delivery: Delivery
+    sender: Sender
+    policy: RetryPolicy
+    places: Places
+    stopping: asyncio.Event
+    mend_for: float
+    """Seconds after `delivery.start_by` for which a second or third request may still start."""
+    started: float = field(default_factory=monotonic)
+    requests: int = 0
+    outcome: Outcome | None = None
+
+    async def run(self) -> Attempt | None:
+        """Make the attempt. None: no request could start before the lease is over, or before the worker stops."""
+        try:
+            self.outcome = await self._render_and_send()
+        except Exception:  # a bug costs this delivery alone
+            log.exception("delivery %d broke; what became of it is unknown", self.delivery.id)
+            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
+        if self.outcome is None:
+            return None
+        return Attempt(
+            delivery=self.delivery,
+            outcome=self.outcome,
+            started=self.started,
+            finished=monotonic(),
+            requests=self.requests,
+            retry_in=self.policy.retry_in(self.delivery, self.outcome, dice=random.random()),  # noqa: S311  jitter
+        )
+
+    async def _render_and_send(self) -> Outcome | None:
+        rendered = render(self.delivery)
+        if isinstance(rendered, Outcome):
+            return rendered
+        return await blip(self._mendable, self._pause)(self._request, rendered)
+
+    async def _request(self, message: Message) -> Outcome | None:
+        """Make one request; where none may start any more, what came of the last one stays."""
+        async with self.places:
+            if self._may_start():
+                if not self.requests:
+                    self.started = monotonic()
+                self.requests += 1
+                self.outcome = await self.sender.send(message)
+        return self.outcome
+
+    def _may_start(self) -> bool:
+        limit = self.delivery.start_by + (self.mend_for if self.requests else 0)
+        return not self.stopping.is_set() and monotonic() <= limit
+
+    def _mendable(self, outcome: Outcome | None) -> bool:
+        """Say whether the same request may be made again within seconds: never where the caller said hold."""
+        return (
+            outcome is not None
+            and outcome.mendable
+            and self.delivery.on_unknown is not OnUnknown.HOLD
+            and not self.stopping.is_set()
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait between two requests, in nobody's place; a worker that stops waits for nothing."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,157 @@
+"""Turn a campaign's words and a notification's params into the message that FCM is given.
+
+Pure: no clock, no database, no network. A placeholder is `{name}` alone: `str.format` would reach attributes of objects.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from notify_worker.model import Delivery, Json, Message, Outcome, Verdict, Words
+
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+ADDRESS_KINDS = ("token", "fid", "topic", "condition")
+BYTES_OF_A_MESSAGE = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
+"""What FCM takes, keys and values of words and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
+
+
+class Unrenderable(Exception):
+    """What keeps this module's steps from making a message. Never leaves it: `render` makes an outcome of it."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def render(delivery: Delivery) -> Message | Outcome:
+    """Make the message of a delivery, or say why there can't be one: a param missing, or more bytes than FCM takes."""
+    try:
+        words = chosen(delivery)
+        body = stamped(assembled(delivery, words), delivery)
+        check_size(delivery.kind, body)
+    except Unrenderable as error:
+        return Outcome(Verdict.FAILED, error=str(error), error_code=error.code)
+    return Message(kind=delivery.kind, body=body)
+
+
+def chosen(delivery: Delivery) -> Words:
+    """Take the inline words where there are any, the campaign's elsewhere, with its placeholders filled."""
+    inline = delivery.inline
+    if delivery.campaign is None:
+        return inline
+    campaign = filled(delivery.campaign, delivery)
+    return Words(
+        title=campaign.title if inline.title is None else inline.title,
+        body=campaign.body if inline.body is None else inline.body,
+        image=campaign.image if inline.image is None else inline.image,
+        data={**(campaign.data or {}), **(inline.data or {})},
+        message=merged(campaign.message or {}, inline.message or {}),
+    )
+
+
+def filled(campaign: Words, delivery: Delivery) -> Words:
+    """Fill the placeholders of a campaign; of a word that the notification brings itself, none is needed."""
+
+    def fill(value: Json) -> Any:  # noqa: ANN401  the shape of what comes in
+        if isinstance(value, str):
+            return PLACEHOLDER.sub(lambda found: param(found, delivery), value)
+        if isinstance(value, Mapping):
+            return {key: fill(each) for key, each in value.items()}
+        return [fill(each) for each in value] if isinstance(value, list) else value
+
+    inline = delivery.inline
+    return Words(
+        title=fill(campaign.title) if inline.title is None else None,
+        body=fill(campaign.body) if inline.body is None else None,
+        image=fill(campaign.image) if inline.image is None else None,
+        data=fill({key: value for key, value in (campaign.data or {}).items() if key not in (inline.data or {})}),
+        message=fill(campaign.message),
+    )
+
+
+def param(found: re.Match[str], delivery: Delivery) -> str:
+    """Write what stands for one placeholder: `{{` and `}}` are braces, numbers and booleans are written as in JSON."""
+    name = found.group(1)
+    if name is None:
+        return found.group()[0]
+    value = delivery.params.get(name)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    given = ", ".join(f'"{each}"' for each in sorted(delivery.params)) or "none"
+    raise Unrenderable(
+        "PARAM_MISSING", f'campaign "{delivery.campaign_name}" needs the param "{name[:100]}"; given: {given[:200]}'
+    )
+
+
+def assembled(delivery: Delivery, words: Words) -> dict[str, Json]:
+    """Put the words into FCM's shape: what is common first, the caller's own fields over it."""
+    notification = {"title": words.title, "body": words.body, "image": words.image}
+    notification = {key: value for key, value in notification.items() if value is not None}
+    common: dict[str, Json] = {"notification": notification} if notification else {}
+    if words.data:
+        common["data"] = dict(words.data)
+    body = merged(common, words.message or {})
+    for kind in ADDRESS_KINDS:
+        if kind in body:
+            raise Unrenderable("MESSAGE_NAMES_AN_ADDRESS", f'message can\'t have the field "{kind}": the address stands beside it')
+    return {delivery.kind: delivery.address, **body}
+
+
+def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
+    """Merge two objects deeply; what lies over wins."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def stamped(body: dict[str, Json], delivery: Delivery) -> dict[str, Json]:
+    """Put the notification's id into the data, and its tag where a second copy replaces the first on the screen.
+
+    A platform's own data replaces the common one, so the id goes there too. The caller's own tag wins. What is data
+    only stays data only: a tag would make it visible.
+    """
+    marked = {"notification_id": str(delivery.notification_id)}
+    body = merged(body, {"data": marked})
+    for platform in ("android", "webpush"):
+        if "data" in part(body, platform):
+            body = merged(body, {platform: {"data": marked}})
+    if is_visible(body):
+        tags = {
+            "android": {"notification": {"tag": delivery.tag}},
+            "apns": {"headers": {"apns-collapse-id": delivery.tag}},
+            "webpush": {"notification": {"tag": delivery.tag}},
+        }
+        body = merged(tags, body)
+    return body
+
+
+def is_visible(body: Mapping[str, Json]) -> bool:
+    """Tell whether a phone shows something of this message by itself."""
+    apns = part(part(body, "apns"), "payload").get("aps")
+    return bool(
+        body.get("notification")
+        or part(body, "android").get("notification")
+        or part(body, "webpush").get("notification")
+        or (isinstance(apns, Mapping) and apns.get("alert"))
+    )
+
+
+def part(body: Mapping[str, Json], key: str) -> Mapping[str, Json]:
+    """Return an object within an object, or an empty one."""
+    value = body.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def check_size(kind: str, body: Mapping[str, Json]) -> None:
+    """Refuse what FCM would refuse: it counts keys and values of words and data."""
+    counted = [*part(body, "notification").items(), *part(body, "data").items()]
+    size = sum(len(f"{key}{value}".encode()) for key, value in counted)
+    if size > BYTES_OF_A_MESSAGE[kind]:
+        raise Unrenderable(
+            "MESSAGE_TOO_BIG", f"words and data take {size} bytes; FCM takes {BYTES_OF_A_MESSAGE[kind]} for a {kind}"
+        )

@@ -1,0 +1,67 @@
+"""When a delivery is tried again: the arithmetic of retries, and the one tenacity configuration for blips."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import assert_never
+
+from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_chain, wait_random
+
+from notify_worker.model import Delivery, OnUnknown, Outcome, Project, Verdict
+
+NOTHING = timedelta()
+REQUESTS_OF_A_BLIP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently a project's deliveries are retried."""
+
+    max_attempts: int = 10
+    first: timedelta = timedelta(seconds=10)
+    longest: timedelta = timedelta(minutes=15)
+
+    @classmethod
+    def of(cls, project: Project) -> "RetryPolicy":
+        """Read the policy from the project's row."""
+        return cls(project.max_attempts, project.first_retry_after, project.longest_retry_after)
+
+    def wait(self, attempt: int, *, asked: timedelta = NOTHING, dice: float) -> timedelta:
+        """Say how long after the `attempt`-th failed attempt (from 1) the delivery is due again.
+
+        Doubles from `first` up to `longest`. `asked` is FCM's Retry-After, and a floor. `dice` is in [0, 1): up to a fifth
+        is added, never taken away. At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
+        """
+        doublings = min(attempt - 1, 30)  # beyond that timedelta overflows, and no `longest` is that long
+        wait = min(self.first * 2**doublings, self.longest)
+        return max(wait, asked) * (1 + dice / 5)
+
+    def retry_in(self, delivery: Delivery, outcome: Outcome, *, dice: float) -> timedelta | None:
+        """Say how long until a delivery is due again after this outcome; None: never."""
+        asked = outcome.asked_to_wait or NOTHING
+        match outcome.verdict:
+            case Verdict.SENT | Verdict.FAILED | Verdict.UNREGISTERED:
+                return None
+            case Verdict.PAUSED:  # not the delivery's fault: never given up, and nothing is counted
+                return self.wait(delivery.tries + 1, asked=asked, dice=dice)
+            case Verdict.UNKNOWN if delivery.on_unknown is OnUnknown.HOLD:
+                return None
+            case Verdict.UNKNOWN | Verdict.RETRY:
+                attempt = delivery.attempts + 1
+                return self.wait(attempt, asked=asked, dice=dice) if attempt < self.max_attempts else None
+            case _:
+                assert_never(outcome.verdict)
+
+
+def blip(mendable: Callable[[Outcome], bool], sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    """Mend, within seconds, a failure that no second message can come of: three requests in all, 1 s and 2 s apart.
+
+    Anything longer is a retry: it stands in the table. `sleep` waits between the requests; it may end early.
+    """
+    return AsyncRetrying(
+        stop=stop_after_attempt(REQUESTS_OF_A_BLIP),
+        wait=wait_chain(wait_random(1, 1.2), wait_random(2, 2.4)),
+        retry=retry_if_result(mendable),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        sleep=sleep,
+    )

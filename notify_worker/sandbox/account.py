@@ -1,0 +1,137 @@
+"""The sandbox's service account: its key file, the OAuth2 grant, and the bearers that it has given out."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from secrets import token_hex, token_urlsafe
+from time import monotonic
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth import jwt
+from google.auth.exceptions import GoogleAuthError
+
+from notify_worker.errors import CredentialsError
+from notify_worker.model import Json
+from notify_worker.sandbox.answers import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEARER, Answer, RefusedError
+
+PROJECT = "sandbox"
+EMAIL = "sandbox@sandbox.iam.gserviceaccount.com"
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+GOOGLE_TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  an address, not a token
+"""Whatever `token_uri` says, google-auth writes this as the audience."""
+SCOPES = {
+    "https://www.googleapis.com/auth/firebase.messaging",
+    "https://www.googleapis.com/auth/cloud-platform",
+}
+
+
+class Account:
+    """The one service account that may send here."""
+
+    def __init__(self, path: Path, url: str, token_lifetime: int) -> None:
+        self._token_uri = f"{url}/token"
+        self._token_lifetime = token_lifetime
+        self._ends: dict[str, float] = {}
+        key_id, private_key = own_key(path) or new_key()
+        self._public_key = public_half(private_key)
+        write(path, account_info(key_id, private_key, self._token_uri))
+
+    def grant(self, form: Mapping[str, Json]) -> Answer:
+        """Answer a token request.
+
+        Raises RefusedError as OAuth2 asks for it.
+        """
+        if form.get("grant_type") != GRANT:
+            raise refusal("unsupported_grant_type", "Invalid grant_type.")
+        claims = self._claims(str(form.get("assertion", "")))
+        if claims.get("iss") != EMAIL:
+            raise refusal("invalid_grant", "Invalid grant: account not found")
+        if not SCOPES & set(str(claims.get("scope", "")).split()):
+            raise refusal("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
+        token = f"ya29.{token_urlsafe(48)}"
+        self._ends[f"Bearer {token}"] = monotonic() + self._token_lifetime
+        told = {"access_token": token, "expires_in": self._token_lifetime, "token_type": "Bearer"}
+        return Answer(200, json.dumps(told).encode())
+
+    def _claims(self, assertion: str) -> Mapping[str, Json]:
+        try:
+            claims: Mapping[str, Json] = jwt.decode(  # type: ignore[no-untyped-call]
+                assertion, certs=self._public_key, audience=[GOOGLE_TOKEN_URI, self._token_uri]
+            )
+        except (GoogleAuthError, ValueError, TypeError) as wrong:
+            signed = "signature" not in str(wrong)
+            raise refusal("invalid_grant", "Invalid JWT." if signed else "Invalid JWT Signature.") from wrong
+        return claims
+
+    def refuse(self, authorization: str | None) -> Answer | None:
+        """Say what is wrong with an `Authorization` header; None: nothing."""
+        ends = self._ends.get(authorization or "")
+        if ends is not None:
+            return EXPIRED_BEARER if ends <= monotonic() else None
+        return UNKNOWN_BEARER if authorization and authorization.startswith("Bearer ") else NO_BEARER
+
+
+def refusal(code: str, description: str) -> RefusedError:
+    """Refuse a grant."""
+    return RefusedError(Answer(400, json.dumps({"error": code, "error_description": description}).encode()))
+
+
+def own_key(path: Path) -> tuple[str, str] | None:
+    """Read the key of an earlier run, so that workers that know it go on after a restart of the sandbox.
+
+    Raises CredentialsError where the file is somebody else's: a real key must not be overwritten.
+    """
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text())
+        if info["client_email"] == EMAIL:
+            return info["private_key_id"], info["private_key"]
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise CredentialsError(
+        f"{path} is there, and the sandbox has not written it. Name another file for its credentials."
+    )
+
+
+def new_key() -> tuple[str, str]:
+    """Make a key and its id."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return token_hex(20), pem.decode()
+
+
+def public_half(private_key: str) -> bytes:
+    """Derive what signatures are verified with."""
+    key = serialization.load_pem_private_key(private_key.encode(), password=None)
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def account_info(key_id: str, private_key: str, token_uri: str) -> Mapping[str, str]:
+    """Write what stands in a service-account file."""
+    return {
+        "type": "service_account",
+        "project_id": PROJECT,
+        "private_key_id": key_id,
+        "private_key": private_key,
+        "client_email": EMAIL,
+        "client_id": "1",
+        "token_uri": token_uri,
+    }
+
+
+def write(path: Path, info: Mapping[str, str]) -> None:
+    """Write the file whole, readable by its owner alone.
+
+    Raises CredentialsError where that can't be.
+    """
+    draft = path.with_name(f".{path.name}.{token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(info, file, indent=2)
+        draft.replace(path)
+    except OSError as error:
+        raise CredentialsError(f"{path} can't be written: {error.strerror}. Name another file.") from error

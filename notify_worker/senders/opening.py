@@ -1,0 +1,56 @@
+"""A project's sender, opened when the first message of it is to be sent: one bad key keeps nobody else from sending."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from notify_worker.errors import CredentialsError
+from notify_worker.model import Message, Outcome, Project, Verdict
+from notify_worker.senders import Sender
+from notify_worker.senders.fcm import FcmSender
+from notify_worker.settings import Settings
+
+OPEN_AGAIN_AFTER = 10.0
+"""Seconds after which credentials that could not be used are looked at again."""
+
+
+def open_sender(project: Project, settings: Settings) -> Sender:
+    """Name what carries the messages of a project; nothing is read or connected yet."""
+    return LazySender(lambda: FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency))
+
+
+class LazySender:
+    """Opens a sender for whoever comes first, and again, after a while, where that failed."""
+
+    def __init__(self, opener: Callable[[], Awaitable[Sender]]) -> None:
+        self._opener = opener
+        self._sender: Sender | None = None
+        self._opening = asyncio.Lock()
+        self._failed: CredentialsError | None = None
+        self._failed_at = 0.0
+
+    async def send(self, message: Message) -> Outcome:
+        """Send; where there are no usable credentials, that is the project's fault and burns nothing."""
+        try:
+            sender = self._sender or await self._open()
+        except CredentialsError as error:
+            return Outcome(Verdict.PAUSED, error=str(error), error_code="CREDENTIALS")
+        return await sender.send(message)
+
+    async def aclose(self) -> None:
+        """Close what was opened."""
+        if self._sender is not None:
+            await self._sender.aclose()
+
+    async def _open(self) -> Sender:
+        async with self._opening:
+            if self._sender is not None:
+                return self._sender
+            if self._failed is not None and monotonic() - self._failed_at < OPEN_AGAIN_AFTER:
+                raise self._failed
+            try:
+                self._sender = await self._opener()
+            except CredentialsError as error:
+                self._failed, self._failed_at = error, monotonic()
+                raise
+            return self._sender

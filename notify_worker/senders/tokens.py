@@ -1,0 +1,262 @@
+"""The bearer tokens of one project: its Google credential, and the one token that all its requests share.
+
+google-auth blocks, and has no credential for asyncio that renews itself: it runs in a thread, once for all who wait.
+Neither a key nor a token ever stands in a repr, a log line or an exception.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from os import environ
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import google.auth
+import httpx
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError, TransportError
+from google.auth.transport import Request
+from google.oauth2 import service_account
+
+from notify_worker.errors import CredentialsError
+from notify_worker.model import Json, Project
+from notify_worker.senders.transport import trust
+from notify_worker.settings import url
+
+SCOPES = ("https://www.googleapis.com/auth/firebase.messaging",)
+DEFAULT_CHAIN = "GOOGLE_APPLICATION_CREDENTIALS"
+
+RENEW_AHEAD = 300.0
+"""Seconds before its end at which a token is renewed, while it stays in use."""
+
+RENEW_PAUSE = 30.0
+"""Seconds between two renewals ahead of time: Google's metadata server gives the same token until 240 are left."""
+
+TOKEN_REQUEST_TIMEOUT = 10.0
+"""Seconds. google-auth would wait for 120."""
+
+THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+"""Reached without the proxy that the environment may name."""
+
+LONGEST_LINE = 300
+
+log = logging.getLogger(__name__)
+
+
+class Tokens:
+    """The credential of one project, and its current token."""
+
+    def __init__(self, project: Project) -> None:
+        """Load the credential. May block for seconds, where Google's default chain asks the metadata server.
+
+        Raises CredentialsError, which says what to set.
+        """
+        self._project = project.name
+        self._client = httpx.Client(verify=trust(), mounts=dict.fromkeys(THIS_MACHINE))
+        self._request = TokenRequest(self._client)
+        try:
+            self._credentials, self.firebase_project_id = load(project, self._request)
+        except CredentialsError:
+            self._client.close()
+            raise
+        self._authorization: str | None = None
+        self._good_until = 0.0
+        self._renew_at = 0.0
+        self._renewal: asyncio.Task[str] | None = None
+
+    async def authorization(self) -> str:
+        """Give the value of the Authorization header; wait only where there is no good one.
+
+        Raises CredentialsError: no token can be had just now.
+        """
+        now = monotonic()
+        if self._authorization is None or now >= self._good_until:
+            return await asyncio.shield(self._renew())
+        if now >= self._renew_at:
+            self._renew_at = now + RENEW_PAUSE
+            self._renew()
+        return self._authorization
+
+    def spent(self, authorization: str) -> None:
+        """Take note that FCM refused this very one. Of all who were refused with it, the first to say so is enough."""
+        if authorization == self._authorization:
+            self._authorization = None
+
+    async def aclose(self) -> None:
+        """Let go of the token endpoint."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
+        self._client.close()
+
+    def _renew(self) -> asyncio.Task[str]:
+        """Start a renewal, or join the one that is under way. It goes on when those who wait for it give up."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._fetch())
+            self._renewal.add_done_callback(self._report)
+        return self._renewal
+
+    async def _fetch(self) -> str:
+        try:
+            await asyncio.to_thread(self._credentials.refresh, self._request)
+        except Exception as error:
+            # Whatever it was, no message has left: it must not look like an answer that FCM never gave.
+            raise CredentialsError(f'No token for project "{self._project}": {reason(error)}') from error
+        now, lifetime = monotonic(), seconds_left(self._credentials)
+        self._authorization = f"Bearer {self._credentials.token}"
+        self._good_until = now + lifetime
+        self._renew_at = now + max(lifetime - RENEW_AHEAD, RENEW_PAUSE)
+        return self._authorization
+
+    def _report(self, renewal: "asyncio.Task[str]") -> None:
+        if not renewal.cancelled() and (error := renewal.exception()):
+            log.warning("token_not_renewed project=%s: %s", self._project, error)
+
+
+class TokenAnswer(NamedTuple):
+    """What google-auth wants to see of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class TokenRequest(Request):
+    """How google-auth makes a request: over httpx."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> TokenAnswer:
+        """Make one request. Raises google-auth's TransportError."""
+        try:
+            answer = self._client.request(
+                method, url, content=body, headers=headers, timeout=timeout or TOKEN_REQUEST_TIMEOUT
+            )
+        except httpx.HTTPError as error:
+            where = httpx.URL(url).host
+            raise TransportError(f"{where}: {type(error).__name__}: {error}") from error  # type: ignore[no-untyped-call]
+        return TokenAnswer(answer.status_code, answer.headers, answer.content)
+
+
+def reason(error: Exception) -> str:
+    """Say why in one phrase. A RefreshError carries the whole answer as well: that is not for people's eyes."""
+    said = error.args[0] if isinstance(error, GoogleAuthError) and error.args else "the answer can't be read"
+    return one_line(f"{type(error).__name__}: {said}")
+
+
+def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:
+    """Make one short line of what others wrote, fit for a log and for Postgres, without what has to stay hidden."""
+    for secret in filter(None, hide):
+        text = text.replace(secret, "[hidden]")
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:LONGEST_LINE]
+
+
+def seconds_left(credentials: Credentials) -> float:
+    """Say how long the token is good for. google-auth writes its end as UTC without saying so."""
+    if credentials.expiry is None:
+        return RENEW_AHEAD * 2
+    left: float = (credentials.expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
+    return left
+
+
+def load(project: Project, request: Request) -> tuple[Credentials, str | None]:
+    """Load a project's credential, and the Firebase project that it names."""
+    where = f'credentials of project "{project.name}"'
+    kind, _, name = (project.credentials or "").partition(":")
+    if project.credentials is None:
+        return from_default_chain(request)
+    if kind == "file" and name:
+        return from_service_account(read_file(name, where), where)
+    if kind == "env" and name:
+        return from_service_account(read_variable(name, where), where)
+    raise CredentialsError(
+        f"{where} is neither file:PATH nor env:NAME. "
+        "Write where your project's service account lies, never the key itself."
+    )
+
+
+def from_default_chain(request: Request) -> tuple[Credentials, str | None]:
+    """Load what Google's own tools would use: the environment's file, gcloud's login, or the machine's account."""
+    if path := environ.get(DEFAULT_CHAIN):
+        info = read_file(path, DEFAULT_CHAIN)
+        if isinstance(info, dict) and info.get("type") == "service_account":
+            return from_service_account(info, DEFAULT_CHAIN)
+    try:
+        credentials, project_id = google.auth.default(scopes=SCOPES, request=request)
+    except GoogleAuthError as error:
+        raise CredentialsError(
+            f"Google's default chain gives no credentials ({reason(error)}). "
+            f"Set {DEFAULT_CHAIN} to the path of your project's service-account file."
+        ) from error
+    return credentials, project_id
+
+
+def from_service_account(info: Json, where: str) -> tuple[Credentials, str | None]:
+    """Make a credential of a service account's JSON, if it would send its assertion to a safe place."""
+    found = info.get("type") if isinstance(info, dict) else None
+    if found != "service_account":
+        raise CredentialsError(
+            f"{where} leads to JSON of type {json.dumps(found)[:40]}, not to a service account. "
+            "Make a key in the Firebase console under Project settings, Service accounts."
+        )
+    try:
+        info["token_uri"] = url(info.get("token_uri", ""))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CredentialsError(f"{where} leads to a service account whose token_uri {error}") from None
+    try:
+        make = service_account.Credentials.from_service_account_info
+        return make(info, scopes=SCOPES), info.get("project_id")  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Without the cause: what cryptography says of a broken key may quote it.
+        raise CredentialsError(
+            f"{where} leads to a service account without a usable client_email and private_key. "
+            "Download the file again, or make a new key."
+        ) from None
+
+
+def read_file(path: str, where: str) -> Json:
+    """Read the JSON in a file."""
+    try:
+        return parse(Path(path).read_bytes(), where, path)
+    except FileNotFoundError:
+        raise CredentialsError(
+            f"{where} names a file that is not there: {path}. Point it at your project's service-account file."
+        ) from None
+    except OSError as error:
+        raise CredentialsError(
+            f"{where} names a file that can't be read: {path} ({error.strerror}). "
+            "Point it at your project's service-account file."
+        ) from None
+
+
+def read_variable(name: str, where: str) -> Json:
+    """Read the JSON in a variable of the environment."""
+    if not environ.get(name):
+        raise CredentialsError(
+            f"{where} names a variable that is not set: {name}. Put the JSON of your project's service account into it."
+        )
+    return parse(environ[name], where, name)
+
+
+def parse(text: str | bytes, where: str, name: str) -> Json:
+    """Read JSON, and quote nothing of it where it is none: it is a key."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise CredentialsError(
+            f"{where} names {name}, which is not JSON. "
+            "It has to hold your project's service account, as Firebase gave it."
+        ) from None

@@ -1,0 +1,145 @@
+"""What the environment says, read once and checked as a whole: all problems at once, no secret in a repr."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from difflib import get_close_matches
+from ipaddress import ip_address
+from os import environ
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from notify_worker.errors import SettingsError
+
+PREFIX = "NOTIFY_WORKER_"
+LONGEST_REQUEST_TIMEOUT = timedelta(seconds=20)
+BLIP_WAITS = timedelta(seconds=4)
+"""What the waits inside one attempt may take in all: 1 s and 2 s, with a fifth of jitter, rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one process; `VARIABLES` says how each is written in the environment."""
+
+    database_url: str = field(default="", repr=False)
+    fcm_url: str = "https://fcm.googleapis.com"
+    home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "notify-worker")
+    concurrency: int = 100
+    request_timeout: timedelta = timedelta(seconds=15)
+    lease: timedelta = timedelta(seconds=120)
+    metrics_address: str | None = None
+    log_format: str = "text"
+
+    @property
+    def longest_attempt(self) -> timedelta:
+        """How long one attempt can take: three requests that time out, and the waits between them."""
+        return 3 * self.request_timeout + BLIP_WAITS
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = environ) -> "Settings":
+        """Read the environment.
+
+        Raises SettingsError, which names everything that is wrong, one line each.
+        """
+        problems = [unknown(name) for name in sorted(env) if name.startswith(PREFIX) and name not in VARIABLES]
+        values: dict[str, Any] = {}
+        for name, (attribute, parse) in VARIABLES.items():
+            if not env.get(name):
+                continue
+            try:
+                values[attribute] = parse(env[name])
+            except ValueError as error:
+                problems.append(f"{name} {error}")
+        settings = cls(**values)
+        problems += settings.contradictions()
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return settings
+
+    def contradictions(self) -> list[str]:
+        """Say what does not fit together."""
+        shortest = 2 * self.longest_attempt
+        if self.lease < shortest:
+            return [
+                f"NOTIFY_WORKER_LEASE_SECONDS is {seconds(self.lease)}: too short. A lease must last for two attempts, and "
+                f"one takes up to 3 x {seconds(self.request_timeout)} s + 4 s. Set it to {seconds(shortest)} or more, or "
+                "lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
+            ]
+        return []
+
+
+def unknown(name: str) -> str:
+    """Name the nearest setting: what differs is what follows the prefix."""
+    known = [variable.removeprefix(PREFIX) for variable in VARIABLES]
+    nearest = get_close_matches(name.removeprefix(PREFIX), known, n=1)
+    hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else f" There are: {', '.join(PREFIX + each for each in known)}."
+    return f"{name} is not a setting.{hint}"
+
+
+def seconds(length: timedelta) -> str:
+    """Write a length in seconds, without a trailing .0."""
+    return f"{length.total_seconds():g}"
+
+
+def whole_number(text: str) -> int:
+    """Read a number of requests in flight."""
+    if not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise ValueError(f'is "{text}". It has to be a whole number from 1 to 10000.')
+    return int(text)
+
+
+def length(text: str) -> timedelta:
+    """Read a length in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 3600:
+        raise ValueError(f'is "{text}". It has to be a number of seconds, more than 0 and at most 3600.')
+    return timedelta(seconds=value)
+
+
+def request_timeout(text: str) -> timedelta:
+    """Read the timeout of a request: FCM's own inner calls take up to 10 s, and beyond 20 s nobody waits."""
+    value = length(text)
+    if value > LONGEST_REQUEST_TIMEOUT:
+        raise ValueError(f'is "{text}". It can be at most {seconds(LONGEST_REQUEST_TIMEOUT)}.')
+    return value
+
+
+def url(text: str) -> str:
+    """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
+    parts = urlsplit(text)
+    if parts.scheme == "https" and parts.hostname:
+        return text.rstrip("/")
+    if parts.scheme == "http" and parts.hostname and is_loopback(parts.hostname):
+        return text.rstrip("/")
+    raise ValueError(f'is "{text}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).')
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def log_format(text: str) -> str:
+    """Read the format of the log."""
+    if text not in ("text", "json"):
+        raise ValueError(f'is "{text}". It has to be text or json.')
+    return text
+
+
+VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "NOTIFY_WORKER_DATABASE_URL": ("database_url", str),
+    "NOTIFY_WORKER_FCM_URL": ("fcm_url", url),
+    "NOTIFY_WORKER_HOME": ("home", lambda text: Path(text).absolute()),
+    "NOTIFY_WORKER_CONCURRENCY": ("concurrency", whole_number),
+    "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": ("request_timeout", request_timeout),
+    "NOTIFY_WORKER_LEASE_SECONDS": ("lease", length),
+    "NOTIFY_WORKER_METRICS_ADDRESS": ("metrics_address", str),
+    "NOTIFY_WORKER_LOG_FORMAT": ("log_format", log_format),
+}

@@ -1,0 +1,189 @@
+"""The worker's SQL: one method per function of sql/functions, each one round trip in its own transaction.
+
+Nothing here is held over a request: a method takes a connection of the pool, asks, and gives it back.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import Any, LiteralString, Self
+from uuid import UUID
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool
+
+from notify_worker.model import Attempt, Delivery, OnUnknown, Project, Words
+
+CONNECTIONS = 2
+"""One that claims and one that records; neither waits for FCM."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A worker whose lock nobody holds, and when it was last seen."""
+
+    worker_id: int
+    seen_at: datetime
+
+
+async def configure(connection: AsyncConnection[Any]) -> None:
+    """Make a connection ours: our schema's names, one statement a transaction, and commits that are durable.
+
+    A claim that commits synchronously also makes the producer's commit durable before anything leaves.
+    """
+    await connection.set_autocommit(True)
+    await connection.execute(
+        """
+        select
+            set_config('search_path', 'notify_worker, pg_catalog, pg_temp', false),
+            set_config('application_name', 'notify-worker', false),
+            set_config('timezone', 'UTC', false),
+            case when current_setting('synchronous_commit') in ('off', 'local')
+                then set_config('synchronous_commit', 'on', false)
+            end
+        """
+    )
+
+
+class Store:
+    """The database as a worker sees it. `async with Store(conninfo)` opens and closes its pool of two connections."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+        self._pool = AsyncConnectionPool(
+            conninfo, min_size=1, max_size=CONNECTIONS, configure=configure, open=False, name="notify_worker"
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._pool.close()
+
+    async def claim(self, worker_id: int, lease: UUID, most: int, start_within: timedelta) -> list[Delivery] | None:
+        """Take up to `most` due notifications under a lease; return what is to be sent of them, or None: nothing was due.
+
+        `start_within` is how long, from before the claim, a request may still start.
+        """
+        start_by = monotonic() + start_within.total_seconds()
+        rows = await self._rows("select * from claim(%s, %s, %s)", worker_id, lease, most)
+        if not rows:
+            return None
+        return [delivery(row, lease, worker_id, start_by) for row in rows if row["delivery_id"] is not None]
+
+    async def record(self, worker_id: int, attempts: Iterable[Attempt]) -> None:
+        """Write down what became of deliveries. The same attempts again change nothing."""
+        now = monotonic()
+        await self._value("select record(%s, %s)", worker_id, Jsonb([outcome(attempt, now) for attempt in attempts]))
+
+    async def release(self, lease: UUID, delivery_ids: list[int]) -> None:
+        """Give back deliveries that were claimed and not sent."""
+        await self._value("select release(%s, %s)", lease, delivery_ids)
+
+    async def stay_awake(self) -> None:
+        """Say for the next 200 ms that a worker is awake and looks."""
+        await self._value("select stay_awake()")
+
+    async def somebody_writes(self) -> bool:
+        """Say whether a transaction is open that has inserted notifications."""
+        return bool(await self._value("select somebody_writes()"))
+
+    async def something_is_due(self) -> bool:
+        """Say whether a notification is due and nobody holds it."""
+        return bool(await self._value("select something_is_due()"))
+
+    async def ring(self) -> None:
+        """Wake a worker, unless a bell waits already."""
+        await self._value("select ring()")
+
+    async def suspects(self) -> list[Suspect]:
+        """List the workers that may be dead."""
+        return [Suspect(**row) for row in await self._rows("select worker_id, seen_at from suspects()")]
+
+    async def bury(self, suspect: Suspect) -> int:
+        """Put back in line what a dead worker held; return how many notifications."""
+        return int(await self._value("select bury(%s, %s)", suspect.worker_id, suspect.seen_at))
+
+    async def keep_partitions(self) -> None:
+        """Keep the history's partitions three months ahead."""
+        await self._value("select keep_partitions()")
+
+    async def projects(self) -> dict[str, Project]:
+        """Read what the projects' rows say."""
+        rows = await self._rows(
+            """
+            select name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after
+            from projects
+            """
+        )
+        return {row["name"]: Project(**row) for row in rows}
+
+    async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
+        async with self._cursor() as cursor:
+            await cursor.execute(statement, values)
+            return await cursor.fetchall()
+
+    async def _value(self, statement: LiteralString, *values: object) -> Any:  # noqa: ANN401  whatever SQL returns
+        rows = await self._rows(statement, *values)
+        return next(iter(rows[0].values())) if rows else None
+
+    @asynccontextmanager
+    async def _cursor(self) -> AsyncIterator[AsyncCursor[Row]]:
+        async with self._pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            yield cursor
+
+
+def delivery(row: Row, lease: UUID, worker_id: int, start_by: float) -> Delivery:
+    """Read a row of `claim`."""
+    return Delivery(
+        id=row["delivery_id"],
+        notification_id=row["notification_id"],
+        lease=lease,
+        worker_id=worker_id,
+        start_by=start_by,
+        project=row["project"],
+        kind=row["kind"],
+        address=row["address"],
+        platform=row["platform"],
+        on_unknown=OnUnknown(row["on_unknown"]),
+        priority=row["priority"],
+        attempts=row["attempts"],
+        tries=row["tries"],
+        expires_in=row["expires_in"],
+        tag=row["tag"],
+        inline=words(row),
+        campaign_name=row["campaign"],
+        campaign=words(row["campaign_words"]) if row["campaign_words"] is not None else None,
+        params=row["params"] or {},
+    )
+
+
+def words(row: Mapping[str, Any]) -> Words:
+    """Read the words of a notification or of a campaign."""
+    return Words(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
+
+
+def outcome(attempt: Attempt, now: float) -> Row:
+    """Write an attempt as `record` reads it: ages, never times, since only the database's clock counts."""
+    result = attempt.outcome
+    return {
+        "delivery_id": attempt.delivery.id,
+        "notification_id": attempt.delivery.notification_id,
+        "lease": str(attempt.delivery.lease),
+        "verdict": result.verdict.value,
+        "requests": attempt.requests,
+        "started_ago": now - attempt.started,
+        "finished_ago": now - attempt.finished,
+        "http_status": result.http_status,
+        "error_code": result.error_code,
+        "error": result.error,
+        "retry_in": attempt.retry_in.total_seconds() if attempt.retry_in is not None else None,
+        "sent_as": result.sent_as,
+    }

@@ -1,0 +1,242 @@
+"""The procrastinate app and its tasks, and the supervised run that `notify-worker worker` adds to them.
+
+`procrastinate --app=notify_worker.worker.app worker` sends, retries and re-queues too. Nothing is connected when this is
+imported: the environment is read when the app opens.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Unpack
+
+import procrastinate
+import psycopg
+from procrastinate import jobs, worker
+from procrastinate.app import WorkerOptions
+from psycopg_pool import AsyncConnectionPool
+
+from notify_worker.drain import Pipeline
+from notify_worker.liveness import Liveness
+from notify_worker.liveness import requeue_orphans as put_back
+from notify_worker.senders.opening import open_sender
+from notify_worker.settings import Settings
+from notify_worker.store import Store, configure
+
+log = logging.getLogger(__name__)
+
+QUEUE = "notify_worker"
+"""A name of our own: procrastinate's channels belong to the database, and a host's jobs must not meet ours."""
+A_JOB_LASTS = 5.0
+"""Seconds after which `drain` returns and rings again: a job stays short, so a stop does."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks without a bell."""
+RESTART_AFTER = 1.0
+"""Seconds after which procrastinate's worker, which stops when its database stumbles, is started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What this process keeps: made when first needed, closed with the app."""
+
+    settings: Settings
+    store: Store
+    liveness: Liveness
+    pipeline: Pipeline
+
+
+class Connector(procrastinate.PsycopgConnector):
+    """procrastinate's connector, on our schema; it also opens and closes what the tasks share."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_factory=self._pool, configure=configure)
+        self._process: Process | None = None
+        self._closing = contextlib.AsyncExitStack()
+
+    def _pool(self, **options: Any) -> AsyncConnectionPool:  # noqa: ANN401  procrastinate's own arguments
+        return AsyncConnectionPool(Settings.from_env().database_url, **options)
+
+    async def process(self) -> Process:
+        """Open the store and the pipeline, once."""
+        if self._process is None:
+            settings = Settings.from_env()
+            store = await self._closing.enter_async_context(Store(settings.database_url))
+            liveness = Liveness(settings.database_url, settings.lease)
+            self._closing.push_async_callback(liveness.leave)
+            pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
+            self._closing.push_async_callback(pipeline.close)
+            self._process = Process(settings, store, liveness, pipeline)
+        return self._process
+
+    def stop(self) -> None:
+        """Claim no more."""
+        if self._process is not None:
+            self._process.pipeline.stop()
+
+    async def close_async(self) -> None:
+        """Let what is in flight end and record it; then close."""
+        self._process = None
+        await self._closing.aclose()
+        await super().close_async()
+
+
+class Worker(worker.Worker):
+    """procrastinate's worker, with its lost wake-up mended.
+
+    After a fetch that found nothing it forgets a NOTIFY that came while that fetch was on its way. Pinned to 3.10.
+    """
+
+    app: "App"
+    _heard = False
+
+    async def _handle_notification(self, *, channel: str, notification: jobs.Notification) -> None:
+        self._heard = True
+        await super()._handle_notification(channel=channel, notification=notification)
+
+    async def _fetch_and_process_jobs(self) -> None:
+        self._heard = True
+        while self._heard and not self._stop_event.is_set():
+            self._heard = False
+            await super()._fetch_and_process_jobs()
+
+    def stop(self) -> None:
+        """Stop fetching; where this worker is the process, claim no more either."""
+        super().stop()
+        if self.install_signal_handlers:
+            self.app.connector.stop()
+
+
+class App(procrastinate.App):
+    """procrastinate's app, with our worker and our connector."""
+
+    connector: Connector
+
+    def _worker(self, **options: Unpack[WorkerOptions]) -> Worker:
+        return Worker(app=self, **{**self.worker_defaults, **options})
+
+
+class PutBack(procrastinate.BaseRetryStrategy):
+    """A database error, a stop or a bug puts the job back at once, ten times; then it stays failed, for a person to retry.
+
+    FCM's answers never come here: they are rows.
+    """
+
+    times: ClassVar[int] = 10
+
+    def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:  # noqa: ARG002
+        """Put it back: a drain that waits unscheduled is a bell."""
+        return procrastinate.RetryDecision(retry_in={"seconds": 0}) if job.attempts < self.times else None
+
+
+app = App(
+    connector=Connector(),
+    worker_defaults={
+        "queues": [QUEUE],
+        "concurrency": 3,
+        "shutdown_graceful_timeout": 5,
+        "delete_jobs": "successful",
+        "fetch_job_polling_interval": 1,
+    },
+)
+
+
+@app.task(name="notify_worker.drain", queue=QUEUE, retry=PutBack())
+async def drain() -> None:
+    """Claim, render, send and record until nothing is due; after five seconds, ring for the rest."""
+    process = await app.connector.process()
+    try:
+        finished = await process.pipeline.drain(within=A_JOB_LASTS)
+    except asyncio.CancelledError:  # a stop: what is in flight ends, the job goes back
+        await process.pipeline.settle()
+        raise
+    if not finished:
+        await process.store.ring()
+
+
+@app.periodic(cron="* * * * * */2")
+@app.task(name="notify_worker.requeue_orphans", queue=QUEUE, priority=1, retry=PutBack())
+async def requeue_orphans(timestamp: int | None = None) -> None:
+    """Put back in line what dead workers held, and ring for what is due and has nobody."""
+    store = (await app.connector.process()).store
+    await put_back(store)
+    if timestamp is None or timestamp % 3600 == 0:
+        await store.keep_partitions()
+
+
+async def run() -> None:
+    """Run a worker until SIGTERM or SIGINT: procrastinate's, started again when it stops, and a look each second."""
+    stopping = asyncio.Event()
+    async with app.open_async(), stopped_by_signals(stopping):
+        process = await app.connector.process()
+        await process.store.keep_partitions()
+        tasks = [asyncio.create_task(run_procrastinate()), asyncio.create_task(look(process))]
+        await stopping.wait()
+        log.info("stopping: no new claim; what is in flight ends and is recorded")
+        process.pipeline.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_until_nothing_is_due() -> None:
+    """Drain once, without procrastinate, and leave."""
+    stopping = asyncio.Event()
+    async with app.open_async(), stopped_by_signals(stopping):
+        process = await app.connector.process()
+        await process.pipeline.drain()
+
+
+async def run_procrastinate() -> None:
+    """Run procrastinate's worker; it returns, often without an error, when its database stumbles: start it again."""
+    while True:
+        try:
+            await app.run_worker_async(install_signal_handlers=False)
+            log.warning("procrastinate's worker has stopped by itself; it is started again")
+        except Exception:
+            log.exception("procrastinate's worker has broken; it is started again")
+        await asyncio.sleep(RESTART_AFTER)
+
+
+async def look(process: Process) -> None:
+    """Claim each second without a bell, and see after the dead; a database that is away is waited for."""
+    rescue: asyncio.Task[int] | None = None
+    while True:
+        try:
+            await process.pipeline.drain()
+            if rescue is None or rescue.done():
+                rescue = asyncio.create_task(put_back(process.store))
+                rescue.add_done_callback(report)
+        except psycopg.Error as error:
+            log.warning("the database is away (%s); looking again", type(error).__name__)
+        except Exception:
+            log.exception("a look has broken; looking again")
+        await asyncio.sleep(LOOK_EVERY)
+
+
+def report(task: "asyncio.Task[int]") -> None:
+    """Log how a rescue failed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("the dead were not seen after: %s", type(error).__name__)
+
+
+@contextlib.asynccontextmanager
+async def stopped_by_signals(stopping: asyncio.Event) -> AsyncIterator[None]:
+    """Turn SIGTERM and SIGINT into a stop: the first one drains, a second one is just a crash."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        app.connector.stop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop)
+    try:
+        yield
+    finally:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)

@@ -1,0 +1,154 @@
+-- Takes up to `most` due notifications under `lease`, a token that the caller chose, for the lease length that the worker
+-- entered with, and returns what is to be sent of them: one row a delivery, with the words that make its message. A device
+-- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody; where all that was due
+-- ended so, one row of nulls says that it is worth looking again. Whoever calls this answers every bell that waits. Refuses a worker that has left or was found dead (object_not_in_prerequisite_state).
+create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer)
+returns table (
+    delivery_id bigint,
+    notification_id bigint,
+    project text,
+    kind text,
+    address text,
+    platform text,
+    on_unknown text,
+    priority text,
+    attempts integer,
+    tries integer,
+    expires_in double precision,
+    tag text,
+    title text,
+    body text,
+    image text,
+    data jsonb,
+    message jsonb,
+    params jsonb,
+    campaign text,
+    campaign_words jsonb
+)
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    at timestamptz;
+    length interval;
+    fresh bigint[];
+    again bigint[];     -- these have deliveries already
+    lapsed bigint[];    -- and of these, a lease ran out
+    picked bigint[];
+begin
+    select worker.lease_length into length
+    from stored_workers as worker
+    where worker.id = claim.worker_id
+        and worker.ended_at is null;
+    if not found then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('worker %s has left, or was found dead', claim.worker_id),
+            hint = 'Enter again, under a new id.';
+    end if;
+
+    perform take_down_bells();
+    at := clock_timestamp();
+
+    with high as materialized (
+        select id, expanded_at, lease
+        from notifications
+        where state = 'pending'
+            and lane = 0
+            and due_at <= at
+        order by due_at
+        limit most
+        for update skip locked
+    ), normal as materialized (
+        select id, expanded_at, lease
+        from notifications
+        where state = 'pending'
+            and lane = 1
+            and due_at <= at
+        order by due_at
+        limit most - (select count(*) from high)
+        for update skip locked
+    ), due as (
+        select * from high
+        union all
+        select * from normal
+    )
+    select
+        array_agg(id) filter (where expanded_at is null),
+        array_agg(id) filter (where expanded_at is not null and lease is null),
+        array_agg(id) filter (where lease is not null and may_take_over(id))
+    into fresh, again, lapsed
+    from due;
+
+    again := coalesce(again, '{}') || coalesce(lapsed, '{}');
+    picked := coalesce(fresh, '{}') || again;
+    if picked = '{}' then
+        return;
+    end if;
+    if lapsed is not null then
+        perform take_over(lapsed);
+    end if;
+    if again <> '{}' then
+        perform drop_moved_devices(again);
+    end if;
+    perform settle_unsendable(picked);
+    perform expand(fresh);
+
+    update notifications
+    set lease = claim.lease,
+        leased_by = claim.worker_id,
+        leased_at = at,
+        due_at = at + length,
+        expanded_at = coalesce(expanded_at, at)
+    where id = any (picked)
+        and state = 'pending';
+
+    return query
+    select
+        delivery.id,
+        notification.id,
+        notification.project,
+        delivery.kind,
+        delivery.address,
+        delivery.platform,
+        notification.on_unknown,
+        notification.priority,
+        delivery.attempts,
+        delivery.tries,
+        date_part('epoch', expiry(notification.expires_at, notification.created_at, notification.send_at, project.expires_after) - at),
+        installation.digits || '-' || notification.id,
+        notification.title,
+        notification.body,
+        notification.image,
+        notification.data,
+        notification.message,
+        notification.params,
+        notification.campaign,
+        case when campaign.name is not null then jsonb_build_object(
+            'title', campaign.title,
+            'body', campaign.body,
+            'image', campaign.image,
+            'data', campaign.data,
+            'message', campaign.message
+        ) end
+    from notifications as notification
+    join stored_deliveries as delivery
+        on delivery.notification_id = notification.id
+        and delivery.state = 'pending'
+        and delivery.due_at <= at
+    join projects as project
+        on project.name = notification.project
+    left join campaigns as campaign
+        on campaign.name = notification.campaign
+    cross join installation
+    where notification.id = any (picked)
+        and notification.state = 'pending'
+    order by notification.lane, notification.id;
+    if not found then
+        delivery_id := null;
+        return next;
+    end if;
+end
+$$;
+comment on function notify_worker.claim is 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';

@@ -1,0 +1,30 @@
+-- Ends the open deliveries of these notifications, which the caller has locked, whose device was retired or is somebody else's by
+-- now: what was meant for its former owner does not reach the new one.
+create or replace function notify_worker.drop_moved_devices(notification_ids bigint[])
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+begin
+    update stored_deliveries as delivery
+    set state = 'failed',
+        last_verdict = 'unregistered',
+        last_error = case
+            when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_because, 'no reason given')
+            else 'the device belongs to another receiver by now'
+        end,
+        settled_at = clock_timestamp()
+    from notifications as notification, devices as device
+    where notification.id = any (notification_ids)
+        and notification.state = 'pending'
+        and delivery.notification_id = notification.id
+        and delivery.state = 'pending'
+        and device.id = delivery.device_id
+        and (device.retired_at is not null or device.receiver_id is distinct from notification.receiver_id);
+    if found then
+        perform settle(notification_ids);
+    end if;
+end
+$$;
+comment on function notify_worker.drop_moved_devices is
+    'Ends the open deliveries whose device was retired or is somebody else''s by now.';

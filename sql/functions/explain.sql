@@ -1,0 +1,82 @@
+-- Tells what happened to a notification: one line per thing that happened, in words, in its order, and last how it stands.
+create or replace function notify_worker.explain(notification_id bigint)
+returns table (at timestamptz, what text)
+language sql
+stable
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    with notification as (
+        select * from notifications where id = explain.notification_id
+    ), delivery as (
+        select
+            stored.*,
+            format('delivery %s (%s …%s)', stored.id, coalesce(stored.platform, stored.kind), right(stored.address, 6)) as name
+        from stored_deliveries as stored
+        where stored.notification_id = explain.notification_id
+    )
+    select line.at, line.what
+    from (
+        select
+            created_at as at,
+            0 as rank,
+            format(
+                'notification %s%s was inserted for %s',
+                id,
+                coalesce(' (event ' || event_id || ')', ''),
+                coalesce('receiver ' || receiver_id, format('the %s …%s', kind, right(address, 6)))
+            ) || coalesce(', to be sent at ' || send_at, '') as what
+        from notification
+        union all
+        select created_at, 1, name || ' was made' from delivery
+        union all
+        select
+            coalesce(attempt.finished_at, attempt.recorded_at),
+            2,
+            format('%s: attempt %s by %s came to %s', delivery.name, attempt.number, attempt.worker, attempt.verdict)
+                || coalesce(': ' || attempt.error, '')
+                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.sent_as, '') else '' end
+                || coalesce(', to be tried again at ' || attempt.retry_at, '')
+                || case when attempt.late then ' (late: its lease had been taken over)' else '' end
+        from delivery
+        join stored_attempts as attempt
+            on attempt.delivery_id = delivery.id
+        union all
+        select
+            settled_at,
+            3,
+            name || ' ended ' || state || coalesce(': ' || last_error, '')
+        from delivery
+        where state in ('failed', 'expired', 'cancelled')
+        union all
+        select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_because, '')
+        from notification
+        where settled_at is not null
+        union all
+        select
+            clock_timestamp(),
+            5,
+            case
+                when state = 'held' then 'it is held: nobody can say whether FCM has it, and it is for a person to decide'
+                when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
+                    coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
+                else format('it is pending, due at %s', due_at)
+            end
+        from notification
+        where settled_at is null
+    ) as line
+    order by line.at, line.rank
+$$;
+comment on function notify_worker.explain(bigint) is 'Tells what happened to a notification: one line per thing that happened, in words.';
+
+create or replace function notify_worker.explain(event_id text)
+returns table (at timestamptz, what text)
+language sql
+stable
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select line.at, line.what
+    from notifications as notification,
+        lateral explain(notification.id) as line
+    where notification.event_id = explain.event_id
+$$;
+comment on function notify_worker.explain(text) is 'Tells what happened to the notification of an event.';

@@ -1,0 +1,43 @@
+-- An address belongs to whoever registered it last: registered again, it moves to the new receiver, is seen, and is in use again
+-- if it was retired. `replaces` names the address that it follows, which is retired as replaced. Returns the device's id.
+-- Refuses a kind other than token and fid, and a platform other than android, ios and web (check_violation).
+create or replace function notify_worker.register_device(
+    receiver_id text,
+    kind text,
+    address text,
+    platform text default null,
+    project text default 'default',
+    replaces text default null
+)
+returns bigint
+language sql
+security definer
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    update devices as device
+    set retired_at = now(),
+        retired_because = 'replaced'
+    where device.project = register_device.project
+        and device.kind = register_device.kind
+        and device.address = register_device.replaces
+        and device.address <> register_device.address
+        and device.retired_at is null;
+
+    insert into devices as device (receiver_id, kind, address, platform, project)
+    values (
+        register_device.receiver_id,
+        register_device.kind,
+        register_device.address,
+        register_device.platform,
+        register_device.project
+    )
+    on conflict on constraint devices_address_once do update
+        set receiver_id = excluded.receiver_id,
+            platform = coalesce(excluded.platform, device.platform),
+            registered_at = now(),
+            seen_at = now(),
+            retired_at = null,
+            retired_because = null
+    returning device.id
+$$;
+comment on function notify_worker.register_device is 'An address belongs to whoever registered it last. Returns the device''s id.';

@@ -1,0 +1,34 @@
+-- What these outcomes say of devices: an address that FCM calls unregistered is retired, if it has not registered again since the
+-- request began; one that was sent to has been seen (written once a day). A device that is locked is left for the next time.
+create or replace function notify_worker.touch_devices(outcomes jsonb)
+returns void
+language sql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    with told as (
+        select device.id, outcome.verdict
+        from outcomes_of(outcomes) as outcome
+        join stored_deliveries as delivery
+            on delivery.id = outcome.delivery_id
+        join notifications as notification
+            on notification.id = delivery.notification_id
+        join devices as device
+            on device.project = notification.project
+            and device.kind = delivery.kind
+            and device.address = delivery.address
+        where device.retired_at is null
+            and case outcome.verdict
+                when 'unregistered' then device.registered_at <= clock_timestamp() - make_interval(secs => outcome.started_ago)
+                when 'sent' then device.seen_at < clock_timestamp() - interval '1 day'
+            end
+        order by device.id
+        for update of device skip locked
+    )
+    update devices as device
+    set seen_at = case when told.verdict = 'sent' then clock_timestamp() else device.seen_at end,
+        retired_at = case when told.verdict = 'unregistered' then clock_timestamp() end,
+        retired_because = case when told.verdict = 'unregistered' then 'FCM calls it unregistered' end
+    from told
+    where device.id = told.id
+$$;
+comment on function notify_worker.touch_devices is 'An address that FCM calls unregistered is retired; one that was sent to has been seen.';

@@ -1,0 +1,25 @@
+-- One notification to one address, as it stands.
+create or replace view notify_worker.deliveries as
+select
+    delivery.id,
+    delivery.notification_id,
+    delivery.device_id,
+    delivery.kind,
+    right(delivery.address, 6) as address,
+    notification.project,
+    delivery.state,
+    delivery.attempts,
+    delivery.due_at,
+    delivery.sent_as,
+    delivery.last_error,
+    delivery.created_at,
+    delivery.settled_at
+from notify_worker.stored_deliveries as delivery
+join notify_worker.notifications as notification
+    on notification.id = delivery.notification_id;
+
+comment on view notify_worker.deliveries is 'One notification to one address, as it stands.';
+comment on column notify_worker.deliveries.address is 'Its last 6 characters.';
+comment on column notify_worker.deliveries.state is 'pending, sent (FCM has accepted it), failed, expired, cancelled or held.';
+comment on column notify_worker.deliveries.attempts is 'How many attempts count against the project''s max_attempts.';
+comment on column notify_worker.deliveries.sent_as is 'FCM''s name of the message.';

@@ -1,0 +1,7 @@
+-- Who is alive.
+create or replace view notify_worker.workers as
+select name, started_at, seen_at, host, pid
+from notify_worker.stored_workers
+where ended_at is null;
+
+comment on view notify_worker.workers is 'Who is alive: has not left, and was not found dead.';

@@ -1,0 +1,529 @@
+"""What the answers and silences of FCM come to: over real sockets, with a service account and a token endpoint."""
+
+import asyncio
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from notify_worker.errors import CredentialsError
+from notify_worker.model import Message, Outcome, Project, Verdict
+from notify_worker.senders.fcm import FcmSender
+from tests.faults.hostile import Act, HostileServer, answer, close, in_turn, reset, silence, then_close, then_stall
+
+ADDRESS = "device-address:APA91b_not-for-your-eyes"
+MESSAGE = Message("token", {"token": ADDRESS, "notification": {"title": "Thank you"}})
+SEND = "/v1/projects/demo/messages:send"
+TIMEOUT = timedelta(seconds=0.6)
+NAME = {"name": "projects/demo/messages/0:17%ab"}
+HTML = b"<html><title>Error</title>try again in 30 seconds</html>"
+
+FCM = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+
+def error(status: int, name: str, message: str, *details: Any, **headers: str) -> Act:
+    return answer(
+        status, {"error": {"code": status, "status": name, "message": message, "details": details}}, **headers
+    )
+
+
+def fcm_error(status: int, name: str, code: str, message: str = "No.", **headers: str) -> Act:
+    return error(status, name, message, {"@type": FCM, "errorCode": code}, **headers)
+
+
+def tokens(expires_in: Any = 3599) -> Act:
+    """A token endpoint: each token is another one."""
+    numbers = count(1)
+
+    async def act(writer: asyncio.StreamWriter) -> None:
+        token = {"access_token": f"ya29.secret-{next(numbers)}", "expires_in": expires_in, "token_type": "Bearer"}
+        await answer(200, token)(writer)
+
+    return act
+
+
+@pytest.fixture(scope="session")
+def private_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, pkcs8, plain).decode()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[HostileServer]:
+    async with HostileServer() as server:
+        server.acts["/token"] = tokens()
+        server.acts["/v1"] = answer(200, NAME)
+        yield server
+
+
+@pytest.fixture
+def service_account(server: HostileServer, private_key: str) -> dict[str, str]:
+    return {
+        "type": "service_account",
+        "project_id": "demo",
+        "private_key_id": "1",
+        "private_key": private_key,
+        "client_email": "worker@demo.iam.gserviceaccount.com",
+        "token_uri": server.url + "/token",
+    }
+
+
+@pytest.fixture
+def project(service_account: dict[str, str], tmp_path: Path) -> Project:
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(service_account))
+    return Project("default", credentials=f"file:{path}")
+
+
+@pytest.fixture
+async def sender(server: HostileServer, project: Project) -> AsyncIterator[FcmSender]:
+    sender = await FcmSender.open(project, server.url, TIMEOUT, 100)
+    yield sender
+    await sender.aclose()
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names nothing."""
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    return monkeypatch
+
+
+async def test_a_message_goes_out_once_and_as_it_is(server: HostileServer, sender: FcmSender) -> None:
+    outcome = await sender.send(MESSAGE)
+
+    [seen] = [seen for seen in server.seen if seen.path == SEND]
+    assert seen.method == "POST"
+    assert seen.headers["authorization"] == "Bearer ya29.secret-1"
+    assert seen.headers["content-type"] == "application/json"
+    assert seen.json() == {"message": MESSAGE.body}
+    assert outcome == Outcome(Verdict.SENT, http_status=200, sent_as="projects/demo/messages/0:17%ab")
+
+
+CUT = {"content_length": "500"}
+
+
+@pytest.mark.parametrize(
+    ("act", "sent_as"),
+    [
+        pytest.param(answer(200), None, id="empty"),
+        pytest.param(answer(200, b"\xff\xfe not JSON"), None, id="not JSON"),
+        pytest.param(answer(200, b"[" * 100_000), None, id="nested too deep"),
+        pytest.param(answer(200, ["a list"]), None, id="another shape"),
+        pytest.param(answer(200, {"name": "a\0b\ud800"}), "a b", id="a name that Postgres would refuse"),
+        pytest.param(then_close(answer(200, b'{"na', **CUT)), None, id="cut off"),
+        pytest.param(answer(200, b"no gzip", content_encoding="gzip"), None, id="can't be unpacked"),
+    ],
+)
+async def test_a_200_is_sent_whatever_its_body(
+    server: HostileServer, sender: FcmSender, act: Act, sent_as: str | None
+) -> None:
+    server.acts["/v1"] = act
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome == Outcome(Verdict.SENT, http_status=200, sent_as=sent_as)
+
+
+async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: Project) -> None:
+    server.acts["/v1"] = then_stall(answer(200, b'{"na', **CUT))
+    sender = await FcmSender.open(project, server.url, timedelta(seconds=5), 1)
+
+    outcome = await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert outcome.verdict is Verdict.SENT
+
+
+GONE = "404 UNREGISTERED: Requested entity was not found."
+QUOTA = {"@type": INFO, "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com"}
+EXPIRED = {"@type": INFO, "reason": "ACCESS_TOKEN_EXPIRED"}
+DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}
+
+
+@pytest.mark.parametrize(
+    ("act", "verdict", "code", "waits", "mendable"),
+    [
+        (fcm_error(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"), Verdict.FAILED, "INVALID_ARGUMENT", None, False),
+        (error(400, "INVALID_ARGUMENT", "No."), Verdict.FAILED, "INVALID_ARGUMENT", None, False),
+        (answer(413, HTML), Verdict.FAILED, "REQUEST_ENTITY_TOO_LARGE", None, False),
+        (fcm_error(404, "NOT_FOUND", "UNREGISTERED"), Verdict.UNREGISTERED, "UNREGISTERED", None, False),
+        (error(404, "NOT_FOUND", "No such project."), Verdict.PAUSED, "NOT_FOUND", None, False),
+        (answer(404, HTML), Verdict.PAUSED, "NOT_FOUND", None, False),
+        (fcm_error(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), Verdict.FAILED, "SENDER_ID_MISMATCH", None, False),
+        (error(403, "PERMISSION_DENIED", "Disabled.", DISABLED), Verdict.PAUSED, "SERVICE_DISABLED", None, False),
+        (error(403, "PERMISSION_DENIED", "No."), Verdict.PAUSED, "PERMISSION_DENIED", None, False),
+        (error(429, "RESOURCE_EXHAUSTED", "Quota.", QUOTA), Verdict.PAUSED, "RATE_LIMIT_EXCEEDED", 60, False),
+        (fcm_error(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), Verdict.PAUSED, "QUOTA_EXCEEDED", 60, False),
+        (answer(429, HTML, retry_after="7"), Verdict.PAUSED, "TOO_MANY_REQUESTS", 7, False),
+        (fcm_error(503, "UNAVAILABLE", "UNAVAILABLE"), Verdict.UNKNOWN, "UNAVAILABLE", None, True),
+        (fcm_error(503, "UNAVAILABLE", "UNAVAILABLE", retry_after="9"), Verdict.UNKNOWN, "UNAVAILABLE", 9, False),
+        (fcm_error(500, "INTERNAL", "INTERNAL"), Verdict.UNKNOWN, "INTERNAL", None, True),
+        (answer(502, HTML), Verdict.UNKNOWN, "BAD_GATEWAY", None, True),
+        (answer(599), Verdict.UNKNOWN, "HTTP_599", None, True),
+        (answer(503, HTML, retry_after="soon"), Verdict.UNKNOWN, "SERVICE_UNAVAILABLE", None, True),
+        (answer(503, HTML, retry_after="9" * 5000), Verdict.UNKNOWN, "SERVICE_UNAVAILABLE", None, True),
+        (answer(503, HTML, retry_after="9" * 50), Verdict.UNKNOWN, "SERVICE_UNAVAILABLE", 3600, False),
+        (
+            fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
+            Verdict.PAUSED,
+            "THIRD_PARTY_AUTH_ERROR",
+            None,
+            False,
+        ),
+        (error(401, "UNAUTHENTICATED", "Expired.", EXPIRED), Verdict.PAUSED, "ACCESS_TOKEN_EXPIRED", None, False),
+        (answer(401, HTML), Verdict.PAUSED, "UNAUTHORIZED", None, False),
+        (answer(405, HTML), Verdict.PAUSED, "METHOD_NOT_ALLOWED", None, False),
+        (answer(307, location="/elsewhere"), Verdict.PAUSED, "TEMPORARY_REDIRECT", None, False),
+        (answer(204), Verdict.UNKNOWN, "NO_CONTENT", None, False),
+        (
+            error(503, "UNAVAILABLE", "No.", None, 7, {"@type": FCM}, {"@type": FCM, "errorCode": ["UNREGISTERED"]}),
+            Verdict.UNKNOWN,
+            "UNAVAILABLE",
+            None,
+            True,
+        ),
+        (answer(404, {"error": "UNREGISTERED"}), Verdict.PAUSED, "NOT_FOUND", None, False),
+    ],
+)
+async def test_an_answer_means_what_the_table_says(
+    server: HostileServer,
+    sender: FcmSender,
+    act: Act,
+    *,
+    verdict: Verdict,
+    code: str,
+    waits: float | None,
+    mendable: bool,
+) -> None:
+    server.acts["/v1"] = act
+
+    outcome = await sender.send(MESSAGE)
+
+    wait = None if waits is None else timedelta(seconds=waits)
+    assert (outcome.verdict, outcome.error_code) == (verdict, code)
+    assert (outcome.asked_to_wait, outcome.mendable) == (wait, mendable)
+    assert outcome.error is not None
+    assert outcome.error.startswith(f"{outcome.http_status} {code}: ")
+    assert server.count("/v1") == 1
+
+
+async def test_a_retry_after_may_be_a_date(server: HostileServer, sender: FcmSender) -> None:
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    server.acts["/v1"] = answer(503, HTML, retry_after=at)
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.asked_to_wait is not None
+    assert timedelta(seconds=90) < outcome.asked_to_wait <= timedelta(seconds=100)
+
+
+async def test_a_retry_after_in_the_past_asks_for_no_wait(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = answer(503, HTML, retry_after="Sun, 06 Nov 1994 08:49:37 GMT")
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.asked_to_wait == timedelta()
+
+
+async def test_a_redirect_is_not_followed(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = answer(307, location=server.url + "/elsewhere")
+
+    await sender.send(MESSAGE)
+
+    assert server.count("/elsewhere") == 0
+
+
+async def test_an_error_is_one_line_for_people(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = fcm_error(404, "NOT_FOUND", "UNREGISTERED", "Requested entity\r\n was\0 not found.")
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.error == GONE
+
+
+async def test_an_error_that_echoes_address_and_token_hides_both(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = error(400, "INVALID_ARGUMENT", f"{'x' * 280} {ADDRESS} ya29.secret-1 {ADDRESS}")
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.error is not None
+    assert len(outcome.error) <= 300
+    assert ADDRESS[:10] not in outcome.error
+    assert "ya29" not in outcome.error
+
+
+async def test_a_refused_connection_was_not_sent_and_can_be_mended(server: HostileServer, project: Project) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        sender = await FcmSender.open(project, f"http://127.0.0.1:{nobody.getsockname()[1]}", TIMEOUT, 1)
+
+        outcome = await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert (outcome.verdict, outcome.mendable, outcome.error_code) == (Verdict.RETRY, True, "ConnectError")
+
+
+@pytest.mark.parametrize(
+    ("act", "codes"),
+    [
+        pytest.param(close, {"RemoteProtocolError"}, id="closed after reading"),
+        pytest.param(reset, {"RemoteProtocolError", "ReadError"}, id="reset after reading"),
+        pytest.param(silence, {"ReadTimeout"}, id="silence"),
+    ],
+)
+async def test_a_request_that_was_read_and_not_answered_is_unknown_and_not_made_again(
+    server: HostileServer, sender: FcmSender, act: Act, codes: set[str]
+) -> None:
+    server.acts["/v1"] = act
+
+    outcome = await sender.send(MESSAGE)
+
+    assert (outcome.verdict, outcome.mendable, outcome.http_status) == (Verdict.UNKNOWN, False, None)
+    assert outcome.error_code in codes
+    assert server.count("/v1") == 1
+
+
+class Broken(httpx.AsyncBaseTransport):
+    """A transport that fails in a way that nobody has foreseen, or stalls for good."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.error:
+            raise self.error
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [(None, "TimeoutError"), (ValueError("Bearer ya29.secret-1"), "ValueError"), (httpx.ReadError("x"), "ReadError")],
+)
+async def test_whatever_breaks_after_the_token_is_unknown(
+    server: HostileServer, project: Project, problem: Exception | None, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = FcmSender(project, server.url, TIMEOUT, 1, Broken(problem))
+
+    outcome = await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert (outcome.verdict, outcome.mendable, outcome.error_code) == (Verdict.UNKNOWN, False, code)
+    assert "secret" not in caplog.text + repr(outcome)
+    assert ("send_broke" in caplog.text) is (code == "ValueError")
+
+
+async def test_a_cancelled_send_is_cancelled(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = silence
+    sending = asyncio.create_task(sender.send(MESSAGE))
+    await server.has_read("/v1")
+
+    sending.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
+async def test_fifty_who_wait_cause_one_token_request(server: HostileServer, sender: FcmSender) -> None:
+    outcomes = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(50)))
+
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.SENT}
+    assert (server.count("/token"), server.count("/v1")) == (1, 50)
+
+
+async def test_a_token_that_ran_out_is_renewed_before_the_request(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/token"] = tokens(expires_in=0)
+
+    await sender.send(MESSAGE)
+    await sender.send(MESSAGE)
+
+    sent = [seen.headers["authorization"] for seen in server.seen if seen.path == SEND]
+    assert sent == ["Bearer ya29.secret-1", "Bearer ya29.secret-2"]
+
+
+async def test_a_token_near_its_end_stays_in_use_while_one_renewal_runs(
+    server: HostileServer, sender: FcmSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    server.acts["/token"] = in_turn(tokens(expires_in=200), silence)
+    await sender.send(MESSAGE)
+
+    outcomes = [await sender.send(MESSAGE) for _ in range(5)]
+    await server.has_read("/token", count=2)
+
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.SENT}
+    assert {seen.headers["authorization"] for seen in server.seen if seen.path == SEND} == {"Bearer ya29.secret-1"}
+    assert server.count("/token") == 2
+
+
+async def test_a_401_makes_one_token_invalid_once_for_all(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = error(401, "UNAUTHENTICATED", "Expired.", EXPIRED)
+    refused = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(20)))
+    server.acts["/v1"] = answer(200, NAME)
+
+    after = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(20)))
+
+    assert {outcome.verdict for outcome in refused} == {Verdict.PAUSED}
+    assert {outcome.verdict for outcome in after} == {Verdict.SENT}
+    assert server.count("/token") == 2
+
+
+async def test_a_401_for_the_key_of_apns_spends_no_token(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR")
+
+    await sender.send(MESSAGE)
+    await sender.send(MESSAGE)
+
+    assert server.count("/token") == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "text"),
+    [
+        (answer(400, {"error": "invalid_grant", "error_description": "Invalid JWT"}), "RefreshError", "invalid_grant"),
+        (close, "TransportError", "127.0.0.1"),
+        (answer(200, b"<html>"), "TypeError", "the answer can't be read"),
+        (tokens(expires_in="next week"), "ValueError", "the answer can't be read"),
+        (silence, "TimeoutError", "within 0.2 s"),
+    ],
+)
+async def test_a_token_that_cannot_be_had_pauses_the_project_and_sends_nothing(
+    server: HostileServer, sender: FcmSender, act: Act, code: str, text: str
+) -> None:
+    server.acts["/token"] = act
+
+    outcome = await sender.send(MESSAGE)
+
+    assert (outcome.verdict, outcome.error_code, outcome.http_status) == (Verdict.PAUSED, code, None)
+    assert outcome.error is not None
+    assert outcome.error.startswith('No token for project "default"')
+    assert text in outcome.error
+    assert server.count("/v1") == 0
+
+
+async def test_the_project_of_the_row_wins_over_that_of_the_credential(server: HostileServer, project: Project) -> None:
+    sender = await FcmSender.open(replace(project, firebase_project_id="an/other"), server.url, TIMEOUT, 1)
+
+    await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert server.count("/v1/projects/an%2Fother/messages:send") == 1
+
+
+async def test_without_any_project_it_says_what_to_set(
+    service_account: dict[str, str], outside: pytest.MonkeyPatch
+) -> None:
+    outside.setenv("FCM_KEY", json.dumps(service_account | {"project_id": None}))
+
+    with pytest.raises(CredentialsError, match=r'"default" name no Firebase project\. Set firebase_project_id'):
+        FcmSender(Project("default", credentials="env:FCM_KEY"), "http://127.0.0.1", TIMEOUT, 1)
+
+
+@pytest.mark.parametrize("credentials", ["env:FCM_KEY", None])
+async def test_each_door_leads_to_the_credential(
+    server: HostileServer,
+    project: Project,
+    service_account: dict[str, str],
+    outside: pytest.MonkeyPatch,
+    credentials: str | None,
+) -> None:
+    outside.setenv("FCM_KEY", json.dumps(service_account))
+    outside.setenv("GOOGLE_APPLICATION_CREDENTIALS", (project.credentials or "").removeprefix("file:"))
+    sender = await FcmSender.open(replace(project, credentials=credentials), server.url, TIMEOUT, 1)
+
+    outcome = await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert outcome.verdict is Verdict.SENT
+
+
+def test_a_default_that_is_not_there_says_so(outside: pytest.MonkeyPatch) -> None:
+    outside.setenv("GOOGLE_APPLICATION_CREDENTIALS", "key.json")
+
+    text = refused(None)
+
+    assert text == (
+        "GOOGLE_APPLICATION_CREDENTIALS names a file that is not there: key.json. "
+        "Point it at your project's service-account file."
+    )
+
+
+def test_a_default_chain_that_finds_nothing_says_what_to_set(outside: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    outside.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    outside.setenv("NO_GCE_CHECK", "true")
+
+    assert "Set GOOGLE_APPLICATION_CREDENTIALS to the path" in refused(None)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "value", "expected"),
+    [
+        (
+            "file:/nowhere/key.json",
+            None,
+            'credentials of project "default" names a file that is not there: /nowhere/key',
+        ),
+        ("file:/", None, "names a file that can't be read: / (Is a directory)"),
+        ("env:FCM_KEY", None, "names a variable that is not set: FCM_KEY"),
+        ("env:FCM_KEY", "hush hush", "names FCM_KEY, which is not JSON"),
+        ("env:FCM_KEY", "[1]", "leads to JSON of type null, not to a service account"),
+        ("env:FCM_KEY", '{"type": "authorized_user"}', 'leads to JSON of type "authorized_user", not to a service'),
+        ('{"private_key": "hush hush"}', None, "is neither file:PATH nor env:NAME"),
+        ("file:", None, "is neither file:PATH nor env:NAME"),
+    ],
+)
+def test_a_credential_that_cannot_be_loaded_says_why_and_quotes_nothing(
+    outside: pytest.MonkeyPatch, credentials: str, value: str | None, expected: str
+) -> None:
+    if value:
+        outside.setenv("FCM_KEY", value)
+
+    text = refused(credentials)
+
+    assert expected in text
+    assert "hush" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"token_uri": "http://tokens.example/token"},
+            'token_uri is "http://tokens.example/token". It has to begin with',
+        ),
+        ({"token_uri": None}, 'token_uri is "". It has to begin with'),
+        ({"private_key": "hush hush"}, "without a usable client_email and private_key"),
+        ({"client_email": None}, "without a usable client_email and private_key"),
+    ],
+)
+def test_a_service_account_that_cannot_be_used_says_why(
+    service_account: dict[str, str], outside: pytest.MonkeyPatch, change: dict[str, str | None], expected: str
+) -> None:
+    changed = {name: value for name, value in (service_account | change).items() if value is not None}
+    outside.setenv("FCM_KEY", json.dumps(changed))
+
+    text = refused("env:FCM_KEY")
+
+    assert expected in text
+    assert "hush" not in text
+
+
+def refused(credentials: str | None) -> str:
+    with pytest.raises(CredentialsError) as caught:
+        FcmSender(Project("default", credentials=credentials), "https://fcm.googleapis.com", TIMEOUT, 1)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+    return str(caught.value)
