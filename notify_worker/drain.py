@@ -15,6 +15,7 @@ from uuid import uuid4
 import psycopg
 
 from notify_worker.attempt import Places, Try
+from notify_worker.errors import CredentialsError
 from notify_worker.liveness import Liveness
 from notify_worker.model import Attempt, Delivery, Project
 from notify_worker.retry import RetryPolicy
@@ -186,6 +187,15 @@ class Pipeline:
             self._answered.append(attempt)
         self._moved.set()
 
+    async def warm_up(self) -> None:
+        """Open each project's sender and fetch its token, so that the first push need not wait; log what can't be used."""
+        await self._read_projects()
+        for project in self._projects.values():
+            try:
+                await self._sender(project).warm_up()
+            except CredentialsError as error:
+                log.warning("project %s can't send: %s", project.name, error)
+
     def _sender(self, project: Project) -> Sender:
         if project not in self._senders:
             self._senders[project] = self._open_sender(project)
@@ -228,7 +238,9 @@ class Pipeline:
         except psycopg.Error as error:
             if len(attempts) == 1:
                 delivery = attempts[0].delivery.id
-                log.exception("the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, error.sqlstate)
+                log.exception(
+                    "the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, error.sqlstate
+                )
                 return
             for attempt in attempts:
                 await self._record(worker_id, [attempt])
@@ -249,7 +261,9 @@ class Pipeline:
                 while self._busy():
                     await self._something_moves(LOOK_EVERY)
         except TimeoutError:
-            log.error("stopped with %d in flight and %d answers not recorded", len(self._in_hand), len(self._answered))
+            log.error(  # noqa: TRY400  that time is over says no more
+                "stopped with %d in flight and %d answers not recorded", len(self._in_hand), len(self._answered)
+            )
 
     async def close(self) -> None:
         """Settle, and give everything back."""

@@ -163,8 +163,6 @@ def running(home: Path) -> Server | None:
 
 def own(home: Path, options: Mapping[str, str], ends: ExitStack) -> Server:
     """Start the server and publish its address; `ends` undoes it in reverse, the lock last."""
-    state = home / "server.json"
-    state.unlink(missing_ok=True)
     if folder := closed_folder(home):
         raise EmbeddedServerError(
             f"{folder} is closed to the user {account().pw_name}, as whom PostgreSQL runs: it refuses to run as root. "
@@ -179,6 +177,7 @@ def own(home: Path, options: Mapping[str, str], ends: ExitStack) -> Server:
         initialise(programs, major, place)
     await_end_of_predecessor(place)
     pid, port = launch(programs, place, options, ends)
+    state = home / "server.json"
     publish(state, {"owner_pid": os.getpid(), "postgres_pid": pid, "port": port, "version": major})
     ends.callback(state.unlink, missing_ok=True)
     return Server(conninfo(place, port), owned=True, _ends=ends.pop_all())

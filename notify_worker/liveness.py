@@ -54,7 +54,9 @@ class Liveness:
     async def _take_an_id(self) -> None:
         connection = await psycopg.AsyncConnection.connect(self._conninfo)
         await configure(connection)
-        cursor = await connection.execute("select id, name from enter(%s, %s, %s)", [socket.gethostname(), os.getpid(), self._lease])
+        cursor = await connection.execute(
+            "select id, name from enter(%s, %s, %s)", [socket.gethostname(), os.getpid(), self._lease]
+        )
         row = await cursor.fetchone()
         assert row is not None
         self._connection, (self.worker_id, self.name) = connection, row

@@ -34,7 +34,7 @@ class Columns(TypedDict, total=False):
 JSON_COLUMNS = ("params", "data", "message")
 
 
-def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:  # noqa: ANN401  any DB-API connection
+def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:
     """Wish for a notification, in the caller's transaction: it is sent if that commits, and never was if it rolls back.
 
     `connection` is a psycopg connection, or another DB-API connection that takes `%s`. Returns the notification's id, or
@@ -50,7 +50,7 @@ def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:  # noqa: A
         cursor.close()
 
 
-async def defer_async(connection: Any, **columns: Unpack[Columns]) -> int | None:  # noqa: ANN401  any async connection of psycopg's shape
+async def defer_async(connection: Any, **columns: Unpack[Columns]) -> int | None:
     """Do what `defer` does on a psycopg.AsyncConnection."""
     statement, values = insert(columns)
     async with connection.cursor() as cursor:
@@ -66,9 +66,11 @@ def insert(columns: Columns) -> tuple[str, list[Any]]:
             hint = f" Did you mean {nearest[0]}?" if nearest else ""
             raise TypeError(f'notifications have no column "{name}" that a caller gives.{hint}')
     marks = ", ".join("%s::jsonb" if name in JSON_COLUMNS else "%s" for name in columns)
-    values = [json.dumps(value) if name in JSON_COLUMNS and value is not None else value for name, value in columns.items()]
+    values = [
+        json.dumps(value) if name in JSON_COLUMNS and value is not None else value for name, value in columns.items()
+    ]
     statement = (
-        f"insert into notify_worker.notifications ({', '.join(columns)})\n"  # noqa: S608  the names are ours
+        f"insert into notify_worker.notifications ({', '.join(columns)})\n"
         f"values ({marks})\n"
         "on conflict (event_id) do nothing\n"
         "returning id"
@@ -76,7 +78,7 @@ def insert(columns: Columns) -> tuple[str, list[Any]]:
     return statement, values
 
 
-def only_value(row: Any) -> int | None:  # noqa: ANN401  a row is what the caller's row factory makes of it
+def only_value(row: Any) -> int | None:
     """Read the one column of the one row, whatever the caller's connection makes of rows."""
     if row is None:
         return None

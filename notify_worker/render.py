@@ -53,7 +53,7 @@ def chosen(delivery: Delivery) -> Words:
 def filled(campaign: Words, delivery: Delivery) -> Words:
     """Fill the placeholders of a campaign; of a word that the notification brings itself, none is needed."""
 
-    def fill(value: Json) -> Any:  # noqa: ANN401  the shape of what comes in
+    def fill(value: Json) -> Any:
         if isinstance(value, str):
             return PLACEHOLDER.sub(lambda found: param(found, delivery), value)
         if isinstance(value, Mapping):
@@ -96,7 +96,9 @@ def assembled(delivery: Delivery, words: Words) -> dict[str, Json]:
     body = merged(common, words.message or {})
     for kind in ADDRESS_KINDS:
         if kind in body:
-            raise Unrenderable("MESSAGE_NAMES_AN_ADDRESS", f'message can\'t have the field "{kind}": the address stands beside it')
+            raise Unrenderable(
+                "MESSAGE_NAMES_AN_ADDRESS", f'message can\'t have the field "{kind}": the address stands beside it'
+            )
     return {delivery.kind: delivery.address, **body}
 
 

@@ -33,7 +33,7 @@ class RetryPolicy:
         is added, never taken away. At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
         """
         doublings = min(attempt - 1, 30)  # beyond that timedelta overflows, and no `longest` is that long
-        wait = min(self.first * 2**doublings, self.longest)
+        wait = min(self.first * (1 << doublings), self.longest)
         return max(wait, asked) * (1 + dice / 5)
 
     def retry_in(self, delivery: Delivery, outcome: Outcome, *, dice: float) -> timedelta | None:

@@ -61,11 +61,12 @@ class Settings:
         """Say what does not fit together."""
         shortest = 2 * self.longest_attempt
         if self.lease < shortest:
-            return [
-                f"NOTIFY_WORKER_LEASE_SECONDS is {seconds(self.lease)}: too short. A lease must last for two attempts, and "
-                f"one takes up to 3 x {seconds(self.request_timeout)} s + 4 s. Set it to {seconds(shortest)} or more, or "
-                "lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
-            ]
+            problem = (
+                f"NOTIFY_WORKER_LEASE_SECONDS is {seconds(self.lease)}: too short. A lease lasts for two attempts, and one "
+                f"takes up to 3 x {seconds(self.request_timeout)} s + 4 s. Set it to {seconds(shortest)} or more, "
+                "or lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
+            )
+            return [problem]
         return []
 
 
@@ -73,7 +74,11 @@ def unknown(name: str) -> str:
     """Name the nearest setting: what differs is what follows the prefix."""
     known = [variable.removeprefix(PREFIX) for variable in VARIABLES]
     nearest = get_close_matches(name.removeprefix(PREFIX), known, n=1)
-    hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else f" There are: {', '.join(PREFIX + each for each in known)}."
+    hint = (
+        f" Did you mean {PREFIX}{nearest[0]}?"
+        if nearest
+        else f" There are: {', '.join(PREFIX + each for each in known)}."
+    )
     return f"{name} is not a setting.{hint}"
 
 
@@ -115,7 +120,9 @@ def url(text: str) -> str:
         return text.rstrip("/")
     if parts.scheme == "http" and parts.hostname and is_loopback(parts.hostname):
         return text.rstrip("/")
-    raise ValueError(f'is "{text}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).')
+    raise ValueError(
+        f'is "{text}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).'
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -130,7 +130,7 @@ class Store:
             await cursor.execute(statement, values)
             return await cursor.fetchall()
 
-    async def _value(self, statement: LiteralString, *values: object) -> Any:  # noqa: ANN401  whatever SQL returns
+    async def _value(self, statement: LiteralString, *values: object) -> Any:
         rows = await self._rows(statement, *values)
         return next(iter(rows[0].values())) if rows else None
 

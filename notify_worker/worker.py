@@ -56,7 +56,7 @@ class Connector(procrastinate.PsycopgConnector):
         self._process: Process | None = None
         self._closing = contextlib.AsyncExitStack()
 
-    def _pool(self, **options: Any) -> AsyncConnectionPool:  # noqa: ANN401  procrastinate's own arguments
+    def _pool(self, **options: Any) -> AsyncConnectionPool:
         return AsyncConnectionPool(Settings.from_env().database_url, **options)
 
     async def process(self) -> Process:
@@ -100,11 +100,11 @@ class Worker(worker.Worker):
         self._heard = True
         while self._heard and not self._stop_event.is_set():
             self._heard = False
-            await super()._fetch_and_process_jobs()
+            await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Stop fetching; where this worker is the process, claim no more either."""
-        super().stop()
+        super().stop()  # type: ignore[no-untyped-call]
         if self.install_signal_handlers:
             self.app.connector.stop()
 
@@ -115,7 +115,8 @@ class App(procrastinate.App):
     connector: Connector
 
     def _worker(self, **options: Unpack[WorkerOptions]) -> Worker:
-        return Worker(app=self, **{**self.worker_defaults, **options})
+        chosen: WorkerOptions = {**self.worker_defaults, **options}
+        return Worker(app=self, **chosen)
 
 
 class PutBack(procrastinate.BaseRetryStrategy):
@@ -172,7 +173,8 @@ async def run() -> None:
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
         await process.store.keep_partitions()
-        tasks = [asyncio.create_task(run_procrastinate()), asyncio.create_task(look(process))]
+        ways = (process.pipeline.warm_up(), run_procrastinate(), look(process))
+        tasks = [asyncio.create_task(way) for way in ways]
         await stopping.wait()
         log.info("stopping: no new claim; what is in flight ends and is recorded")
         process.pipeline.stop()

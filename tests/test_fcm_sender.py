@@ -20,7 +20,18 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Message, Outcome, Project, Verdict
 from notify_worker.senders.fcm import FcmSender
-from tests.faults.hostile import Act, HostileServer, answer, close, in_turn, reset, silence, then_close, then_stall
+from tests.faults.hostile import (
+    Act,
+    HostileServer,
+    answer,
+    close,
+    in_turn,
+    once,
+    reset,
+    silence,
+    then_close,
+    then_stall,
+)
 
 ADDRESS = "device-address:APA91b_not-for-your-eyes"
 MESSAGE = Message("token", {"token": ADDRESS, "notification": {"title": "Thank you"}})
@@ -380,6 +391,38 @@ async def test_a_401_makes_one_token_invalid_once_for_all(server: HostileServer,
     assert {outcome.verdict for outcome in refused} == {Verdict.PAUSED}
     assert {outcome.verdict for outcome in after} == {Verdict.SENT}
     assert server.count("/token") == 2
+
+
+async def test_a_401_that_comes_late_leaves_the_new_token_alone(server: HostileServer, sender: FcmSender) -> None:
+    expired = error(401, "UNAUTHENTICATED", "Expired.", EXPIRED)
+    renewed = asyncio.Event()
+    server.acts["/v1"] = in_turn(once(renewed, expired), expired, answer(200, NAME))
+    late = asyncio.create_task(sender.send(MESSAGE))
+    await server.has_read("/v1")
+    await sender.send(MESSAGE)
+    await sender.send(MESSAGE)
+
+    renewed.set()
+    refused = await late
+    outcome = await sender.send(MESSAGE)
+
+    assert (refused.verdict, outcome.verdict) == (Verdict.PAUSED, Verdict.SENT)
+    assert server.count("/token") == 2
+
+
+async def test_one_who_gives_up_waiting_takes_the_token_from_nobody(server: HostileServer, sender: FcmSender) -> None:
+    given_up = asyncio.Event()
+    server.acts["/token"] = once(given_up, tokens())
+    impatient = asyncio.create_task(sender.send(MESSAGE))
+    patient = asyncio.create_task(sender.send(MESSAGE))
+    await server.has_read("/token")
+
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    given_up.set()
+
+    assert (await patient).verdict is Verdict.SENT
+    assert server.count("/token") == 1
 
 
 async def test_a_401_for_the_key_of_apns_spends_no_token(server: HostileServer, sender: FcmSender) -> None:

@@ -8,6 +8,9 @@ from notify_worker.model import Message, Outcome
 class Sender(Protocol):
     """One project's way to its provider."""
 
+    async def warm_up(self) -> None:
+        """Get ready for the first message. Raises CredentialsError, which says what to set."""
+
     async def send(self, message: Message) -> Outcome:
         """Make one request, once. Whatever the provider answers, or fails to answer, is an outcome: this never raises."""
 

@@ -61,6 +61,10 @@ class FcmSender:
         """Make a sender without blocking the loop."""
         return await asyncio.to_thread(cls, project, fcm_url, request_timeout, in_flight)
 
+    async def warm_up(self) -> None:
+        """Fetch the token. Raises CredentialsError: none can be had just now."""
+        await self._authorization()
+
     async def send(self, message: Message) -> Outcome:
         """Make one request, once. Whatever FCM answers, or fails to answer, is an outcome: this never raises."""
         deadline = asyncio.get_running_loop().time() + self._whole

@@ -29,6 +29,10 @@ class LazySender:
         self._failed: CredentialsError | None = None
         self._failed_at = 0.0
 
+    async def warm_up(self) -> None:
+        """Open, and get ready for the first message. Raises CredentialsError."""
+        await (self._sender or await self._open()).warm_up()
+
     async def send(self, message: Message) -> Outcome:
         """Send; where there are no usable credentials, that is the project's fault and burns nothing."""
         try:

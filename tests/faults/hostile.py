@@ -60,6 +60,16 @@ def then_stall(first: Act) -> Act:
     return act
 
 
+def once(event: asyncio.Event, then: Act) -> Act:
+    """Wait for the test before an act."""
+
+    async def act(writer: asyncio.StreamWriter) -> None:
+        await event.wait()
+        await then(writer)
+
+    return act
+
+
 async def close(writer: asyncio.StreamWriter) -> None:
     """Close without an answer."""
     writer.close()

@@ -1,6 +1,7 @@
 """What each fault of the wire is called: NOT_SENT only where the server surely never saw the request."""
 
 import asyncio
+import gzip
 import socket
 import traceback
 from collections.abc import AsyncIterator
@@ -161,6 +162,14 @@ async def test_a_status_counts_though_its_body_cannot_be_unpacked(
     response = await transport.handle_async_request(post(server.url))
 
     assert response.status_code == 200
+
+
+async def test_a_packed_body_is_unpacked_once(server: HostileServer, transport: AiohttpTransport) -> None:
+    server.acts[""] = answer(200, gzip.compress(b'{"name": "a"}'), content_encoding="gzip")
+
+    response = await transport.handle_async_request(post(server.url))
+
+    assert response.json() == {"name": "a"}
 
 
 async def test_a_redirect_is_an_answer_and_is_not_followed(server: HostileServer, transport: AiohttpTransport) -> None:

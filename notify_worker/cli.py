@@ -1,0 +1,249 @@
+"""The command line: `notify-worker VERB`. Exit 0: well. 1: something failed. 2: asked wrongly, or nothing to work with."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask, sigwait
+from tempfile import TemporaryDirectory
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+
+from notify_worker import demo, schema, worker
+from notify_worker.errors import NotifyWorkerError
+from notify_worker.producer import Columns, defer
+from notify_worker.sandbox import start as start_sandbox
+from notify_worker.settings import Settings
+
+WELL, FAILED, ASKED_WRONGLY = 0, 1, 2
+SANDBOX_PORT = 8787
+ASK_EVERY = 0.05
+"""Seconds between two looks of `send --wait`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb, and leave with its exit code. An error is one message, without a traceback unless -v asks for it."""
+    options = parser().parse_args(arguments)
+    try:
+        code = options.verb(options)
+    except (NotifyWorkerError, psycopg.Error) as error:
+        if options.verbose:
+            logging.getLogger(__name__).exception("%s failed", options.verb.__name__)
+        print(f"notify-worker: {in_words(error)}", file=sys.stderr)
+        code = ASKED_WRONGLY
+    except KeyboardInterrupt:
+        code = FAILED
+    sys.exit(code)
+
+
+def in_words(error: NotifyWorkerError | psycopg.Error) -> str:
+    """Say what is wrong; of what the database said its message and its hint, never its DETAIL, which may hold an address."""
+    if isinstance(error, NotifyWorkerError):
+        return str(error)
+    primary = error.diag.message_primary or str(error).partition("\n")[0]
+    return f"{primary}. {error.diag.message_hint or ''}".rstrip()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the verbs."""
+    top = argparse.ArgumentParser(
+        prog="notify-worker", description="Push notifications out of your Postgres transaction."
+    )
+    top.add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error came from")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(function: Callable[[argparse.Namespace], int], name: str) -> argparse.ArgumentParser:
+        what = (function.__doc__ or "").partition("\n")[0]
+        added = verbs.add_parser(name, help=what, description=function.__doc__)
+        added.set_defaults(verb=function)
+        return added
+
+    verb(run_demo, "demo")
+    verb(migrate, "migrate").add_argument(
+        "--sql", action="store_true", help="print the SQL for psql, and change nothing"
+    )
+    verb(work, "worker").add_argument("--drain", action="store_true", help="leave when nothing is due")
+    describe_sandbox(verb(sandbox, "sandbox"))
+    describe_send(verb(send, "send"))
+    verb(explain, "explain").add_argument("notification", help="an event_id, or the number of a notification")
+    return top
+
+
+def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
+    """Describe the options of `sandbox`."""
+    sandbox.add_argument("--host", default="127.0.0.1")
+    sandbox.add_argument("--port", type=int, default=SANDBOX_PORT)
+    sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="how long each answer takes")
+    sandbox.add_argument(
+        "--credentials", type=Path, default=Path("sandbox.json"), metavar="FILE",
+        help="where to write the service-account file that it accepts (default: %(default)s)",
+    )  # fmt: skip
+
+
+def describe_send(send: argparse.ArgumentParser) -> None:
+    """Describe the options of `send`: who, and what."""
+    who = send.add_mutually_exclusive_group(required=True)
+    who.add_argument("--receiver", metavar="ID", help="the application's user id: all live devices")
+    for kind in ("token", "fid", "topic", "condition"):
+        who.add_argument(f"--{kind}", metavar="ADDRESS")
+    for name in ("event-id", "campaign", "title", "body", "image", "priority", "project"):
+        send.add_argument(f"--{name}")
+    for name in ("param", "data"):
+        send.add_argument(f"--{name}", action="append", default=[], metavar="NAME=VALUE", type=pair)
+    send.add_argument("--wait", action="store_true", help="wait until it is settled, and say what happened")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Read NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
+    return name, value
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Tell the whole story on an embedded PostgreSQL and a local FCM; ends by itself, in less than 30 seconds."""
+    configure_logging(Settings(), logging.DEBUG if options.verbose else logging.ERROR)
+    with TemporaryDirectory(prefix="notify-worker-demo-") as home:
+        return WELL if demo.run(Path(home), tell=lambda line: print(line, flush=True)) else FAILED
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Bring the schema in the database to this release's version."""
+    if options.sql:
+        schema.print_sql(sys.stdout)
+        return WELL
+    version = schema.migrate(Settings.from_env().database_url)
+    print(f"the schema notify_worker has version {version}")
+    return WELL
+
+
+def work(options: argparse.Namespace) -> int:
+    """Send what is due, woken by commits, until SIGTERM."""
+    settings = Settings.from_env()
+    configure_logging(settings, logging.DEBUG if options.verbose else logging.INFO)
+    schema.verify(settings.database_url)
+    asyncio.run(worker.run_until_nothing_is_due() if options.drain else worker.run())
+    return WELL
+
+
+def sandbox(options: argparse.Namespace) -> int:
+    """Be a local FCM: a token endpoint, messages:send, faults by address, a line for each thing a phone would show."""
+    pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))  # before the thread: they are for sigwait
+    with start_sandbox(
+        options.credentials, host=options.host, port=options.port, latency=options.latency,
+        on_show=lambda shown: print(shown, flush=True),
+    ) as box:  # fmt: skip
+        print(
+            f"a local FCM at {box.url}\n"
+            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials.absolute()}",
+            flush=True,
+        )
+        sigwait((SIGINT, SIGTERM))
+    return WELL
+
+
+def send(options: argparse.Namespace) -> int:
+    """Insert one notification, and with --wait say what became of it."""
+    settings = Settings.from_env()
+    schema.verify(settings.database_url)
+    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+        notification_id = defer(connection, **columns_of(options))
+        if notification_id is None:
+            print(f'the event "{options.event_id}" is there already: nothing to do')
+            return WELL
+        print(f"notification {notification_id}")
+        return wait_for(connection, notification_id) if options.wait else WELL
+
+
+def columns_of(options: argparse.Namespace) -> Columns:
+    """Turn the options of `send` into columns."""
+    columns: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("event_id", "campaign", "title", "body", "image", "priority", "project")
+        if getattr(options, name) is not None
+    }
+    if options.receiver is not None:
+        columns["receiver_id"] = options.receiver
+    for kind in ("token", "fid", "topic", "condition"):
+        if (address := getattr(options, kind)) is not None:
+            columns |= {"kind": kind, "address": address}
+    if options.param:
+        columns["params"] = dict(options.param)
+    if options.data:
+        columns["data"] = dict(options.data)
+    return columns  # type: ignore[return-value]
+
+
+def wait_for(connection: psycopg.Connection, notification_id: int) -> int:
+    """Wait until a notification is settled or held, tell its story, and say whether it was sent."""
+    began = monotonic()
+    state = "pending"
+    while state == "pending":
+        if monotonic() - began > ASK_EVERY:
+            sleep(ASK_EVERY)
+        row = connection.execute(
+            "select state from notify_worker.notifications where id = %s", [notification_id]
+        ).fetchone()
+        state = row[0] if row else "gone"
+    tell(connection, notification_id)
+    return WELL if state == "sent" else FAILED
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Tell what happened to a notification, one line a thing, and how it stands."""
+    settings = Settings.from_env()
+    schema.verify(settings.database_url)
+    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+        found = connection.execute(
+            "select id from notify_worker.notifications where event_id = %s", [options.notification]
+        ).fetchone()
+        if found is None and options.notification.isdigit():
+            found = connection.execute(
+                "select id from notify_worker.notifications where id = %s", [int(options.notification)]
+            ).fetchone()
+        if found is None:
+            raise NotifyWorkerError(
+                f'there is no notification of the event "{options.notification}", nor with this number'
+            )
+        tell(connection, found[0])
+    return WELL
+
+
+def tell(connection: psycopg.Connection, notification_id: int) -> None:
+    """Print the story of a notification."""
+    for at, what in connection.execute("select at, what from notify_worker.explain(%s::bigint)", [notification_id]):
+        print(f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}  {what}")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write time, level, logger, text, and a traceback where there is one."""
+        line = {
+            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(settings: Settings, level: int) -> None:
+    """Log to stderr. procrastinate tells of every job, and one comes every two seconds: only its warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter() if settings.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )  # fmt: skip
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("procrastinate", "psycopg", "httpx", "httpcore", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else logging.INFO)
