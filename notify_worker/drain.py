@@ -58,10 +58,11 @@ class Pipeline:
         self._places = Places(settings.concurrency)
         self._in_hand: set[asyncio.Task[None]] = set()
         self._answered: deque[Attempt] = deque()
-        self._unsent: deque[Delivery] = deque()
+        self._unsent: list[Delivery] = []
         self._recorder: asyncio.Task[None] | None = None
         self._claiming = False
         self._rung = asyncio.Event()
+        self._answers = asyncio.Event()  # there is something to record
         self._moved = asyncio.Event()  # a delivery was answered, or recorded
         self._stopping = asyncio.Event()
         self._projects: dict[str, Project] = {}
@@ -185,6 +186,7 @@ class Pipeline:
             self._unsent.append(delivery)
         else:
             self._answered.append(attempt)
+        self._answers.set()
         self._moved.set()
 
     async def warm_up(self) -> None:
@@ -206,7 +208,8 @@ class Pipeline:
     async def _keep_recording(self) -> None:
         """Record what was answered, in batches; while the database is away, keep it and try again."""
         while True:
-            await self._something_moves(FLUSH_AFTER)
+            await self._answers.wait()
+            self._answers.clear()
             if len(self._answered) < FLUSH and self._places.taken:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
@@ -214,6 +217,7 @@ class Pipeline:
             except psycopg.OperationalError as error:  # a pool that has no connection to give says so too
                 log.warning("the database is away (%s); %d answers wait", type(error).__name__, len(self._answered))
                 await asyncio.sleep(RECORD_AGAIN_AFTER)
+                self._answers.set()
 
     async def _flush(self) -> None:
         while self._answered:
@@ -225,8 +229,10 @@ class Pipeline:
             self._moved.set()
         while self._unsent:
             lease = self._unsent[0].lease
-            await self._store.release(lease, [delivery.id for delivery in self._unsent if delivery.lease == lease])
-            self._unsent = deque(delivery for delivery in self._unsent if delivery.lease != lease)
+            given_back = [delivery for delivery in self._unsent if delivery.lease == lease]
+            await self._store.release(lease, [delivery.id for delivery in given_back])
+            for delivery in given_back:
+                self._unsent.remove(delivery)
             self._moved.set()
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:

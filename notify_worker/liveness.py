@@ -5,10 +5,12 @@ lock at once when its process dies, since the session does.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -24,7 +26,7 @@ DEAD_AFTER = 3.0
 
 
 class Liveness:
-    """The sign of life of this process. It has an id from `enter` on, and another one after each lost connection."""
+    """The sign of life of this process. It has an id from `enter` on, and another one after each lost session."""
 
     def __init__(self, conninfo: str, lease: timedelta) -> None:
         self._conninfo = conninfo
@@ -32,6 +34,7 @@ class Liveness:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._entering = asyncio.Lock()
+        self._former: dict[int, float] = {}
         self.worker_id = 0
         self.name = ""
 
@@ -43,12 +46,13 @@ class Liveness:
         return self.worker_id
 
     async def leave(self) -> None:
-        """End it, with nothing in hand."""
+        """End it, with nothing in hand. A database that is away sees by itself that this session has ended."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._connection is not None and not self._connection.closed:
-            await self._connection.execute("select leave(%s)", [self.worker_id])
+        if self._connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                await self._connection.execute("select leave(%s)", [[self.worker_id, *self._former]])
             await self._connection.close()
 
     async def _take_an_id(self) -> None:
@@ -59,6 +63,8 @@ class Liveness:
         )
         row = await cursor.fetchone()
         assert row is not None
+        if self._connection is not None:
+            self._former[self.worker_id] = monotonic() + self._lease.total_seconds()
         self._connection, (self.worker_id, self.name) = connection, row
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="liveness")
@@ -69,16 +75,18 @@ class Liveness:
         while True:
             await asyncio.sleep(SEEN_EVERY)
             try:
-                await self._give_a_sign()
+                await self._give_a_sign(await self.enter())
             except psycopg.Error as error:
                 log.warning("worker %s lost its session: %s", self.name, type(error).__name__)
                 await self._lose()
 
-    async def _give_a_sign(self) -> None:
-        if self._connection is None or self._connection.closed:
-            await self.enter()
-            return
-        cursor = await self._connection.execute("select still_here(%s)", [self.worker_id])
+    async def _give_a_sign(self, worker_id: int) -> None:
+        """Say that this worker lives, also under the ids that it had while their last leases may still run."""
+        assert self._connection is not None
+        self._former = {former: until for former, until in self._former.items() if until > monotonic()}
+        cursor = await self._connection.execute(
+            "select %s = any (array(select still_here(%s)))", [worker_id, [worker_id, *self._former]]
+        )
         row = await cursor.fetchone()
         if row is None or not row[0]:
             log.warning("worker %s was taken for dead; it goes on under a new name", self.name)
@@ -89,21 +97,25 @@ class Liveness:
             await self._connection.close()
 
 
-async def requeue_orphans(store: Store) -> int:
-    """Put back in line what dead workers held, and ring for what is due and has nobody; return how many were put back.
+async def rescue(store: Store) -> int:
+    """Put back in line what dead workers held; return how many notifications.
 
     Dead is whose lock is free now and again 3 s later, and was not seen in between: this waits for it, with no
     connection in hand.
     """
-    put_back = 0
     suspects = await store.suspects()
-    if suspects:
-        await asyncio.sleep(DEAD_AFTER)
-        for suspect in await store.suspects():
-            if suspect in suspects:
-                put_back += await store.bury(suspect)
-    if put_back:
-        log.warning("%d notifications of dead workers are back in line", put_back)
+    if not suspects:
+        return 0
+    await asyncio.sleep(DEAD_AFTER)
+    dead = [suspect for suspect in await store.suspects() if suspect in suspects]
+    put_back = sum([await store.bury(suspect) for suspect in dead])
+    if dead:
+        log.warning("%d workers are dead; %d notifications of theirs are back in line", len(dead), put_back)
+    return put_back
+
+
+async def requeue_orphans(store: Store) -> None:
+    """Put back in line what dead workers held, and ring for what is due and has nobody."""
+    await rescue(store)
     if await store.something_is_due():
         await store.ring()
-    return put_back

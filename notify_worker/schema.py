@@ -27,7 +27,7 @@ def folder(packaged: str, checkout: str, probe: str) -> Path:
 
 
 alembic_folder = partial(folder, "_alembic", "alembic", "versions/0001_procrastinate.py")
-sql_folder = partial(folder, "_sql", "sql", "functions/wake.sql")
+sql_folder = partial(folder, "_sql", "sql", "triggers/wake.sql")
 
 
 def versions() -> list[str]:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Unpack
@@ -20,8 +20,8 @@ from procrastinate.app import WorkerOptions
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker.drain import Pipeline
-from notify_worker.liveness import Liveness
-from notify_worker.liveness import requeue_orphans as put_back
+from notify_worker.liveness import Liveness, rescue
+from notify_worker.liveness import requeue_orphans as put_in_line
 from notify_worker.senders.opening import open_sender
 from notify_worker.settings import Settings
 from notify_worker.store import Store, configure
@@ -162,7 +162,7 @@ async def drain() -> None:
 async def requeue_orphans(timestamp: int | None = None) -> None:
     """Put back in line what dead workers held, and ring for what is due and has nobody."""
     store = (await app.connector.process()).store
-    await put_back(store)
+    await put_in_line(store)
     if timestamp is None or timestamp % 3600 == 0:
         await store.keep_partitions()
 
@@ -173,8 +173,15 @@ async def run() -> None:
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
         await process.store.keep_partitions()
-        ways = (process.pipeline.warm_up(), run_procrastinate(), look(process))
-        tasks = [asyncio.create_task(way) for way in ways]
+        tasks = [
+            asyncio.create_task(way)
+            for way in (
+                process.pipeline.warm_up(),
+                run_procrastinate(),
+                each_second(process.pipeline.drain),
+                each_second(partial(see_after_the_dead, process)),
+            )
+        ]
         await stopping.wait()
         log.info("stopping: no new claim; what is in flight ends and is recorded")
         process.pipeline.stop()
@@ -202,15 +209,11 @@ async def run_procrastinate() -> None:
         await asyncio.sleep(RESTART_AFTER)
 
 
-async def look(process: Process) -> None:
-    """Claim each second without a bell, and see after the dead; a database that is away is waited for."""
-    rescue: asyncio.Task[int] | None = None
+async def each_second(what: Callable[[], Awaitable[object]]) -> None:
+    """Do something each second, whatever happens; a database that is away is waited for."""
     while True:
         try:
-            await process.pipeline.drain()
-            if rescue is None or rescue.done():
-                rescue = asyncio.create_task(put_back(process.store))
-                rescue.add_done_callback(report)
+            await what()
         except psycopg.Error as error:
             log.warning("the database is away (%s); looking again", type(error).__name__)
         except Exception:
@@ -218,10 +221,10 @@ async def look(process: Process) -> None:
         await asyncio.sleep(LOOK_EVERY)
 
 
-def report(task: "asyncio.Task[int]") -> None:
-    """Log how a rescue failed."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("the dead were not seen after: %s", type(error).__name__)
+async def see_after_the_dead(process: Process) -> None:
+    """Put back in line what dead workers held, and send it."""
+    if await rescue(process.store):
+        await process.pipeline.drain()
 
 
 @contextlib.asynccontextmanager

@@ -1,13 +1,12 @@
--- A worker leaves, with nothing in its hands.
-create or replace function notify_worker.leave(worker_id integer)
+-- A worker leaves, under each id that it has or had, with nothing in its hands.
+create or replace function notify_worker.leave(worker_ids integer[])
 returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     update stored_workers
     set ended_at = clock_timestamp()
-    where id = leave.worker_id
-        and ended_at is null;
-    select pg_advisory_unlock(presence_key(), leave.worker_id)
+    where id = any (leave.worker_ids)
+        and ended_at is null
 $$;
-comment on function notify_worker.leave is 'A worker leaves, with nothing in its hands.';
+comment on function notify_worker.leave is 'A worker leaves, under each id that it has or had, with nothing in its hands.';

@@ -27,7 +27,7 @@ begin
         delivery.notification_id,
         coalesce(cut_off.number, delivery.tries + 1),
         outcome.lease,
-        worker.name,
+        coalesce(worker.name, record.worker_id::text),
         at - make_interval(secs => outcome.started_ago),
         at - make_interval(secs => outcome.finished_ago),
         outcome.verdict,
@@ -43,7 +43,7 @@ begin
         on delivery.id = outcome.delivery_id
     join notifications as notification
         on notification.id = delivery.notification_id
-    join stored_workers as worker
+    left join stored_workers as worker
         on worker.id = record.worker_id
     left join stored_attempts as cut_off    -- the unknown row that a late outcome answers
         on notification.lease is distinct from outcome.lease

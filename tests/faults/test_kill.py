@@ -1,0 +1,69 @@
+"""Workers are killed with requests in flight: nothing is lost, and no more is sent twice than was in flight."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.shop import REQUEST_TIMEOUT, Shop, a_shop, both_kinds
+from tests.waiting import until
+
+PICKED_UP_WITHIN = 5.0
+"""Seconds after which the work of a dead worker goes on."""
+LATENCY = 1.0
+
+
+@pytest.fixture
+def slow_shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
+    """A shop whose FCM takes a second for each answer."""
+    with a_shop(server, template, tmp_path, latency=LATENCY) as shop:
+        yield shop
+
+
+def sent_twice_at_most(shop: Shop) -> int:
+    """How many requests FCM has read whose outcome is not recorded, now that the worker is dead."""
+    recorded = shop.value("select coalesce(sum(requests), 0) from notify_worker.attempts")
+    return shop.box.received - int(recorded)
+
+
+@both_kinds
+def test_a_worker_killed_with_200_in_flight_loses_nothing_and_its_successor_goes_on(slow_shop: Shop, kind: str) -> None:
+    shop = slow_shop
+    first = shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=200)
+    shop.notify_many(500)
+    until("200 are in flight, and some are recorded", lambda: in_mid_batch(shop, in_flight=200), within=15)
+
+    first.kill()
+    until("its sessions have ended", lambda: shop.backends() == [], within=5)
+    at_most = sent_twice_at_most(shop)
+    restarted = monotonic()
+    shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=200)
+
+    until("all are sent", lambda: shop.states() == {"sent": 500}, within=15)
+    assert monotonic() - restarted < PICKED_UP_WITHIN + REQUEST_TIMEOUT
+    assert shop.box.accepted - shop.box.doubles == 500
+    assert shop.box.doubles <= at_most <= 300
+    assert shop.unbalanced() == []
+
+
+def in_mid_batch(shop: Shop, *, in_flight: int) -> bool:
+    return shop.box.in_flight >= in_flight and shop.states()["sent"] > 0
+
+
+@both_kinds
+def test_of_two_workers_the_one_that_lives_finishes_what_the_dead_one_held(slow_shop: Shop, kind: str) -> None:
+    shop = slow_shop
+    victim = shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=100)
+    shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=100)
+    shop.notify_many(500)
+    until("both are busy", lambda: in_mid_batch(shop, in_flight=200), within=15)
+
+    victim.kill()
+    killed = monotonic()
+
+    until("all are sent", lambda: shop.states() == {"sent": 500}, within=15)
+    assert monotonic() - killed < PICKED_UP_WITHIN + REQUEST_TIMEOUT
+    assert shop.box.accepted - shop.box.doubles == 500
+    assert shop.box.doubles <= 200
+    assert shop.unbalanced() == []
