@@ -36,6 +36,7 @@ comment on column notify_worker.projects.max_attempts is 'How many attempts of a
 comment on column notify_worker.projects.first_retry_after is 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
 comment on column notify_worker.projects.longest_retry_after is 'The wait grows no further than this.';
 comment on column notify_worker.projects.expires_after is 'How long a notification that names no expires_at stays worth sending.';
+comment on column notify_worker.projects.paused_until is 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
 comment on column notify_worker.projects.stale_after is 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
 
 create table notify_worker.campaigns (
@@ -69,6 +70,7 @@ create table notify_worker.devices (
     seen_at timestamptz not null default now(),
     retired_at timestamptz,
     retired_because text,
+    replaced_by bigint,
     constraint devices_address_once unique (project, kind, address)
 );
 create index devices_live_idx
@@ -78,6 +80,7 @@ create index devices_live_idx
 comment on table notify_worker.devices is 'Where a receiver can be reached. An address belongs to whoever registered it last.';
 comment on column notify_worker.devices.receiver_id is 'The application''s own user id.';
 comment on column notify_worker.devices.registered_at is 'When it was last registered.';
+comment on column notify_worker.devices.replaced_by is 'Ours. The device that followed it: what waits for it goes there.';
 comment on column notify_worker.devices.seen_at is 'When it was last registered or sent to.';
 comment on column notify_worker.devices.retired_at is 'Since when nothing is sent here. A tombstone; registering again clears it.';
 
@@ -110,13 +113,24 @@ create table notify_worker.notifications (
     lease uuid,
     leased_by bigint,
     leased_at timestamptz,
+    cancelled_at timestamptz,
+    retried_at timestamptz,
     settled_at timestamptz,
     settled_because text,
     constraint notifications_event_once unique (event_id)
 );
 create index notifications_due_idx
-    on notify_worker.notifications (lane, due_at)
+    on notify_worker.notifications (project, lane, due_at)
     where state = 'pending';
+create index notifications_receiver_idx
+    on notify_worker.notifications (receiver_id, id)
+    where receiver_id is not null;
+create index notifications_held_idx
+    on notify_worker.notifications (id)
+    where state = 'held';
+create index notifications_without_delivery_idx
+    on notify_worker.notifications (settled_at)
+    where settled_because is not null;
 
 comment on table notify_worker.notifications is 'The outbox: a row is the wish to tell a receiver, or an address, something, once. INSERT it in your own transaction.';
 comment on column notify_worker.notifications.event_id is 'The same event published twice is sent once. Null: not deduplicated. At most 512 bytes.';
@@ -137,6 +151,8 @@ comment on column notify_worker.notifications.expanded_at is 'Ours. Since when i
 comment on column notify_worker.notifications.lease is 'Ours. The token of the claim under which a worker holds it.';
 comment on column notify_worker.notifications.leased_by is 'Ours. The id of that worker.';
 comment on column notify_worker.notifications.leased_at is 'Ours. When it was last claimed; its deliveries due by then belong to that claim.';
+comment on column notify_worker.notifications.cancelled_at is 'Ours. When a call cancelled it; what a worker holds then still ends as it ends.';
+comment on column notify_worker.notifications.retried_at is 'Ours. When it was last put back in line by a call.';
 comment on column notify_worker.notifications.settled_because is 'Ours. Why it ended where it never came to a delivery.';
 """
 
@@ -162,16 +178,22 @@ create table notify_worker.stored_deliveries (
     tries integer not null default 0,
     due_at timestamptz not null,
     last_verdict text,
+    last_error_code text,
     last_error text,
     sent_as text,
     created_at timestamptz not null default now(),
+    retried_at timestamptz,
     settled_at timestamptz
 ) with (fillfactor = 80);
 create unique index stored_deliveries_device_once
     on notify_worker.stored_deliveries (notification_id, device_id);
+create index stored_deliveries_dead_letter_idx
+    on notify_worker.stored_deliveries (settled_at)
+    where state = 'failed' and last_verdict is distinct from 'unregistered';
 
 comment on table notify_worker.stored_deliveries is 'Behind the view deliveries: one notification to one address. Only the holder of the notification''s lease changes it.';
 comment on column notify_worker.stored_deliveries.attempts is 'How many attempts count against the project''s max_attempts.';
+comment on column notify_worker.stored_deliveries.retried_at is 'When a call gave it a fresh budget: attempts counts from there.';
 comment on column notify_worker.stored_deliveries.tries is 'How many rows of the history are applied here.';
 comment on column notify_worker.stored_deliveries.due_at is 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
 
@@ -197,6 +219,8 @@ create table notify_worker.stored_attempts (
 ) partition by range (recorded_at);
 create index stored_attempts_delivery_idx
     on notify_worker.stored_attempts (delivery_id, number);
+create index stored_attempts_recorded_idx
+    on notify_worker.stored_attempts using brin (recorded_at) with (pages_per_range = 16);
 
 comment on table notify_worker.stored_attempts is 'Behind the view attempts: the history, a row a try, only ever added to. A partition each month, by recorded_at.';
 comment on column notify_worker.stored_attempts.lease is 'An outcome is known by its delivery and its lease: the same one again is not added.';
@@ -219,6 +243,26 @@ create table notify_worker.stored_workers (
 comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
 comment on column notify_worker.stored_workers.lease_length is 'How long the leases are that it takes.';
 comment on column notify_worker.stored_workers.ended_at is 'When it left, or was found dead and its work put back in line.';
+
+create table notify_worker.stored_incidents (
+    id bigint generated always as identity primary key,
+    project text not null,
+    scope text not null default 'project'
+        constraint stored_incidents_scope check (scope in ('project', 'apns_web', 'topics', 'devices')),
+    by text not null
+        constraint stored_incidents_by check (by in ('operator', 'worker')),
+    began_at timestamptz not null default now(),
+    until timestamptz not null default 'infinity',
+    ended_at timestamptz,
+    because text
+);
+create index stored_incidents_open_idx
+    on notify_worker.stored_incidents (project)
+    where ended_at is null;
+
+comment on table notify_worker.stored_incidents is 'Behind the view incidents: pauses and breakers, past and present.';
+comment on column notify_worker.stored_incidents.scope is 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
+comment on column notify_worker.stored_incidents.until is 'When it ends by itself; infinity: when somebody resumes.';
 
 create unlogged sequence notify_worker.awake_until;
 

@@ -18,6 +18,7 @@ begin
         tries = attempt.number,
         due_at = coalesce(greatest(attempt.retry_at, notification.leased_at + interval '1 microsecond'), delivery.due_at),
         last_verdict = attempt.verdict,
+        last_error_code = attempt.error_code,
         last_error = attempt.error,
         sent_as = attempt.sent_as,
         settled_at = case when becomes.state not in ('pending', 'held') then attempt.recorded_at end

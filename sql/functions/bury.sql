@@ -29,6 +29,7 @@ begin
         select id
         from notifications
         where state = 'pending'
+            and project in (select projects_in_line())
             and lane in (0, 1)
             and due_at <= clock_timestamp() + longest   -- its leases end by then: the index serves this
             and leased_by = bury.worker_id

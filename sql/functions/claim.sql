@@ -51,35 +51,12 @@ begin
     perform take_down_bells();
     at := clock_timestamp();
 
-    with high as materialized (
-        select id, expanded_at, lease
-        from notifications
-        where state = 'pending'
-            and lane = 0
-            and due_at <= at
-        order by due_at
-        limit most
-        for update skip locked
-    ), normal as materialized (
-        select id, expanded_at, lease
-        from notifications
-        where state = 'pending'
-            and lane = 1
-            and due_at <= at
-        order by due_at
-        limit most - (select count(*) from high)
-        for update skip locked
-    ), due as (
-        select * from high
-        union all
-        select * from normal
-    )
     select
         array_agg(id) filter (where expanded_at is null),
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from due;
+    from pick(most, at);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
@@ -116,7 +93,16 @@ begin
         notification.priority,
         delivery.attempts,
         delivery.tries,
-        date_part('epoch', expiry(notification.expires_at, notification.created_at, notification.send_at, project.expires_after) - at),
+        date_part(
+            'epoch',
+            expiry(
+                notification.expires_at,
+                notification.created_at,
+                notification.send_at,
+                notification.retried_at,
+                project.expires_after
+            ) - at
+        ),
         installation.digits || '-' || notification.id,
         notification.title,
         notification.body,

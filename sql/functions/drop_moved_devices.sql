@@ -1,5 +1,6 @@
--- Ends the open deliveries of these notifications, which the caller has locked, whose device was retired or is somebody else's by
--- now: what was meant for its former owner does not reach the new one.
+-- Looks after the open deliveries of these notifications, which the caller has locked, whose device was retired or is somebody
+-- else's by now: what waits for a device that was replaced goes to the one that followed it; anything else ends as
+-- unregistered. What was meant for a device's former owner does not reach the new one.
 create or replace function notify_worker.drop_moved_devices(notification_ids bigint[])
 returns void
 language plpgsql
@@ -7,8 +8,30 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
     update stored_deliveries as delivery
+    set device_id = successor.id,
+        kind = successor.kind,
+        address = successor.address,
+        platform = successor.platform
+    from notifications as notification, devices as device, devices as successor
+    where notification.id = any (notification_ids)
+        and notification.state = 'pending'
+        and delivery.notification_id = notification.id
+        and delivery.state = 'pending'
+        and device.id = delivery.device_id
+        and device.retired_at is not null
+        and successor.id = device.replaced_by
+        and successor.retired_at is null
+        and successor.receiver_id = notification.receiver_id
+        and not exists (
+            select from stored_deliveries as other
+            where other.notification_id = notification.id
+                and other.device_id = successor.id
+        );
+
+    update stored_deliveries as delivery
     set state = 'failed',
         last_verdict = 'unregistered',
+        last_error_code = null,
         last_error = case
             when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_because, 'no reason given')
             else 'the device belongs to another receiver by now'
@@ -27,4 +50,4 @@ begin
 end
 $$;
 comment on function notify_worker.drop_moved_devices is
-    'Ends the open deliveries whose device was retired or is somebody else''s by now.';
+    'What waits for a device that was replaced goes to its successor; what waits for one that is gone ends as unregistered.';

@@ -3,6 +3,7 @@ create or replace function notify_worker.explain(notification_id bigint)
 returns table (at timestamptz, what text)
 language sql
 stable
+security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     with notification as (
@@ -48,6 +49,19 @@ as $$
         from delivery
         where state in ('failed', 'expired', 'cancelled')
         union all
+        select cancelled_at, 3, 'it was cancelled by a call' from notification where cancelled_at is not null
+        union all
+        select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
+        union all
+        select incident.began_at, 3, format('project %s was paused by %s %s', incident.project,
+            case incident.by when 'operator' then 'an operator' else 'a worker' end, coalesce(': ' || incident.because, ''))
+        from notification
+        join stored_incidents as incident
+            on incident.project = notification.project
+            and incident.scope = 'project'
+            and incident.began_at <= coalesce(notification.settled_at, now())
+            and coalesce(incident.ended_at, least(incident.until, now())) >= notification.created_at
+        union all
         select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_because, '')
         from notification
         where settled_at is not null
@@ -59,9 +73,15 @@ as $$
                 when state = 'held' then 'it is held: nobody can say whether FCM has it, and it is for a person to decide'
                 when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
                     coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
+                when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.because)
                 else format('it is pending, due at %s', due_at)
             end
         from notification
+        left join lateral (
+            select paused_until as until, coalesce(paused_because, 'no reason given') as because
+            from projects
+            where name = notification.project and paused_until > now()
+        ) as paused on true
         where settled_at is null
     ) as line
     order by line.at, line.rank
@@ -72,6 +92,7 @@ create or replace function notify_worker.explain(event_id text)
 returns table (at timestamptz, what text)
 language sql
 stable
+security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select line.at, line.what

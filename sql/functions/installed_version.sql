@@ -3,6 +3,7 @@ create or replace function notify_worker.installed_version()
 returns text
 language sql
 stable
+security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select version_num from schema_version

@@ -3,6 +3,7 @@
 create or replace function notify_worker.keep_partitions()
 returns integer
 language plpgsql
+security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 set lock_timeout = '2s'
 set timezone = 'UTC'

@@ -1,6 +1,7 @@
 -- An address belongs to whoever registered it last: registered again, it moves to the new receiver, is seen, and is in use again
--- if it was retired. `replaces` names the address that it follows, which is retired as replaced. Returns the device's id.
--- Refuses a kind other than token and fid, and a platform other than android, ios and web (check_violation).
+-- if it was retired. `replaces` names the address that it follows, which is retired as replaced; what waits for that goes to
+-- this one. Returns the device's id. Refuses a kind other than token and fid, and a platform other than android, ios and web
+-- (check_violation), and nulls (not_null_violation).
 create or replace function notify_worker.register_device(
     receiver_id text,
     kind text,
@@ -14,30 +15,40 @@ language sql
 security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    update devices as device
-    set retired_at = now(),
-        retired_because = 'replaced'
-    where device.project = register_device.project
-        and device.kind = register_device.kind
-        and device.address = register_device.replaces
-        and device.address <> register_device.address
-        and device.retired_at is null;
-
-    insert into devices as device (receiver_id, kind, address, platform, project)
-    values (
-        register_device.receiver_id,
-        register_device.kind,
-        register_device.address,
-        register_device.platform,
-        register_device.project
+    with registered as (
+        insert into devices as device (receiver_id, kind, address, platform, project)
+        values (
+            register_device.receiver_id,
+            register_device.kind,
+            register_device.address,
+            register_device.platform,
+            register_device.project
+        )
+        on conflict on constraint devices_address_once do update
+            set receiver_id = excluded.receiver_id,
+                platform = coalesce(excluded.platform, device.platform),
+                registered_at = now(),
+                seen_at = now(),
+                retired_at = null,
+                retired_because = null,
+                replaced_by = null
+        returning device.id
+    ), followed as (
+        select device.id
+        from devices as device
+        where device.project = register_device.project
+            and device.kind in ('token', 'fid')
+            and device.address = register_device.replaces
+            and (device.kind, device.address) <> (register_device.kind, register_device.address)
+    ), replaced as (
+        update devices as device
+        set retired_at = coalesce(device.retired_at, now()),
+            retired_because = coalesce(device.retired_because, 'replaced'),
+            replaced_by = registered.id
+        from registered
+        where (device.id in (select id from followed) or device.replaced_by in (select id from followed))
+            and device.id <> registered.id
     )
-    on conflict on constraint devices_address_once do update
-        set receiver_id = excluded.receiver_id,
-            platform = coalesce(excluded.platform, device.platform),
-            registered_at = now(),
-            seen_at = now(),
-            retired_at = null,
-            retired_because = null
-    returning device.id
+    select id from registered
 $$;
 comment on function notify_worker.register_device is 'An address belongs to whoever registered it last. Returns the device''s id.';

@@ -27,6 +27,7 @@ begin
     update stored_deliveries as delivery
     set state = 'sent',
         last_verdict = 'sent',
+        last_error_code = null,
         last_error = null,
         sent_as = outcome.sent_as,
         settled_at = clock_timestamp()

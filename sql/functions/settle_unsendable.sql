@@ -14,8 +14,13 @@ begin
             notification.id,
             case
                 when project.name is null then 'failed'
-                when expiry(notification.expires_at, notification.created_at, notification.send_at, project.expires_after) <= at
-                    then 'expired'
+                when expiry(
+                    notification.expires_at,
+                    notification.created_at,
+                    notification.send_at,
+                    notification.retried_at,
+                    project.expires_after
+                ) <= at then 'expired'
                 when its_campaign.retired_at <= at then 'cancelled'
                 when notification.campaign is not null and its_campaign.name is null then 'failed'
                 when words_are_too_big(notification, its_campaign) then 'failed'

@@ -1,4 +1,4 @@
--- Says whether a notification is due and nobody holds it.
+-- Says whether a notification of a project that is not paused is due.
 create or replace function notify_worker.something_is_due()
 returns boolean
 language sql
@@ -6,9 +6,21 @@ stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select exists (
-        select from notifications where state = 'pending' and lane = 0 and due_at <= clock_timestamp()
-    ) or exists (
-        select from notifications where state = 'pending' and lane = 1 and due_at <= clock_timestamp()
+        select
+        from projects_in_line() as project
+        cross join (values (0::smallint), (1::smallint)) as lane (number)
+        where not exists (
+                select from projects
+                where projects.name = project
+                    and projects.paused_until > clock_timestamp()
+            )
+            and exists (
+                select from notifications as notification
+                where notification.state = 'pending'
+                    and notification.project = project
+                    and notification.lane = lane.number
+                    and notification.due_at <= clock_timestamp()
+            )
     )
 $$;
-comment on function notify_worker.something_is_due is 'Says whether a notification is due and nobody holds it.';
+comment on function notify_worker.something_is_due is 'Says whether a notification of a project that is not paused is due.';

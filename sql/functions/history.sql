@@ -1,0 +1,46 @@
+-- Tells what became of a receiver's notifications, and why: one line each, the newest first.
+create or replace function notify_worker.history(receiver_id text, since timestamptz default '-infinity')
+returns table (at timestamptz, event_id text, notification_id bigint, campaign text, state text, because text)
+language sql
+stable
+security definer
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select
+        notification.created_at,
+        notification.event_id,
+        notification.id,
+        notification.campaign,
+        notification.state,
+        case
+            when notification.settled_because is not null then notification.settled_because
+            when notification.state = 'sent' then 'FCM has accepted it'
+            when notification.state = 'held' then 'nobody can say whether FCM has it; it is for a person to decide'
+            when notification.cancelled_at is not null then 'it was cancelled by a call'
+            when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
+            when notification.state = 'pending' and paused.because is not null then 'its project is paused: ' || paused.because
+            when notification.state = 'pending' and notification.due_at > now()
+                then coalesce(last.error || ', ', '') || 'due at ' || notification.due_at
+            when notification.state = 'pending' then 'it is due'
+            else coalesce(last.error, 'no reason was recorded')
+        end
+    from notifications as notification
+    left join lateral (
+        select delivery.last_error as error
+        from stored_deliveries as delivery
+        where delivery.notification_id = notification.id
+            and delivery.last_error is not null
+        order by delivery.settled_at desc nulls last
+        limit 1
+    ) as last on true
+    left join lateral (
+        select coalesce(project.paused_because, 'no reason given') as because
+        from projects as project
+        where project.name = notification.project
+            and project.paused_until > now()
+    ) as paused on true
+    where notification.receiver_id = history.receiver_id
+        and notification.created_at >= history.since
+    order by notification.id desc
+$$;
+comment on function notify_worker.history is 'Tells what became of a receiver''s notifications, and why: one line each, the newest first.';

@@ -1,0 +1,24 @@
+-- Sends nothing of a project until somebody resumes it; no probe lifts this. What is in flight ends as it ends; nothing is
+-- counted against what waits. Refuses a project that is not there (undefined_object).
+create or replace function notify_worker.pause(project text, because text)
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+begin
+    update projects
+    set paused_until = 'infinity',
+        paused_because = pause.because
+    where name = pause.project;
+    if not found then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('there is no project "%s"', pause.project)
+                || nearest(pause.project, (select array_agg(name) from projects));
+    end if;
+
+    insert into stored_incidents (project, by, because)
+    values (pause.project, 'operator', pause.because);
+end
+$$;
+comment on function notify_worker.pause is 'Sends nothing of a project until somebody resumes it; no probe lifts this.';
