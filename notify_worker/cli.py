@@ -9,21 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask, sigwait
 from tempfile import TemporaryDirectory
-from time import monotonic, sleep
-from typing import Any
 
 import psycopg
 
-from notify_worker import demo, schema, worker
+from notify_worker import demo, schema, verbs, worker
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import start as start_sandbox
 from notify_worker.settings import Settings
 
 WELL, FAILED, ASKED_WRONGLY = 0, 1, 2
 SANDBOX_PORT = 8787
-ASK_EVERY = 0.05
-"""Seconds between two looks of `send --wait`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,23 +50,54 @@ def parser() -> argparse.ArgumentParser:
         prog="notify-worker", description="Push notifications out of your Postgres transaction."
     )
     top.add_argument("-v", "--verbose", action="store_true", help="log more, and show where an error came from")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    known = top.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(function: Callable[[argparse.Namespace], int], name: str) -> argparse.ArgumentParser:
         what = (function.__doc__ or "").partition("\n")[0]
-        added = verbs.add_parser(name, help=what, description=function.__doc__)
+        added = known.add_parser(name, help=what, description=function.__doc__)
         added.set_defaults(verb=function)
         return added
 
+    def about_one(added: argparse.ArgumentParser, *, nargs: str | None = None) -> argparse.ArgumentParser:
+        added.add_argument("notification", nargs=nargs, help="an event_id, or the number of a notification")
+        return added
+
     verb(run_demo, "demo")
+    verb(dev, "dev")
     verb(migrate, "migrate").add_argument(
         "--sql", action="store_true", help="print the SQL for psql, and change nothing"
     )
     verb(work, "worker").add_argument("--drain", action="store_true", help="leave when nothing is due")
     describe_sandbox(verb(sandbox, "sandbox"))
-    describe_send(verb(send, "send"))
-    verb(explain, "explain").add_argument("notification", help="an event_id, or the number of a notification")
+    describe_send(verb(verbs.send, "send"))
+    verb(verbs.status, "status").add_argument("--json", action="store_true", help="print one object")
+    about_one(verb(verbs.explain, "explain"))
+    describe_history(verb(verbs.history, "history"))
+    describe_retry(about_one(verb(verbs.retry, "retry"), nargs="?"))
+    about_one(verb(verbs.cancel, "cancel"))
+    describe_pause(verb(verbs.pause, "pause"))
+    verb(verbs.resume, "resume").add_argument("project")
+    verb(verbs.prune, "prune").add_argument("--older-than", required=True, metavar="INTERVAL", help='such as "90 days"')
     return top
+
+
+def describe_history(history: argparse.ArgumentParser) -> None:
+    """Describe the options of `history`."""
+    history.add_argument("receiver", help="the application's user id")
+    history.add_argument("--since", default="-infinity", metavar="TIME", help="such as 2027-01-02, or yesterday")
+
+
+def describe_retry(retry: argparse.ArgumentParser) -> None:
+    """Describe the options of `retry`."""
+    retry.add_argument("--delivery", type=int, metavar="NUMBER", help="this one alone")
+    retry.add_argument("--project", help="all dead letters of a project, with --since")
+    retry.add_argument("--since", metavar="TIME", help="such as 2027-01-02 09:00, or yesterday")
+
+
+def describe_pause(pause: argparse.ArgumentParser) -> None:
+    """Describe the options of `pause`."""
+    pause.add_argument("project")
+    pause.add_argument("because", help="why; whoever asks about its notifications will read it")
 
 
 def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
@@ -113,6 +139,15 @@ def run_demo(options: argparse.Namespace) -> int:
         return WELL if demo.run(Path(home), tell=lambda line: print(line, flush=True)) else FAILED
 
 
+def dev(options: argparse.Namespace) -> int:
+    """The same parts as the demo, which stay up: type what it prints into another terminal; Ctrl-C ends it."""
+    settings = Settings.from_env()
+    configure_logging(settings, logging.DEBUG if options.verbose else logging.ERROR)
+    pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))  # before the threads: they are for sigwait
+    demo.stay_up(settings.home, tell=lambda line: print(line, flush=True), until=lambda: sigwait((SIGINT, SIGTERM)))
+    return WELL
+
+
 def migrate(options: argparse.Namespace) -> int:
     """Bring the schema in the database to this release's version."""
     if options.sql:
@@ -146,79 +181,6 @@ def sandbox(options: argparse.Namespace) -> int:
         )
         sigwait((SIGINT, SIGTERM))
     return WELL
-
-
-def send(options: argparse.Namespace) -> int:
-    """Insert one notification, and with --wait say what became of it."""
-    settings = Settings.from_env()
-    schema.verify(settings.database_url)
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
-        notification_id = defer(connection, **columns_of(options))
-        if notification_id is None:
-            print(f'the event "{options.event_id}" is there already: nothing to do')
-            return WELL
-        print(f"notification {notification_id}")
-        return wait_for(connection, notification_id) if options.wait else WELL
-
-
-def columns_of(options: argparse.Namespace) -> Columns:
-    """Turn the options of `send` into columns."""
-    columns: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in ("event_id", "campaign", "title", "body", "image", "priority", "project")
-        if getattr(options, name) is not None
-    }
-    if options.receiver is not None:
-        columns["receiver_id"] = options.receiver
-    for kind in ("token", "fid", "topic", "condition"):
-        if (address := getattr(options, kind)) is not None:
-            columns |= {"kind": kind, "address": address}
-    if options.param:
-        columns["params"] = dict(options.param)
-    if options.data:
-        columns["data"] = dict(options.data)
-    return columns  # type: ignore[return-value]
-
-
-def wait_for(connection: psycopg.Connection, notification_id: int) -> int:
-    """Wait until a notification is settled or held, tell its story, and say whether it was sent."""
-    began = monotonic()
-    state = "pending"
-    while state == "pending":
-        if monotonic() - began > ASK_EVERY:
-            sleep(ASK_EVERY)
-        row = connection.execute(
-            "select state from notify_worker.notifications where id = %s", [notification_id]
-        ).fetchone()
-        state = row[0] if row else "gone"
-    tell(connection, notification_id)
-    return WELL if state == "sent" else FAILED
-
-
-def explain(options: argparse.Namespace) -> int:
-    """Tell what happened to a notification, one line a thing, and how it stands."""
-    settings = Settings.from_env()
-    schema.verify(settings.database_url)
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
-        found = connection.execute(
-            "select id from notify_worker.notifications where event_id = %s", [options.notification]
-        ).fetchone()
-        if found is None and options.notification.isdigit():
-            found = connection.execute(
-                "select id from notify_worker.notifications where id = %s", [int(options.notification)]
-            ).fetchone()
-        if found is None:
-            raise NotifyWorkerError(
-                f'there is no notification of the event "{options.notification}", nor with this number'
-            )
-        tell(connection, found[0])
-    return WELL
-
-
-def tell(connection: psycopg.Connection, notification_id: int) -> None:
-    """Print the story of a notification."""
-    for at, what in connection.execute("select at, what from notify_worker.explain(%s::bigint)", [notification_id]):
-        print(f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}  {what}")
 
 
 class JsonFormatter(logging.Formatter):

@@ -135,6 +135,28 @@ def run(home: Path, tell: Tell) -> bool:
         return True
 
 
+def stay_up(home: Path, tell: Tell, until: Callable[[], object]) -> None:
+    """Keep a database, a local FCM and a worker up in `home`, and say what to type, until `until` returns."""
+    with ExitStack() as ends:
+        home.mkdir(parents=True, exist_ok=True)
+        server = ends.enter_context(embedded.start(home))
+        box = ends.enter_context(start_sandbox(home / "sandbox.json", on_show=lambda shown: tell(f"phone  {shown}")))
+        schema.migrate(server.conninfo)
+        shop = Shop(server.conninfo, box, tell, home / "worker.log")
+        ends.callback(shop.close)
+        shop.start_worker()
+        tell(f"""\
+A PostgreSQL, a local FCM and a worker are up. In another terminal:
+
+export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'
+export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials}
+notify-worker send --token app:phone --title Hello --wait
+psql "$NOTIFY_WORKER_DATABASE_URL" -c "select * from notify_worker.status"
+
+Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}. Ctrl-C ends it.""")
+        until()
+
+
 def opening(shop: Shop) -> None:
     """A device and a campaign are registered, and a worker starts."""
     shop.connection.execute(

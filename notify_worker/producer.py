@@ -1,7 +1,7 @@
-"""The Python door: one INSERT on the caller's own connection, in the transaction that it is in anyway."""
+"""The Python door: an INSERT on the caller's own connection, in the transaction that it is in anyway."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack
@@ -32,6 +32,8 @@ class Columns(TypedDict, total=False):
 
 
 JSON_COLUMNS = ("params", "data", "message")
+TYPES = {**dict.fromkeys(JSON_COLUMNS, "jsonb"), "send_at": "timestamptz", "expires_at": "timestamptz"}
+DEFAULTS = {"on_unknown": "'resend'", "project": "'default'"}
 
 
 def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:
@@ -58,13 +60,38 @@ async def defer_async(connection: Any, **columns: Unpack[Columns]) -> int | None
         return only_value(await cursor.fetchone())
 
 
+def defer_many(connection: Any, rows: Iterable[Columns]) -> list[int | None]:
+    """Wish for many notifications by one statement, which rings one bell.
+
+    Returns the ids in the order of the rows, None where an `event_id` is already there. Inserts in the order of the
+    `event_id`s, so that two who publish the same events never deadlock. Raises what `defer` raises; then none is inserted.
+    """
+    given = list(rows)
+    if not given:
+        return []
+    statement, values = insert_many(given)
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement, values)
+        return in_order(given, cursor.fetchall())
+    finally:
+        cursor.close()
+
+
+async def defer_many_async(connection: Any, rows: Iterable[Columns]) -> list[int | None]:
+    """Do what `defer_many` does on a psycopg.AsyncConnection."""
+    given = list(rows)
+    if not given:
+        return []
+    statement, values = insert_many(given)
+    async with connection.cursor() as cursor:
+        await cursor.execute(statement, values)
+        return in_order(given, await cursor.fetchall())
+
+
 def insert(columns: Columns) -> tuple[str, list[Any]]:
-    """Write the one INSERT of this package, with the columns that are given."""
-    for name in columns:
-        if name not in Columns.__annotations__:
-            nearest = get_close_matches(name, Columns.__annotations__, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            raise TypeError(f'notifications have no column "{name}" that a caller gives.{hint}')
+    """Write the INSERT of one row, with the columns that are given."""
+    check_names(columns)
     marks = ", ".join("%s::jsonb" if name in JSON_COLUMNS else "%s" for name in columns)
     values = [
         json.dumps(value) if name in JSON_COLUMNS and value is not None else value for name, value in columns.items()
@@ -76,6 +103,46 @@ def insert(columns: Columns) -> tuple[str, list[Any]]:
         "returning id"
     )
     return statement, values
+
+
+def insert_many(rows: list[Columns]) -> tuple[str, list[Any]]:
+    """Write the INSERT of many rows, which travel as one JSON array; their ids grow in the order of the select."""
+    for row in rows:
+        check_names(row)
+    names = [name for name in Columns.__annotations__ if any(name in row for row in rows)]
+    types = ", ".join(f"{name} {TYPES.get(name, 'text')}" for name in names)
+    values = ", ".join(f"coalesce({name}, {DEFAULTS[name]})" if name in DEFAULTS else name for name in names)
+    statement = (
+        f"insert into notify_worker.notifications ({', '.join(names)})\n"
+        f"select {values}\n"
+        f"from rows from (jsonb_to_recordset(%s::jsonb) as (event_id_ text, {types}))\n"
+        f"    with ordinality as given (event_id_, {', '.join(names)}, number)\n"
+        "order by event_id_ nulls first, number\n"
+        "on conflict (event_id) do nothing\n"
+        "returning id, event_id"
+    )
+    array = [{"event_id_": row.get("event_id"), **row} for row in rows]
+    return statement, [json.dumps(array, default=lambda value: value.isoformat())]
+
+
+def in_order(rows: list[Columns], inserted: Iterable[Any]) -> list[int | None]:
+    """Give each row its id: by its event, the first of several; those without an event by their order."""
+    ids = sorted(tuple(row.values()) if isinstance(row, Mapping) else tuple(row) for row in inserted)
+    by_event = {event_id: id_ for id_, event_id in ids if event_id is not None}
+    without_event = iter([id_ for id_, event_id in ids if event_id is None])
+    return [
+        by_event.pop(event_id, None) if (event_id := row.get("event_id")) is not None else next(without_event)
+        for row in rows
+    ]
+
+
+def check_names(columns: Columns) -> None:
+    """Refuse what is no column of the caller's. Raises TypeError, which suggests the nearest name."""
+    for name in columns:
+        if name not in Columns.__annotations__:
+            nearest = get_close_matches(name, Columns.__annotations__, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise TypeError(f'notifications have no column "{name}" that a caller gives.{hint}')
 
 
 def only_value(row: Any) -> int | None:

@@ -115,6 +115,27 @@ class Store:
         """Keep the history's partitions three months ahead."""
         await self._value("select keep_partitions()")
 
+    async def retry(self, which: int | str) -> int:
+        """Put a notification back in line, by its number or its event; return how many deliveries are due again."""
+        kind = "bigint" if isinstance(which, int) else "text"
+        return int(await self._value(f"select retry(%s::{kind})", which))
+
+    async def retry_delivery(self, delivery_id: int) -> int:
+        """Put one delivery back in line; return 1, or 0."""
+        return int(await self._value("select retry_delivery(%s)", delivery_id))
+
+    async def retry_dead_letters(self, project: str, since: str) -> int:
+        """Put back in line what failed in a project since then; return how many deliveries are due again."""
+        return int(await self._value("select retry_dead_letters(%s, %s::text::timestamptz)", project, since))
+
+    async def prune(self, older_than: str) -> int:
+        """Delete what settled longer ago, in small transactions; then the months of the history that are older."""
+        deleted = 0
+        while gone := int(await self._value("select prune(%s::text::interval)", older_than)):
+            deleted += gone
+        await self._value("select drop_old_partitions(%s::text::interval)", older_than)
+        return deleted
+
     async def projects(self) -> dict[str, Project]:
         """Read what the projects' rows say."""
         rows = await self._rows(

@@ -167,6 +167,37 @@ async def requeue_orphans(timestamp: int | None = None) -> None:
         await store.keep_partitions()
 
 
+@app.task(name="notify_worker.retry", queue=QUEUE, retry=PutBack())
+async def retry(
+    notification_id: int | None = None,
+    event_id: str | None = None,
+    delivery_id: int | None = None,
+    project: str | None = None,
+    since: str | None = None,
+) -> int:
+    """Put back in line: a notification, the one of an event, a delivery, or all that failed in a project since then.
+
+    Returns how many deliveries are due again.
+    """
+    store = (await app.connector.process()).store
+    match notification_id, event_id, delivery_id, project, since:
+        case int(number), None, None, None, None:
+            return await store.retry(number)
+        case None, str(event), None, None, None:
+            return await store.retry(event)
+        case None, None, int(number), None, None:
+            return await store.retry_delivery(number)
+        case None, None, None, str(name), str(moment):
+            return await store.retry_dead_letters(name, moment)
+    raise ValueError("give one of notification_id, event_id and delivery_id, or project and since together")
+
+
+@app.task(name="notify_worker.prune", queue=QUEUE, retry=PutBack())
+async def prune(older_than: str) -> int:
+    """Delete what settled longer ago than an interval such as "90 days"; returns how many notifications."""
+    return await (await app.connector.process()).store.prune(older_than)
+
+
 async def run() -> None:
     """Run a worker until SIGTERM or SIGINT: procrastinate's, started again when it stops, and a look each second."""
     stopping = asyncio.Event()

@@ -1,22 +1,56 @@
-"""A project's sender, opened when the first message of it is to be sent: one bad key keeps nobody else from sending."""
+"""A project's sender, opened when the first message of it is to be sent: one bad key keeps nobody else from sending.
+
+`projects.sender` names it: fcm, console, or one that another package brings under the entry point
+`notify_worker.senders`: a callable that takes the project's row and the settings, and returns a Sender.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from importlib.metadata import entry_points
 from time import monotonic
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Message, Outcome, Project, Verdict
 from notify_worker.senders import Sender
+from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.fcm import FcmSender
 from notify_worker.settings import Settings
 
+ENTRY_POINTS = "notify_worker.senders"
 OPEN_AGAIN_AFTER = 10.0
-"""Seconds after which credentials that could not be used are looked at again."""
+"""Seconds after which a sender that could not be opened is tried again."""
 
 
 def open_sender(project: Project, settings: Settings) -> Sender:
     """Name what carries the messages of a project; nothing is read or connected yet."""
-    return LazySender(lambda: FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency))
+
+    async def opened() -> Sender:
+        match project.sender:
+            case "fcm":
+                return await FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency)
+            case "console":
+                return ConsoleSender()
+            case other:
+                return await asyncio.to_thread(brought, other, project, settings)
+
+    return LazySender(opened)
+
+
+def brought(name: str, project: Project, settings: Settings) -> Sender:
+    """Open the sender that another package brings. Raises CredentialsError: there is none of this name, or it fails."""
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        known = ", ".join(("fcm", "console", *sorted(found)))
+        raise CredentialsError(
+            f'There is no sender "{name}", which project "{project.name}" names. There are: {known}.'
+        )
+    try:
+        sender: Sender = found[name].load()(project, settings)
+    except Exception as error:
+        raise CredentialsError(
+            f'The sender "{name}" of project "{project.name}" fails: {type(error).__name__}'
+        ) from error
+    return sender
 
 
 class LazySender:

@@ -1,0 +1,208 @@
+"""The verbs of the command line that ask the database: one function each, which prints, and returns the exit code."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from time import sleep
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from notify_worker import schema
+from notify_worker.errors import NotifyWorkerError
+from notify_worker.producer import Columns, defer
+from notify_worker.settings import Settings
+
+WELL, FAILED = 0, 1
+ASK_EVERY = 0.05
+"""Seconds between two looks of `send --wait`."""
+COLUMNS = ("event_id", "campaign", "title", "body", "image", "priority", "project")
+KINDS = ("token", "fid", "topic", "condition")
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+
+@contextmanager
+def database() -> Iterator[Connection]:
+    """Connect to the database that the environment names, if its schema is this release's."""
+    conninfo = Settings.from_env().database_url
+    schema.verify(conninfo)
+    with psycopg.connect(
+        conninfo, autocommit=True, row_factory=dict_row, application_name="notify-worker"
+    ) as connection:
+        yield connection
+
+
+def send(options: argparse.Namespace) -> int:
+    """Insert one notification, and with --wait say what became of it."""
+    with database() as connection:
+        notification_id = defer(connection, **columns_of(options))
+        if notification_id is None:
+            print(f'the event "{options.event_id}" is there already: nothing to do')
+            return WELL
+        print(f"notification {notification_id}")
+        return wait_for(connection, notification_id) if options.wait else WELL
+
+
+def columns_of(options: argparse.Namespace) -> Columns:
+    """Turn the options of `send` into columns."""
+    columns: dict[str, Any] = {name: getattr(options, name) for name in COLUMNS if getattr(options, name) is not None}
+    if options.receiver is not None:
+        columns["receiver_id"] = options.receiver
+    for kind in KINDS:
+        if (address := getattr(options, kind)) is not None:
+            columns |= {"kind": kind, "address": address}
+    if options.param:
+        columns["params"] = dict(options.param)
+    if options.data:
+        columns["data"] = dict(options.data)
+    return columns  # type: ignore[return-value]
+
+
+def wait_for(connection: Connection, notification_id: int) -> int:
+    """Wait until a notification is settled or held, tell its story, and say whether it was sent."""
+    while (state := state_of(connection, notification_id)) == "pending":
+        sleep(ASK_EVERY)
+    tell(connection, notification_id)
+    return WELL if state == "sent" else FAILED
+
+
+def state_of(connection: Connection, notification_id: int) -> str | None:
+    """Read how a notification stands."""
+    row = connection.execute(
+        "select state from notify_worker.notifications where id = %s", [notification_id]
+    ).fetchone()
+    return row["state"] if row else None
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Tell what happened to a notification, one line a thing, and how it stands."""
+    with database() as connection:
+        tell(connection, found(connection, options.notification))
+    return WELL
+
+
+def found(connection: Connection, notification: str) -> int:
+    """Find a notification by its event_id, else by its number. Raises NotifyWorkerError: there is none."""
+    row = connection.execute(
+        "select id from notify_worker.notifications where event_id = %s", [notification]
+    ).fetchone()
+    if row is None and notification.isdecimal() and len(notification) < 19:
+        row = connection.execute(
+            "select id from notify_worker.notifications where id = %s", [int(notification)]
+        ).fetchone()
+    if row is None:
+        raise NotifyWorkerError(f'there is no notification of the event "{notification}", nor with this number')
+    number: int = row["id"]
+    return number
+
+
+def tell(connection: Connection, notification_id: int) -> None:
+    """Print the story of a notification."""
+    for line in connection.execute("select at, what from notify_worker.explain(%s::bigint)", [notification_id]):
+        print(f"{moment(line['at'])}  {line['what']}")
+
+
+def moment(at: datetime) -> str:
+    """Write a time as this machine's clock would show it."""
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}"
+
+
+def history(options: argparse.Namespace) -> int:
+    """Tell what became of a receiver's notifications, and why: one line each, the newest first."""
+    with database() as connection:
+        rows = connection.execute(
+            "select * from notify_worker.history(%s, %s::text::timestamptz)", [options.receiver, options.since]
+        )
+        for row in rows:
+            event = f" (event {row['event_id']})" if row["event_id"] else ""
+            campaign = f", campaign {row['campaign']}" if row["campaign"] else ""
+            number = row["notification_id"]
+            print(f"{moment(row['at'])}  notification {number}{event}{campaign}: {row['state']}: {row['because']}")
+    return WELL
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Take a notification back. Exit 0: nothing of it was sent, and it will not arrive; 1: it may have, or may yet."""
+    with database() as connection:
+        number = found(connection, options.notification)
+        row = connection.execute("select notify_worker.cancel(%s::bigint) as taken_back", [number]).fetchone()
+        if row is not None and row["taken_back"]:
+            print("cancelled: nothing of it was sent, and it will not arrive")
+            return WELL
+        print(
+            f"too late for a clean cancel: it is {state_of(connection, number)}; nothing more of it is started. Its story:"
+        )
+        tell(connection, number)
+    return FAILED
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Put a notification, a delivery, or all that failed in a project since a time back in line, with a fresh budget."""
+    with database() as connection:
+        if options.delivery is not None:
+            row = connection.execute("select notify_worker.retry_delivery(%s) as again", [options.delivery]).fetchone()
+        elif options.project is not None:
+            row = connection.execute(
+                "select notify_worker.retry_dead_letters(%s, %s::text::timestamptz) as again",
+                [options.project, options.since],
+            ).fetchone()
+        else:
+            number = found(connection, options.notification)
+            row = connection.execute("select notify_worker.retry(%s::bigint) as again", [number]).fetchone()
+    print(
+        f"{row['again'] if row else 0} deliveries are due again (those of a notification that had none come with its next claim)"
+    )
+    return WELL
+
+
+def pause(options: argparse.Namespace) -> int:
+    """Send nothing of a project until somebody resumes it."""
+    with database() as connection:
+        connection.execute("select notify_worker.pause(%s, %s)", [options.project, options.because])
+    print(f"project {options.project} is paused until: notify-worker resume {options.project}")
+    return WELL
+
+
+def resume(options: argparse.Namespace) -> int:
+    """End every pause and breaker of a project."""
+    with database() as connection:
+        connection.execute("select notify_worker.resume(%s)", [options.project])
+    print(f"project {options.project} sends again")
+    return WELL
+
+
+def status(options: argparse.Namespace) -> int:
+    """Say how things stand: what is pending, due, leased, orphaned, held, given up on. Counts stop at 100,000."""
+    with database() as connection:
+        row = connection.execute("select * from notify_worker.status").fetchone()
+    assert row is not None
+    if options.json:
+        print(json.dumps({name: seconds(value) for name, value in row.items()}))
+        return WELL
+    for name, value in row.items():
+        print(f"{name.replace('_', ' '):<16}  {'-' if value is None else value}")
+    return WELL
+
+
+def seconds(value: object) -> object:
+    """Write a length of time as JSON has it: seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def prune(options: argparse.Namespace) -> int:
+    """Delete what settled longer ago than an interval, in small transactions, and the months of the history before that."""
+    deleted = 0
+    with database() as connection:
+        while gone := connection.execute(
+            "select notify_worker.prune(%s::text::interval) as gone", [options.older_than]
+        ).fetchone():
+            if not gone["gone"]:
+                break
+            deleted += gone["gone"]
+        connection.execute("select notify_worker.drop_old_partitions(%s::text::interval)", [options.older_than])
+    print(f"{deleted} notifications deleted")
+    return WELL
