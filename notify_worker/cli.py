@@ -91,7 +91,7 @@ def describe_retry(retry: argparse.ArgumentParser) -> None:
     """Describe the options of `retry`."""
     retry.add_argument("--delivery", type=int, metavar="NUMBER", help="this one alone")
     retry.add_argument("--project", help="all dead letters of a project, with --since")
-    retry.add_argument("--since", metavar="TIME", help="such as 2027-01-02 09:00, or yesterday")
+    retry.add_argument("--since", default="-infinity", metavar="TIME", help="such as 2027-01-02 09:00, or yesterday")
 
 
 def describe_pause(pause: argparse.ArgumentParser) -> None:

@@ -142,6 +142,11 @@ def cancel(options: argparse.Namespace) -> int:
 
 def retry(options: argparse.Namespace) -> int:
     """Put a notification, a delivery, or all that failed in a project since a time back in line, with a fresh budget."""
+    ways = (options.notification, options.delivery, options.project)
+    if sum(way is not None for way in ways) != 1:
+        raise NotifyWorkerError(
+            "retry takes one of: a notification, --delivery NUMBER, --project NAME (with --since TIME)"
+        )
     with database() as connection:
         if options.delivery is not None:
             row = connection.execute("select notify_worker.retry_delivery(%s) as again", [options.delivery]).fetchone()

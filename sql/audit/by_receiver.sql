@@ -1,0 +1,4 @@
+-- What became of a receiver's notifications of the last 30 days, and why: psql -v receiver=u_42 -f sql/audit/by_receiver.sql
+select at, event_id, campaign, state, because
+from notify_worker.history(:'receiver', now() - interval '30 days')
+limit 200;

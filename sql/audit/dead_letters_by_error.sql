@@ -1,0 +1,13 @@
+-- What was given up on in the last 7 days, the most frequent first, with one to look at: psql -f sql/audit/dead_letters_by_error.sql
+select
+    project,
+    error_code,
+    count(*) as dead_letters,
+    min(failed_at) as first_at,
+    max(failed_at) as last_at,
+    (array_agg(error order by failed_at desc))[1] as latest_words,
+    (array_agg(notification_id order by failed_at desc))[1] as latest_notification
+from notify_worker.dead_letters
+where failed_at > now() - interval '7 days'
+group by project, error_code
+order by dead_letters desc;

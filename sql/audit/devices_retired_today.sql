@@ -1,0 +1,13 @@
+-- Devices that were retired today, by project and reason: psql -f sql/audit/devices_retired_today.sql
+select
+    project,
+    kind,
+    retired_because,
+    count(*) as devices,
+    count(distinct receiver_id) as receivers,
+    min(retired_at) as first_at,
+    max(retired_at) as last_at
+from notify_worker.devices
+where retired_at >= date_trunc('day', now())
+group by project, kind, retired_because
+order by devices desc;
