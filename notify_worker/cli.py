@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logging.getLogger(__name__).exception("%s failed", options.verb.__name__)
         print(f"notify-worker: {in_words(error)}", file=sys.stderr)
         code = ASKED_WRONGLY
+    except UnicodeEncodeError:
+        print("notify-worker: an argument is not UTF-8", file=sys.stderr)
+        code = ASKED_WRONGLY
+    except BrokenPipeError:  # whoever read this has read enough; what is still in the buffer has nowhere to go
+        sys.stdout = None
+        code = FAILED
     except KeyboardInterrupt:
         code = FAILED
     sys.exit(code)
@@ -77,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
     """Describe the options of `sandbox`."""
     sandbox.add_argument("--host", default="127.0.0.1")
-    sandbox.add_argument("--port", type=int, default=SANDBOX_PORT)
+    sandbox.add_argument("--port", type=port, default=SANDBOX_PORT)
     sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="how long each answer takes")
     sandbox.add_argument(
         "--credentials", type=Path, default=Path("sandbox.json"), metavar="FILE",
@@ -96,6 +102,13 @@ def describe_send(send: argparse.ArgumentParser) -> None:
     for name in ("param", "data"):
         send.add_argument(f"--{name}", action="append", default=[], metavar="NAME=VALUE", type=pair)
     send.add_argument("--wait", action="store_true", help="wait until it is settled, and say what happened")
+
+
+def port(text: str) -> int:
+    """Read the number of a port; 0 is any free one."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f'"{text}" is no port from 0 to 65535')
+    return int(text)
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -203,7 +216,7 @@ def explain(options: argparse.Namespace) -> int:
         found = connection.execute(
             "select id from notify_worker.notifications where event_id = %s", [options.notification]
         ).fetchone()
-        if found is None and options.notification.isdigit():
+        if found is None and options.notification.isdecimal() and len(options.notification) < 19:
             found = connection.execute(
                 "select id from notify_worker.notifications where id = %s", [int(options.notification)]
             ).fetchone()

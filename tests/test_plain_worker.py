@@ -23,7 +23,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
-    shop.connection.execute("delete from notify_worker.procrastinate_jobs")
+    shop.delete_bells()
     assert (shop.held(), shop.bells()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
@@ -81,7 +81,6 @@ def test_two_commits_within_milliseconds_are_both_started_at_once(shop: Shop) ->
 
     for pair in range(60):
         gap = dice.uniform(0, 0.012)
-        shop.connection.execute("select pg_sleep(0)")
         shop.notify_at(f"app:{pair}-first")
         with shop.connection.transaction():
             shop.connection.execute("select pg_sleep(%s)", [gap])
