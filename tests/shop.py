@@ -164,10 +164,29 @@ class Shop:
         )
 
     def delete_bells(self) -> None:
-        """Delete the bells by hand. procrastinate's own triggers find their tables by the search_path alone."""
+        """Delete the bells by hand."""
+        with self.among_procrastinates_tables():
+            self.connection.execute("delete from procrastinate_jobs where task_name = 'notify_worker.drain'")
+
+    def defer_job(self, task: str, *, after: float) -> None:
+        """Defer a job of procrastinate's in SQL, and commit it after so many seconds."""
+        with self.among_procrastinates_tables():
+            self.connection.execute("select pg_sleep(%s)", [after])
+            self.connection.execute(
+                """
+                select procrastinate_defer_jobs_v1(
+                    array[row('notify_worker', %s, 0, null, null, '{}', null)::procrastinate_job_to_defer_v1]
+                )
+                """,
+                [task],
+            )
+
+    @contextmanager
+    def among_procrastinates_tables(self) -> Iterator[None]:
+        """A transaction in which procrastinate's own triggers find their tables: they have but the search_path."""
         with self.connection.transaction():
             self.connection.execute("set local search_path = notify_worker")
-            self.connection.execute("delete from procrastinate_jobs")
+            yield
 
     def held(self) -> int:
         """How many notifications a worker holds."""

@@ -23,12 +23,13 @@ begin
             case
                 when project.name is null then format('there is no project "%s"', notification.project)
                     || nearest(notification.project, (select array_agg(name) from projects))
+                when expiry(notification.expires_at, notification.created_at, notification.send_at, project.expires_after) <= at
+                    then 'it expired before it could be sent'
                 when its_campaign.retired_at <= at then format('the campaign "%s" is retired', notification.campaign)
                 when notification.campaign is not null and its_campaign.name is null
                     then format('there is no campaign "%s"', notification.campaign)
                     || nearest(notification.campaign, (select array_agg(name) from campaigns))
-                when words_are_too_big(notification, its_campaign) then 'words, params, data and message take more than 64 KB'
-                else 'it expired before it could be sent'
+                else 'words, params, data and message take more than 64 KB'
             end as because
         from notifications as notification
         left join projects as project
