@@ -99,12 +99,7 @@ class Try:
 
     def _mendable(self, outcome: Outcome | None) -> bool:
         """Say whether the same request may be made again within seconds: never where the caller said hold."""
-        return (
-            outcome is not None
-            and outcome.mendable
-            and self.delivery.on_unknown is not OnUnknown.HOLD
-            and not self.stopping.is_set()
-        )
+        return outcome is not None and outcome.mendable and self.delivery.on_unknown is not OnUnknown.HOLD
 
     async def _pause(self, seconds: float) -> None:
         """Wait between two requests, in nobody's place; a worker that stops waits for nothing."""

@@ -31,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logging.getLogger(__name__).exception("%s failed", options.verb.__name__)
         print(f"notify-worker: {in_words(error)}", file=sys.stderr)
         code = ASKED_WRONGLY
+    except UnicodeEncodeError:
+        print("notify-worker: an argument is not UTF-8", file=sys.stderr)
+        code = ASKED_WRONGLY
+    except BrokenPipeError:  # whoever read this has read enough; what is still in the buffer has nowhere to go
+        sys.stdout = None
+        code = FAILED
     except KeyboardInterrupt:
         code = FAILED
     sys.exit(code)
@@ -103,7 +109,7 @@ def describe_pause(pause: argparse.ArgumentParser) -> None:
 def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
     """Describe the options of `sandbox`."""
     sandbox.add_argument("--host", default="127.0.0.1")
-    sandbox.add_argument("--port", type=int, default=SANDBOX_PORT)
+    sandbox.add_argument("--port", type=port, default=SANDBOX_PORT)
     sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="how long each answer takes")
     sandbox.add_argument(
         "--credentials", type=Path, default=Path("sandbox.json"), metavar="FILE",
@@ -122,6 +128,13 @@ def describe_send(send: argparse.ArgumentParser) -> None:
     for name in ("param", "data"):
         send.add_argument(f"--{name}", action="append", default=[], metavar="NAME=VALUE", type=pair)
     send.add_argument("--wait", action="store_true", help="wait until it is settled, and say what happened")
+
+
+def port(text: str) -> int:
+    """Read the number of a port; 0 is any free one."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f'"{text}" is no port from 0 to 65535')
+    return int(text)
 
 
 def pair(text: str) -> tuple[str, str]:

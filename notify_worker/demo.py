@@ -145,15 +145,15 @@ def stay_up(home: Path, tell: Tell, until: Callable[[], object]) -> None:
         shop = Shop(server.conninfo, box, tell, home / "worker.log")
         ends.callback(shop.close)
         shop.start_worker()
-        tell(f"""\
-A PostgreSQL, a local FCM and a worker are up. In another terminal:
-
-export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'
-export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials}
-notify-worker send --token app:phone --title Hello --wait
-psql "$NOTIFY_WORKER_DATABASE_URL" -c "select * from notify_worker.status"
-
-Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}. Ctrl-C ends it.""")
+        tell(
+            "A PostgreSQL, a local FCM and a worker are up. In another terminal:\n\n"
+            f"export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'\n"
+            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials}\n"
+            "notify-worker send --token app:phone --title Hello --wait\n"
+            'psql "$NOTIFY_WORKER_DATABASE_URL" -c "select * from notify_worker.status"\n\n'
+            f"Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}\n"
+            "Ctrl-C ends it."
+        )
         until()
 
 

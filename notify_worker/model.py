@@ -11,6 +11,10 @@ Json = Any
 """What `json.loads` can give."""
 
 
+UNREADABLE: Json = object()
+"""Stands for JSON that Postgres holds and Python can't read: a number of 5,000 digits, a nesting of 1,000 levels."""
+
+
 class Verdict(StrEnum):
     """What an attempt came to."""
 

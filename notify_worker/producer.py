@@ -96,12 +96,8 @@ def insert(columns: Columns) -> tuple[str, list[Any]]:
     values = [
         json.dumps(value) if name in JSON_COLUMNS and value is not None else value for name, value in columns.items()
     ]
-    statement = (
-        f"insert into notify_worker.notifications ({', '.join(columns)})\n"
-        f"values ({marks})\n"
-        "on conflict (event_id) do nothing\n"
-        "returning id"
-    )
+    what = f"({', '.join(columns)})\nvalues ({marks})" if columns else "default values"
+    statement = f"insert into notify_worker.notifications {what}\non conflict (event_id) do nothing\nreturning id"
     return statement, values
 
 
@@ -149,5 +145,7 @@ def only_value(row: Any) -> int | None:
     """Read the one column of the one row, whatever the caller's connection makes of rows."""
     if row is None:
         return None
+    if isinstance(row, int):
+        return row
     value: int = next(iter(row.values())) if isinstance(row, Mapping) else row[0]
     return value

@@ -5,15 +5,18 @@ Pure: no clock, no database, no network. A placeholder is `{name}` alone: `str.f
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from notify_worker.model import Delivery, Json, Message, Outcome, Verdict, Words
+from notify_worker.model import UNREADABLE, Delivery, Json, Message, Outcome, Verdict, Words
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 ADDRESS_KINDS = ("token", "fid", "topic", "condition")
 BYTES_OF_A_MESSAGE = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
 """What FCM takes, keys and values of words and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
+
+
+DEEPEST = 50
 
 
 class Unrenderable(Exception):
@@ -27,12 +30,37 @@ class Unrenderable(Exception):
 def render(delivery: Delivery) -> Message | Outcome:
     """Make the message of a delivery, or say why there can't be one: a param missing, or more bytes than FCM takes."""
     try:
+        check_depth(delivery)
         words = chosen(delivery)
         body = stamped(assembled(delivery, words), delivery)
         check_size(delivery.kind, body)
     except Unrenderable as error:
         return Outcome(Verdict.FAILED, error=str(error), error_code=error.code)
     return Message(kind=delivery.kind, body=body)
+
+
+def check_depth(delivery: Delivery) -> None:
+    """Refuse what can't be read, or is nested so deeply that to walk it could break the worker."""
+    level: list[Json] = [
+        delivery.params,
+        *((words.data, words.message) for words in (delivery.inline, delivery.campaign) if words is not None),
+    ]
+    for _ in range(DEEPEST):
+        if UNREADABLE in level:
+            break
+        level = [each for value in level for each in parts(value)]
+        if not level:
+            return
+    raise Unrenderable(
+        "UNREADABLE", f"params, data or message can't be read: a number too long, or nested deeper than {DEEPEST}"
+    )
+
+
+def parts(value: Json) -> Iterable[Json]:
+    """Give what an object or an array holds."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def chosen(delivery: Delivery) -> Words:

@@ -32,7 +32,7 @@ class RetryPolicy:
         Doubles from `first` up to `longest`. `asked` is FCM's Retry-After, and a floor. `dice` is in [0, 1): up to a fifth
         is added, never taken away. At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
         """
-        doublings = min(attempt - 1, 30)  # beyond that timedelta overflows, and no `longest` is that long
+        doublings = min(attempt - 1, (self.longest // self.first).bit_length())  # more would overflow a timedelta
         wait = min(self.first * (1 << doublings), self.longest)
         return max(wait, asked) * (1 + dice / 5)
 

@@ -1,5 +1,6 @@
 """What the environment says, read once and checked as a whole: all problems at once, no secret in a repr."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -52,7 +53,8 @@ class Settings:
             except ValueError as error:
                 problems.append(f"{name} {error}")
         settings = cls(**values)
-        problems += settings.contradictions()
+        if not problems:
+            problems = settings.contradictions()
         if problems:
             raise SettingsError("\n".join(problems))
         return settings
@@ -89,7 +91,7 @@ def seconds(length: timedelta) -> str:
 
 def whole_number(text: str) -> int:
     """Read a number of requests in flight."""
-    if not text.isdigit() or not 1 <= int(text) <= 10_000:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= 10_000):
         raise ValueError(f'is "{text}". It has to be a whole number from 1 to 10000.')
     return int(text)
 
@@ -100,7 +102,7 @@ def length(text: str) -> timedelta:
         value = float(text)
     except ValueError:
         value = 0
-    if not 0 < value <= 3600:
+    if not 0.001 <= value <= 3600:
         raise ValueError(f'is "{text}". It has to be a number of seconds, more than 0 and at most 3600.')
     return timedelta(seconds=value)
 
@@ -115,13 +117,17 @@ def request_timeout(text: str) -> timedelta:
 
 def url(text: str) -> str:
     """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme == "https" and parts.hostname:
         return text.rstrip("/")
     if parts.scheme == "http" and parts.hostname and is_loopback(parts.hostname):
         return text.rstrip("/")
+    shown = re.sub(r"(//[^/:]*):[^/]*@", r"\1:…@", text)  # a password
     raise ValueError(
-        f'is "{text}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).'
+        f'is "{shown}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).'
     )
 
 

@@ -3,6 +3,7 @@
 Nothing here is held over a request: a method takes a connection of the pool, asks, and gives it back.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from uuid import UUID
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Jsonb, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
-from notify_worker.model import Attempt, Delivery, OnUnknown, Project, Words
+from notify_worker.model import UNREADABLE, Attempt, Delivery, Json, OnUnknown, Project, Words
 
 CONNECTIONS = 2
 """One that claims and one that records; neither waits for FCM."""
@@ -32,11 +33,20 @@ class Suspect:
     seen_at: datetime
 
 
+def loads(text: str | bytes) -> Json:
+    """Read JSON; what can't be read is said to be so, since it stands in one row among many."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return UNREADABLE
+
+
 async def configure(connection: AsyncConnection[Any]) -> None:
     """Make a connection ours: our schema's names, one statement a transaction, and commits that are durable.
 
     A claim that commits synchronously also makes the producer's commit durable before anything leaves.
     """
+    set_json_loads(loads, connection)
     await connection.set_autocommit(True)
     await connection.execute(
         """

@@ -158,9 +158,8 @@ def retry(options: argparse.Namespace) -> int:
         else:
             number = found(connection, options.notification)
             row = connection.execute("select notify_worker.retry(%s::bigint) as again", [number]).fetchone()
-    print(
-        f"{row['again'] if row else 0} deliveries are due again (those of a notification that had none come with its next claim)"
-    )
+    again = row["again"] if row else 0
+    print(f"{again} deliveries are due again; those of a notification that never had any come with its next claim")
     return WELL
 
 

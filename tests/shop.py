@@ -79,10 +79,11 @@ class Shop:
 
     # What a shop does
 
-    def notify(self, address: str, **columns: Unpack[Columns]) -> int:
+    def notify(self, to: str, **columns: Unpack[Columns]) -> int:
         """Commit one notification to an address; return its id."""
-        words: Columns = {"title": "Thank you", "kind": "token", "address": address}
-        notification_id = defer(self.connection, **{**words, **columns})
+        words: Columns = {"title": "Thank you", "kind": "token", "address": to}
+        words.update(columns)
+        notification_id = defer(self.connection, **words)
         assert notification_id is not None
         return notification_id
 
@@ -122,11 +123,15 @@ class Shop:
             }
         )
 
+    def all_sent(self, count: int) -> bool:
+        """Tell whether so many are sent and no other is there. FCM is asked first: to count rows takes a while."""
+        return self.box.accepted >= count and self.states() == {"sent": count}
+
     def state(self, notification_id: int) -> str:
         return str(self.value("select state from notify_worker.notifications where id = %s", notification_id))
 
     def delivery(self, notification_id: int) -> Row:
-        """The one delivery of a notification; `due_in` and `lasts` in seconds."""
+        """The one delivery of a notification; `due_in` in seconds."""
         (row,) = self.rows(
             """
             select *, extract(epoch from due_at - clock_timestamp())::float as due_in
@@ -158,24 +163,51 @@ class Shop:
             )
         )
 
+    def delete_bells(self) -> None:
+        """Delete the bells by hand."""
+        with self.among_procrastinates_tables():
+            self.connection.execute("delete from procrastinate_jobs where task_name = 'notify_worker.drain'")
+
+    def defer_job(self, task: str, *, after: float) -> None:
+        """Defer a job of procrastinate's in SQL, and commit it after so many seconds."""
+        with self.among_procrastinates_tables():
+            self.connection.execute("select pg_sleep(%s)", [after])
+            self.connection.execute(
+                """
+                select procrastinate_defer_jobs_v1(
+                    array[row('notify_worker', %s, 0, null, null, '{}', null)::procrastinate_job_to_defer_v1]
+                )
+                """,
+                [task],
+            )
+
+    @contextmanager
+    def among_procrastinates_tables(self) -> Iterator[None]:
+        """A transaction in which procrastinate's own triggers find their tables: they have but the search_path."""
+        with self.connection.transaction():
+            self.connection.execute("set local search_path = notify_worker")
+            yield
+
     def held(self) -> int:
         """How many notifications a worker holds."""
         return int(self.value("select count(*) from notify_worker.notifications where lease is not null"))
 
     def backends(self) -> list[Row]:
-        """The sessions of everybody but this shop; `part` says whose: the store's, or another part's of the worker."""
+        """The sessions of everybody but this shop; `part` says whose, by what it asked last; null: it never asked."""
         return self.rows(
             """
             select
                 pid,
                 application_name,
-                state,
-                xact_start,
+                wait_event,
+                coalesce(clock_timestamp() - xact_start, '0') as in_transaction_for,
                 case
                     when query ilike 'listen%%' then 'listener'
-                    when query like '%%still_here(%%' or query like '%%enter(%%' then 'liveness'
-                    when query ilike '%%procrastinate_%%' then 'procrastinate'
-                    else 'store'
+                    when query ~ '(still_here|enter)\\(' then 'liveness'
+                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|ring|suspects|bury)\\('
+                        or query ~ '(keep_partitions\\(|from projects)'
+                        then 'store'
+                    when query ~ 'procrastinate_' then 'procrastinate'
                 end as part
             from pg_stat_activity
             where datname = current_database()
@@ -199,6 +231,17 @@ class Shop:
         )
 
     # Its workers
+
+    def busy(self) -> Worker:
+        """The worker that has recorded something first."""
+        pid = self.value(
+            """
+            select pid
+            from notify_worker.workers
+            where name = (select worker from notify_worker.attempts order by finished_at limit 1)
+            """
+        )
+        return next(worker for worker in self._workers if worker.pid == pid)
 
     def start_worker(self, kind: str = "notify-worker", *options: str, **settings: object) -> Worker:
         """Start a worker, and wait until it listens. `settings` are variables of the environment."""

@@ -90,7 +90,12 @@ def as_stored(column: object) -> object:
 
 
 def register(
-    connection: psycopg.Connection, receiver_id: str, address: str, *, platform: str = "android", project: str = "default"
+    connection: psycopg.Connection,
+    receiver_id: str,
+    address: str,
+    *,
+    platform: str = "android",
+    project: str = "default",
 ) -> int:
     statement: LiteralString = "select notify_worker.register_device(%s, 'token', %s, %s, %s)"
     return int(value(connection, statement, receiver_id, address, platform, project))
@@ -100,6 +105,15 @@ def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(mi
     """A worker enters. It lives as long as this session."""
     pid = connection.info.backend_pid
     return Worker(**row(connection, "select id, name from notify_worker.enter('here', %s, %s)", pid, lease_length))
+
+
+def leave(connection: psycopg.Connection, worker: Worker) -> None:
+    value(connection, "select notify_worker.leave(array[%s]::integer[])", worker.id)
+
+
+def still_here(connection: psycopg.Connection, worker: Worker) -> bool:
+    alive = rows(connection, "select notify_worker.still_here(array[%s]::integer[])", worker.id)
+    return bool(alive)
 
 
 def claim(connection: psycopg.Connection, worker: Worker, most: int = 100) -> list[Row]:
@@ -114,10 +128,10 @@ def claim_one(connection: psycopg.Connection, worker: Worker) -> Row:
     return only
 
 
-def outcome(delivery: Row, verdict: str, **more: object) -> Row:
+def outcome(delivery: Row, **came_to: object) -> Row:
     """What became of a delivery, as `record` reads it."""
     known = {name: delivery[name] for name in ("delivery_id", "notification_id", "lease")}
-    return known | {"verdict": verdict, "requests": 1, "started_ago": 0, "finished_ago": 0} | more
+    return known | {"requests": 1, "started_ago": 0, "finished_ago": 0} | came_to
 
 
 def record(connection: psycopg.Connection, worker: Worker, *outcomes: Row) -> int:

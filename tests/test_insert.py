@@ -1,4 +1,4 @@
-"""What an INSERT refuses, by a rule with a name, and what it lets through: only what the row alone shows can fail an order."""
+"""What an INSERT refuses, by a rule with a name, and what it lets through: only what the row alone shows fails an order."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

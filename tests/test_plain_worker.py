@@ -23,7 +23,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
-    shop.connection.execute("delete from notify_worker.procrastinate_jobs")
+    shop.delete_bells()
     assert (shop.held(), shop.bells()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
@@ -74,17 +74,50 @@ def test_a_database_error_puts_the_job_back(shop: Shop) -> None:
     assert shop.box.received == 1
 
 
-def test_two_commits_within_milliseconds_are_both_started_at_once(shop: Shop) -> None:
-    """procrastinate forgets a NOTIFY that comes while it fetches; with its polling far away that would show."""
-    shop.start_worker("procrastinate", "--fetch-job-polling-interval=60")
+FAR_AWAY = "--fetch-job-polling-interval=60"
+"""So that a wake-up that is lost shows: the next fetch comes with the next periodic task, up to two seconds later."""
+
+
+def test_two_commits_within_milliseconds_are_both_sent_at_once(shop: Shop) -> None:
+    shop.start_worker("procrastinate", FAR_AWAY)
     dice = random.Random(7)
 
     for pair in range(60):
-        gap = dice.uniform(0, 0.012)
-        shop.connection.execute("select pg_sleep(0)")
-        shop.notify_at(f"app:{pair}-first")
+        shop.notify(f"app:{pair}-first")
         with shop.connection.transaction():
-            shop.connection.execute("select pg_sleep(%s)", [gap])
+            shop.connection.execute("select pg_sleep(%s)", [dice.uniform(0, 0.012)])
             committed_at = shop.notify_at(f"app:{pair}-second")
         until("both are sent", lambda count=2 * pair + 2: shop.box.accepted == count, within=5)  # type: ignore[misc]
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=1)
+
+
+def test_a_job_that_comes_while_the_worker_fetches_is_started_at_once(shop: Shop) -> None:
+    """procrastinate's own worker forgets a NOTIFY that comes while a fetch is on its way that then finds nothing."""
+    shop.connection.execute(
+        """
+        alter function notify_worker.procrastinate_fetch_job_v2 rename to fetch_at_once;
+        create function notify_worker.procrastinate_fetch_job_v2(queues varchar[], worker bigint)
+        returns notify_worker.procrastinate_jobs
+        set search_path = notify_worker
+        language plpgsql as $$
+        declare
+            job procrastinate_jobs := fetch_at_once(queues, worker);
+        begin
+            if job.id is null then
+                perform pg_sleep(0.05);
+            end if;
+            return job;
+        end
+        $$
+        """
+    )
+    shop.start_worker("procrastinate", FAR_AWAY)
+
+    for _ in range(10):
+        for after in (0, 0.02):
+            shop.defer_job("notify_worker.requeue_orphans", after=after)
+        until("both have been started", lambda: no_job_waits(shop), within=1)
+
+
+def no_job_waits(shop: Shop) -> bool:
+    return not shop.value("select exists (select from notify_worker.procrastinate_jobs where status = 'todo')")

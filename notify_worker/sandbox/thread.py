@@ -42,13 +42,20 @@ def start(
     """
     listener = listen(host, port)
     try:
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        url = f"http://{reached_at(host)}:{listener.getsockname()[1]}"
         phones = Phones(on_show)
         server = Server(Account(credentials, url, token_lifetime), phones, latency)
     except BaseException:
         listener.close()
         raise
     return Sandbox(url, credentials, server, phones, listener)
+
+
+def reached_at(host: str) -> str:
+    """Name the host as a client on this machine reaches it: a listener on all addresses is on loopback too."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -188,7 +188,7 @@ def read(response: httpx.Response, body: bytes) -> Answer:
         status=response.status_code,
         said=text_in(found, "error", "message") or f"{len(body)} bytes of {kind}, not an error of FCM",
         fcm_code=fcm_code,
-        code=code or name_of(response.status_code),
+        code=code or f"HTTP_{response.status_code}",
         name=one_line(text_in(found, "name") or "") or None,
         retry_after=retry_after(response.headers.get("retry-after", "")),
     )
@@ -232,14 +232,6 @@ def detail(found: Json, kind: str, key: str) -> str | None:
             of_kind = (each for each in details if (text_in(each, "@type") or "").endswith(kind))
             return next((code for each in of_kind if (code := code_in(each, key))), None)
     return None
-
-
-def name_of(status: int) -> str:
-    """Name a status: BAD_GATEWAY."""
-    try:
-        return HTTPStatus(status).name
-    except ValueError:
-        return f"HTTP_{status}"
 
 
 def retry_after(text: str) -> timedelta | None:

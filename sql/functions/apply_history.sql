@@ -21,7 +21,9 @@ begin
         last_error_code = attempt.error_code,
         last_error = attempt.error,
         sent_as = attempt.sent_as,
-        settled_at = case when becomes.state not in ('pending', 'held') then attempt.recorded_at end
+        settled_at = case
+            when becomes.state not in ('pending', 'held') then greatest(attempt.recorded_at, attempt.finished_at)
+        end
     from notifications as notification,
         stored_attempts as attempt,
         lateral (

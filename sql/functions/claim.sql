@@ -65,6 +65,7 @@ begin
     end if;
     if lapsed is not null then
         perform take_over(lapsed);
+        at := clock_timestamp();    -- what is unknown has become due just now
     end if;
     if again <> '{}' then
         perform drop_moved_devices(again);
@@ -79,7 +80,8 @@ begin
         due_at = at + length,
         expanded_at = coalesce(expanded_at, at)
     where id = any (picked)
-        and state = 'pending';
+        and state = 'pending'
+        and due_at <= at;
 
     return query
     select
@@ -93,16 +95,7 @@ begin
         notification.priority,
         delivery.attempts,
         delivery.tries,
-        date_part(
-            'epoch',
-            expiry(
-                notification.expires_at,
-                notification.created_at,
-                notification.send_at,
-                notification.retried_at,
-                project.expires_after
-            ) - at
-        ),
+        date_part('epoch', expiry(notification, project.expires_after)) - date_part('epoch', at),
         installation.digits || '-' || notification.id,
         notification.title,
         notification.body,
@@ -118,7 +111,9 @@ begin
             'data', campaign.data,
             'message', campaign.message
         ) end
-    from notifications as notification
+    from unnest(picked) as pick (id)
+    join notifications as notification
+        on notification.id = pick.id
     join stored_deliveries as delivery
         on delivery.notification_id = notification.id
         and delivery.state = 'pending'
@@ -128,8 +123,7 @@ begin
     left join campaigns as campaign
         on campaign.name = notification.campaign
     cross join installation
-    where notification.id = any (picked)
-        and notification.state = 'pending'
+    where notification.state = 'pending'
     order by notification.lane, notification.id;
     if not found then
         delivery_id := null;

@@ -34,16 +34,25 @@ begin
         last_error_code = null,
         last_error = case
             when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_because, 'no reason given')
-            else 'the device belongs to another receiver by now'
+            when device.id is not null then 'the device belongs to another receiver by now'
+            else 'the device was deleted'
         end,
         settled_at = clock_timestamp()
-    from notifications as notification, devices as device
+    from notifications as notification
+    join stored_deliveries as open
+        on open.notification_id = notification.id
+        and open.state = 'pending'
+        and open.device_id is not null
+    left join devices as device
+        on device.id = open.device_id
     where notification.id = any (notification_ids)
         and notification.state = 'pending'
-        and delivery.notification_id = notification.id
-        and delivery.state = 'pending'
-        and device.id = delivery.device_id
-        and (device.retired_at is not null or device.receiver_id is distinct from notification.receiver_id);
+        and delivery.id = open.id
+        and (
+            device.id is null
+            or device.retired_at is not null
+            or device.receiver_id is distinct from notification.receiver_id
+        );
     if found then
         perform settle(notification_ids);
     end if;

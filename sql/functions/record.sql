@@ -38,7 +38,7 @@ begin
         at + make_interval(secs => outcome.retry_in),
         outcome.sent_as,
         notification.lease is distinct from outcome.lease
-    from outcomes_of(outcomes) as outcome
+    from (select distinct on (delivery_id, lease) * from outcomes_of(outcomes)) as outcome
     join stored_deliveries as delivery
         on delivery.id = outcome.delivery_id
     join notifications as notification

@@ -15,19 +15,21 @@ language sql
 security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
+    -- The clock's time, not the transaction's: an answer to a request that began before must not retire it.
     with registered as (
-        insert into devices as device (receiver_id, kind, address, platform, project)
+        insert into devices as device (receiver_id, kind, address, platform, project, registered_at)
         values (
             register_device.receiver_id,
             register_device.kind,
             register_device.address,
             register_device.platform,
-            register_device.project
+            register_device.project,
+            clock_timestamp()
         )
         on conflict on constraint devices_address_once do update
             set receiver_id = excluded.receiver_id,
                 platform = coalesce(excluded.platform, device.platform),
-                registered_at = now(),
+                registered_at = excluded.registered_at,
                 seen_at = now(),
                 retired_at = null,
                 retired_because = null,

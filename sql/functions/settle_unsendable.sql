@@ -7,43 +7,42 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
     at timestamptz := clock_timestamp();
-    found_so bigint[];
+    unsendable_ids bigint[];
 begin
     with judged as (
         select
             notification.id,
+            notification.project,
+            notification.campaign,
             case
-                when project.name is null then 'failed'
-                when expiry(
-                    notification.expires_at,
-                    notification.created_at,
-                    notification.send_at,
-                    notification.retried_at,
-                    project.expires_after
-                ) <= at then 'expired'
-                when its_campaign.retired_at <= at then 'cancelled'
-                when notification.campaign is not null and its_campaign.name is null then 'failed'
-                when words_are_too_big(notification, its_campaign) then 'failed'
-            end as state,
-            case
-                when project.name is null then format('there is no project "%s"', notification.project)
-                    || nearest(notification.project, (select array_agg(name) from projects))
-                when its_campaign.retired_at <= at then format('the campaign "%s" is retired', notification.campaign)
-                when notification.campaign is not null and its_campaign.name is null
-                    then format('there is no campaign "%s"', notification.campaign)
-                    || nearest(notification.campaign, (select array_agg(name) from campaigns))
-                when words_are_too_big(notification, its_campaign) then 'words, params, data and message take more than 64 KB'
-                else 'it expired before it could be sent'
-            end as because
+                when its_project.name is null then 'no project'
+                when expiry(notification, its_project.expires_after) <= at then 'expired'
+                when its_campaign.retired_at <= at then 'retired'
+                when notification.campaign is not null and its_campaign.name is null then 'no campaign'
+                when words_are_too_big(notification, its_campaign) then 'too big'
+            end as reason
         from notifications as notification
-        left join projects as project
-            on project.name = notification.project
+        left join projects as its_project
+            on its_project.name = notification.project
         left join campaigns as its_campaign
             on its_campaign.name = notification.campaign
         where notification.id = any (notification_ids)
             and notification.state = 'pending'
     ), unsendable as (
-        select * from judged where judged.state is not null
+        select
+            id,
+            case reason when 'expired' then 'expired' when 'retired' then 'cancelled' else 'failed' end as state,
+            case reason
+                when 'no project' then format('there is no project "%s"', project)
+                    || nearest(project, (select array_agg(name) from projects))
+                when 'expired' then 'it expired before it could be sent'
+                when 'retired' then format('the campaign "%s" is retired', campaign)
+                when 'no campaign' then format('there is no campaign "%s"', campaign)
+                    || nearest(campaign, (select array_agg(name) from campaigns))
+                else 'words, params, data and message take more than 64 KB'
+            end as because
+        from judged
+        where reason is not null
     ), ended as (
         update stored_deliveries as delivery
         set state = unsendable.state,
@@ -61,11 +60,8 @@ begin
         where notification.id = unsendable.id
             and notification.expanded_at is null
     )
-    select array_agg(id) into found_so from unsendable;
-
-    if found_so is not null then
-        perform settle(found_so);
-    end if;
+    select array_agg(id) into unsendable_ids from unsendable;
+    perform settle(unsendable_ids);
 end
 $$;
 comment on function notify_worker.settle_unsendable is

@@ -47,7 +47,7 @@ begin
         what := format('the message of a notification can''t be %s', jsonb_typeof(new.message));
         what_to_do := 'An object with fields of FCM''s message: {"android": {"ttl": "60s"}}.';
     elsif new.data is not null then
-        if jsonb_typeof(new.data) <> 'object' or jsonb_path_exists(new.data, '$.* ? (@.type() != "string")') then
+        if jsonb_typeof(new.data) <> 'object' or jsonb_path_exists(new.data, 'strict $.* ? (@.type() != "string")') then
             rule := 'notifications_data';
             what := 'the data of a notification is not string to string';
             what_to_do := 'An object whose values are strings, as FCM wants it: {"order_id": "42"}.';
