@@ -150,7 +150,7 @@ def stay_up(home: Path, tell: Tell, until: Callable[[], object]) -> None:
             f"export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'\n"
             f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials}\n"
             "notify-worker send --token app:phone --title Hello --wait\n"
-            'psql "$NOTIFY_WORKER_DATABASE_URL" -c "select * from notify_worker.status"\n\n'
+            "notify-worker status\n\n"
             f"Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}\n"
             "Ctrl-C ends it."
         )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import groupby, islice
 from time import monotonic
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -59,6 +59,7 @@ class Pipeline:
         self._in_hand: set[asyncio.Task[None]] = set()
         self._answered: deque[Attempt] = deque()
         self._unsent: list[Delivery] = []
+        self._doubtful: list[UUID] = []  # leases whose claim was not answered
         self._recorder: asyncio.Task[None] | None = None
         self._claiming = False
         self._rung = asyncio.Event()
@@ -101,7 +102,7 @@ class Pipeline:
         return not self._busy()
 
     def _busy(self) -> bool:
-        return bool(self._in_hand or self._answered or self._unsent)
+        return bool(self._in_hand or self._answered or self._unsent or self._doubtful)
 
     # ── claim ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -147,7 +148,13 @@ class Pipeline:
         await self._read_projects()
         worker_id = await self._liveness.enter()
         start_within = self._settings.lease - self._settings.longest_attempt
-        claimed = await self._store.claim(worker_id, uuid4(), room, start_within)
+        lease = uuid4()
+        try:
+            claimed = await self._store.claim(worker_id, lease, room, start_within)
+        except BaseException:  # whether it was claimed, nobody can say: it may have, and only its answer was lost
+            self._doubtful.append(lease)
+            self._wake_recorder()
+            raise
         for delivery in claimed or ():
             self._start(delivery)
         return claimed is not None
@@ -169,8 +176,6 @@ class Pipeline:
         task = asyncio.create_task(self._deliver(delivery), name=f"delivery {delivery.id}")
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
-        if self._recorder is None:
-            self._recorder = asyncio.create_task(self._keep_recording(), name="record")
 
     async def _deliver(self, delivery: Delivery) -> None:
         project = self._projects.get(delivery.project, Project(delivery.project))
@@ -186,7 +191,7 @@ class Pipeline:
             self._unsent.append(delivery)
         else:
             self._answered.append(attempt)
-        self._answers.set()
+        self._wake_recorder()
         self._moved.set()
 
     async def warm_up(self) -> None:
@@ -204,6 +209,11 @@ class Pipeline:
         return self._senders[project]
 
     # ── record ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wake_recorder(self) -> None:
+        self._answers.set()
+        if self._recorder is None:
+            self._recorder = asyncio.create_task(self._keep_recording(), name="record")
 
     async def _keep_recording(self) -> None:
         """Record what was answered, in batches; while the database is away, keep it and try again."""
@@ -234,6 +244,10 @@ class Pipeline:
             for delivery in given_back:
                 self._unsent.remove(delivery)
             self._moved.set()
+        while self._doubtful:
+            await self._store.release(self._doubtful[0])
+            self._doubtful.pop(0)
+            self._moved.set()
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Record a batch; where the database refuses it for one of its rows, record the others one by one."""
@@ -260,7 +274,7 @@ class Pipeline:
         self._moved.set()
 
     async def settle(self) -> None:
-        """Stop, and wait until what is in flight has ended and is recorded."""
+        """Stop, and wait until what is in flight has ended and is recorded, for 24 s at most."""
         self.stop()
         try:
             async with asyncio.timeout(CLOSE_WITHIN):
@@ -272,7 +286,7 @@ class Pipeline:
             )
 
     async def close(self) -> None:
-        """Settle, and give everything back."""
+        """Settle, and give everything back. With something still in hand this worker does not leave: others find it dead."""
         await self.settle()
         leftover = [*self._in_hand, *([self._recorder] if self._recorder else [])]
         for task in leftover:
@@ -280,6 +294,7 @@ class Pipeline:
         await asyncio.gather(*leftover, return_exceptions=True)
         for sender in self._senders.values():
             await sender.aclose()
+        await self._liveness.end(leaves=not self._busy())
 
     async def _something_moves(self, within: float) -> None:
         self._moved.clear()

@@ -45,15 +45,17 @@ class Liveness:
                 await self._take_an_id()
         return self.worker_id
 
-    async def leave(self) -> None:
-        """End it, with nothing in hand. A database that is away sees by itself that this session has ended."""
+    async def end(self, *, leaves: bool) -> None:
+        """End it: by leaving, with nothing in hand, or else just so, which others will take for death."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._connection is not None:
-            with contextlib.suppress(psycopg.Error):
+        if self._connection is None:
+            return
+        if leaves:
+            with contextlib.suppress(psycopg.Error):  # a database that is away sees the end of the session
                 await self._connection.execute("select leave(%s)", [[self.worker_id, *self._former]])
-            await self._connection.close()
+        await self._connection.close()
 
     async def _take_an_id(self) -> None:
         connection = await psycopg.AsyncConnection.connect(self._conninfo)
@@ -117,5 +119,6 @@ async def rescue(store: Store) -> int:
 async def requeue_orphans(store: Store) -> None:
     """Put back in line what dead workers held, and ring for what is due and has nobody."""
     await rescue(store)
+    await store.sweep_jobs()
     if await store.something_is_due():
         await store.ring()

@@ -93,8 +93,8 @@ class Store:
         now = monotonic()
         await self._value("select record(%s, %s)", worker_id, Jsonb([outcome(attempt, now) for attempt in attempts]))
 
-    async def release(self, lease: UUID, delivery_ids: list[int]) -> None:
-        """Give back deliveries that were claimed and not sent."""
+    async def release(self, lease: UUID, delivery_ids: list[int] | None = None) -> None:
+        """Give back deliveries that were claimed and not sent: these, or all of the lease."""
         await self._value("select release(%s, %s)", lease, delivery_ids)
 
     async def stay_awake(self) -> None:
@@ -120,6 +120,10 @@ class Store:
     async def bury(self, suspect: Suspect) -> int:
         """Put back in line what a dead worker held; return how many notifications."""
         return int(await self._value("select bury(%s, %s)", suspect.worker_id, suspect.seen_at))
+
+    async def sweep_jobs(self) -> None:
+        """Take care of the jobs that dead processes left as doing."""
+        await self._value("select sweep_jobs()")
 
     async def keep_partitions(self) -> None:
         """Keep the history's partitions three months ahead."""

@@ -65,7 +65,6 @@ class Connector(procrastinate.PsycopgConnector):
             settings = Settings.from_env()
             store = await self._closing.enter_async_context(Store(settings.database_url))
             liveness = Liveness(settings.database_url, settings.lease)
-            self._closing.push_async_callback(liveness.leave)
             pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
             self._closing.push_async_callback(pipeline.close)
             self._process = Process(settings, store, liveness, pipeline)
@@ -204,21 +203,21 @@ async def run() -> None:
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
         await process.store.keep_partitions()
-        tasks = [
+        looking = asyncio.create_task(each_second(process.pipeline.drain, stopping))
+        beside = [
             asyncio.create_task(way)
             for way in (
                 process.pipeline.warm_up(),
-                run_procrastinate(),
-                each_second(process.pipeline.drain),
-                each_second(partial(see_after_the_dead, process)),
+                run_procrastinate(stopping),
+                each_second(partial(see_after_the_dead, process), stopping),
             )
         ]
         await stopping.wait()
         log.info("stopping: no new claim; what is in flight ends and is recorded")
-        process.pipeline.stop()
-        for task in tasks:
+        for task in beside:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # The look is not cancelled: a claim that is under way would be lost with its answer. It sees that the worker stops.
+        await asyncio.gather(looking, *beside, return_exceptions=True)
 
 
 async def run_until_nothing_is_due() -> None:
@@ -229,9 +228,9 @@ async def run_until_nothing_is_due() -> None:
         await process.pipeline.drain()
 
 
-async def run_procrastinate() -> None:
+async def run_procrastinate(stopping: asyncio.Event) -> None:
     """Run procrastinate's worker; it returns, often without an error, when its database stumbles: start it again."""
-    while True:
+    while not stopping.is_set():
         try:
             await app.run_worker_async(install_signal_handlers=False)
             log.warning("procrastinate's worker has stopped by itself; it is started again")
@@ -240,22 +239,24 @@ async def run_procrastinate() -> None:
         await asyncio.sleep(RESTART_AFTER)
 
 
-async def each_second(what: Callable[[], Awaitable[object]]) -> None:
-    """Do something each second, whatever happens; a database that is away is waited for."""
-    while True:
+async def each_second(what: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
+    """Do something each second, whatever happens, until the worker stops; a database that is away is waited for."""
+    while not stopping.is_set():
         try:
             await what()
         except psycopg.Error as error:
             log.warning("the database is away (%s); looking again", type(error).__name__)
         except Exception:
             log.exception("a look has broken; looking again")
-        await asyncio.sleep(LOOK_EVERY)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY):
+                await stopping.wait()
 
 
 async def see_after_the_dead(process: Process) -> None:
-    """Put back in line what dead workers held, and send it."""
+    """Put back in line what dead workers held, and ring for it."""
     if await rescue(process.store):
-        await process.pipeline.drain()
+        await process.store.ring()
 
 
 @contextlib.asynccontextmanager

@@ -44,6 +44,9 @@ def table(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
+NOTHING_WAITS = """
+    select not exists (select from notify_worker.notifications where state = 'pending' and send_at is null)
+"""
 COMMANDS = [row[-1].strip("`") for row in table("A command for each")]
 
 
@@ -152,19 +155,19 @@ def test_what_stays_comes_up_and_leaves_when_asked(reader: Reader, command: str)
 def test_the_other_commands_run(reader_of_sql: Reader) -> None:
     reader = reader_of_sql
     worker = reader.start("notify-worker worker")
-    with worker:
+
+    try:
         for command in COMMANDS:
             if command.startswith("notify_worker."):
                 eval(command, {"notify_worker": notify_worker, "connection": reader.connection})
             elif command not in STAYS:
                 reader.run(command)
-        until("all is sent", lambda: not reader.holds("select exists (select from notify_worker.notifications "
-              "where state = 'pending' and send_at is null)"), within=15)  # fmt: skip
+        until("all is sent", lambda: reader.holds(NOTHING_WAITS), within=15)
+    finally:
         worker.terminate()
         worker.communicate(timeout=25)
 
-    told = reader.run("notify-worker explain order:42:paid")
-    assert "it ended sent" in told
+    assert "it ended sent" in reader.run("notify-worker explain order:42:paid")
 
 
 def test_the_settings_are_those_that_there_are() -> None:
