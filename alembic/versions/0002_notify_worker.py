@@ -128,9 +128,12 @@ create index notifications_receiver_idx
 create index notifications_held_idx
     on notify_worker.notifications (id)
     where state = 'held';
-create index notifications_without_delivery_idx
+create index notifications_settled_idx
     on notify_worker.notifications (settled_at)
-    where settled_because is not null;
+    where settled_at is not null;
+create index notifications_dead_letter_idx
+    on notify_worker.notifications (id)
+    where state = 'failed' and settled_because is not null;
 
 comment on table notify_worker.notifications is 'The outbox: a row is the wish to tell a receiver, or an address, something, once. INSERT it in your own transaction.';
 comment on column notify_worker.notifications.event_id is 'The same event published twice is sent once. Null: not deduplicated. At most 512 bytes.';

@@ -10,7 +10,7 @@ as $$
         select id
         from notifications
         where settled_at < now() - prune.older_than
-        order by id
+        order by settled_at
         limit prune.most
         for update skip locked
     ), deliveries_gone as (

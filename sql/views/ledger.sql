@@ -6,12 +6,7 @@ with looked_at as materialized (
     union
     select id from notify_worker.notifications where state = 'held'
     union
-    select notification_id from notify_worker.stored_attempts where recorded_at > now() - interval '1 hour'
-    union
-    select id
-    from notify_worker.notifications
-    where settled_because is not null
-        and settled_at > now() - interval '1 hour'
+    select id from notify_worker.notifications where settled_at > now() - interval '1 hour'
 ), notification as materialized (
     select notifications.id, state, project, due_at, lease, leased_by, settled_at, settled_because
     from looked_at
