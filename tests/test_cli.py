@@ -184,11 +184,22 @@ def test_without_a_database_every_verb_says_so(
     assert "sesame" not in complaint
 
 
+def lets_in(conninfo: str) -> bool:
+    try:
+        psycopg.connect(conninfo).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
 def test_a_wrong_password_is_said_and_not_repeated(
     cli: Cli, database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", make_conninfo(database, password="opensesame"))
+    wrong = make_conninfo(database, password="opensesame")
+    if lets_in(wrong):
+        pytest.skip("this server asks for no password")
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
 
     complaint = cli(*arguments).complaint
 

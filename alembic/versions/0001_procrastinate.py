@@ -4,6 +4,7 @@ The list is frozen (as sha256sum prints it), the text comes from the installed p
 with the installed version, and a file that a later revision adds would then be applied twice.
 """
 
+import re
 from hashlib import sha256
 from importlib.resources import files
 
@@ -67,7 +68,23 @@ def read(name: str, checksum: str) -> str:
     return content.decode()
 
 
+# Before Postgres 17 a label that was added to an enum can't be used in the same transaction, even if the type was made in it. So
+# the two types are made with all their labels at once, in the order that the later files would have brought them to.
+LABELS = {
+    "'failed'  -- The job ended with an error\n": "'failed', 'cancelled', 'aborting', 'aborted'\n",
+    "'scheduled' -- not an event": "'abort_requested', 'aborted', 'scheduled', 'retried' -- not an event",
+}
+ADDED_LATER = re.compile(r"^ALTER TYPE \w+ ADD VALUE [^;]+;$", re.MULTILINE)
+
+
+def with_all_labels(sql: str) -> str:
+    """Write a file so that its enum labels are there from the start."""
+    for few, all_of_them in LABELS.items():
+        sql = sql.replace(few, all_of_them)
+    return ADDED_LATER.sub("", sql)
+
+
 def upgrade() -> None:
     for line in CHECKSUMS.strip().splitlines():
         checksum, name = line.split()
-        run(read(name, checksum))
+        run(with_all_labels(read(name, checksum)))
