@@ -6,7 +6,7 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
-    if not even_if_one_waits and exists (
+    if even_if_one_waits is not true and exists (
         select from procrastinate_jobs
         where status = 'todo'
             and queue_name = 'notify_worker'

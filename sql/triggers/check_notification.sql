@@ -46,6 +46,10 @@ begin
         rule := 'notifications_message';
         what := format('the message of a notification can''t be %s', jsonb_typeof(new.message));
         what_to_do := 'An object with fields of FCM''s message: {"android": {"ttl": "60s"}}.';
+    elsif new.state not in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'unreachable', 'held') then
+        rule := 'notifications_state';
+        what := format('the state of a notification can''t be "%s"', left(new.state, 40));
+        what_to_do := 'Leave it out: it is pending.';
     elsif new.data is not null then
         if jsonb_typeof(new.data) <> 'object' or jsonb_path_exists(new.data, 'strict $.* ? (@.type() != "string")') then
             rule := 'notifications_data';
@@ -72,8 +76,13 @@ begin
             table = tg_table_name;
     end if;
 
-    new.lane := case when new.priority = 'high' then 0 else 1 end;
-    new.due_at := coalesce(new.send_at, now());
+    -- Only where it differs from the default: to write a field costs more than all of the above.
+    if new.priority = 'high' then
+        new.lane := 0;
+    end if;
+    if new.send_at is not null then
+        new.due_at := new.send_at;
+    end if;
     return new;
 end
 $$;

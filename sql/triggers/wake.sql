@@ -8,21 +8,16 @@ language plpgsql
 security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-declare
-    bell text := current_setting('notify_worker.bell', true);
 begin
-    if bell = 'off' then
-        return null;
-    end if;
-    if bell = 'always' then
-        perform ring(true);
-        return null;
-    end if;
     -- The documented `select last_value` costs twice as much here. Null (never set, or a crash) rings too: the safe side.
-    if pg_sequence_last_value('notify_worker.awake_until') > date_part('epoch', clock_timestamp()) * 1000 then
+    if pg_sequence_last_value('notify_worker.awake_until') > date_part('epoch', clock_timestamp()) * 1000
+        and current_setting('notify_worker.bell', true) is distinct from 'always'
+    then
         return null;
     end if;
-    perform ring();
+    if current_setting('notify_worker.bell', true) is distinct from 'off' then
+        perform ring(current_setting('notify_worker.bell', true) = 'always');
+    end if;
     return null;
 end
 $$;
