@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask, sigwait
+from signal import SIGINT, SIGTERM, signal
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import psycopg
 
@@ -156,9 +157,17 @@ def dev(options: argparse.Namespace) -> int:
     """The same parts as the demo, which stay up: type what it prints into another terminal; Ctrl-C ends it."""
     settings = Settings.from_env()
     configure_logging(settings, logging.DEBUG if options.verbose else logging.ERROR)
-    pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))  # before the threads: they are for sigwait
-    demo.stay_up(settings.home, tell=lambda line: print(line, flush=True), until=lambda: sigwait((SIGINT, SIGTERM)))
+    told = told_to_stop()
+    demo.stay_up(settings.home, tell=lambda line: print(line, flush=True), until=told.wait)
     return WELL
+
+
+def told_to_stop() -> Event:
+    """Return what SIGINT and SIGTERM set from now on. (Blocked signals would stay blocked in workers that are started.)"""
+    told = Event()
+    for name in (SIGINT, SIGTERM):
+        signal(name, lambda *_: told.set())
+    return told
 
 
 def migrate(options: argparse.Namespace) -> int:
@@ -182,7 +191,7 @@ def work(options: argparse.Namespace) -> int:
 
 def sandbox(options: argparse.Namespace) -> int:
     """Be a local FCM: a token endpoint, messages:send, faults by address, a line for each thing a phone would show."""
-    pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))  # before the thread: they are for sigwait
+    told = told_to_stop()
     with start_sandbox(
         options.credentials, host=options.host, port=options.port, latency=options.latency,
         on_show=lambda shown: print(shown, flush=True),
@@ -192,7 +201,7 @@ def sandbox(options: argparse.Namespace) -> int:
             f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials.absolute()}",
             flush=True,
         )
-        sigwait((SIGINT, SIGTERM))
+        told.wait()
     return WELL
 
 

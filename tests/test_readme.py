@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -27,8 +28,15 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 PROGRAMS = Path(sys.executable).parent
 STAYS = {
     "notify-worker worker": "select count(*) = 1 from notify_worker.workers",
-    "procrastinate --app=notify_worker.worker.app worker": "select count(*) = 1 from notify_worker.procrastinate_workers",
+    "procrastinate --app=notify_worker.worker.app worker": """
+        select count(*) > 0 from pg_stat_activity where datname = current_database() and query ilike 'listen %'
+    """,
     "notify-worker sandbox": "select true",
+    "notify-worker dev": "select true",
+}
+FIRST_WORDS = {
+    "notify-worker sandbox": "a local FCM at http://127.0.0.1:",
+    "notify-worker dev": "A PostgreSQL, a local FCM and a worker are up.",
 }
 """The commands that stay until they are stopped, and how the database sees that they are there."""
 
@@ -85,8 +93,9 @@ class Reader:
 def reader(database: str, connection: psycopg.Connection, tmp_path: Path) -> Iterator[Reader]:
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
     parts = conninfo_to_dict(database)
-    with sandbox.start(tmp_path / "sandbox.json") as box:
+    with sandbox.start(tmp_path / "sandbox.json") as box, TemporaryDirectory() as home:
         environment = {
+            "NOTIFY_WORKER_HOME": home,
             **os.environ,
             **{variable: str(parts[part]) for part, variable in names.items() if part in parts},
             "NOTIFY_WORKER_FCM_URL": box.url,
@@ -143,9 +152,9 @@ def test_what_stays_comes_up_and_leaves_when_asked(reader: Reader, command: str)
     process = reader.start(command)
 
     until(f"{command} is there", lambda: process.poll() is not None or reader.holds(STAYS[command]), within=20)
-    if command == "notify-worker sandbox":
+    if command in FIRST_WORDS:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("a local FCM at http://127.0.0.1:")
+        assert process.stdout.readline().startswith(FIRST_WORDS[command])
     process.send_signal(SIGTERM)
     said, _ = process.communicate(timeout=25)
 
