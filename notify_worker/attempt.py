@@ -64,7 +64,7 @@ class Try:
         try:
             self.outcome = await self._render_and_send()
         except Exception:  # a bug costs this delivery alone
-            log.exception("delivery %d broke; what became of it is unknown", self.delivery.id)
+            log.exception("delivery %d broke", self.delivery.id)
             self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
         if self.outcome is None:
             return None
@@ -85,6 +85,8 @@ class Try:
 
     async def _request(self, message: Message) -> Outcome | None:
         """Make one request; where none may start any more, what came of the last one stays."""
+        if not self._may_start():
+            return self.outcome
         async with self.places:
             if self._may_start():
                 if not self.requests:

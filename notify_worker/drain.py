@@ -116,10 +116,8 @@ class Pipeline:
         while not self._over(deadline):
             if awake_until:
                 awake_until = await self._stay_awake()
-            found = await self._claim()
-            while found and not self._over(deadline):
+            while await self._claim(deadline):
                 awake_until = await self._stay_awake()
-                found = await self._claim()
             if not awake_until or not await self._look_while_awake(awake_until, deadline):
                 return
 
@@ -128,23 +126,23 @@ class Pipeline:
         patience = awake_until + WRITERS_AT_MOST
         while monotonic() <= awake_until or (monotonic() <= patience and await self._store.somebody_writes()):
             await asyncio.sleep(LOOK_EVERY)
+            if await self._claim(deadline):
+                return True
             if self._over(deadline):
                 return False
-            if await self._claim():
-                return True
-        return await self._claim()
+        return await self._claim(deadline)
 
     async def _stay_awake(self) -> float:
         await self._store.stay_awake()
         return monotonic() + AWAKE_FOR
 
-    async def _claim(self) -> bool:
-        """Take what there is room for and start it; say whether anything was due."""
-        while (room := self._room()) <= 0:
+    async def _claim(self, deadline: float) -> bool:
+        """Take what there is room for and start it; say whether anything was due. Once the time is over, take nothing."""
+        while (room := self._room()) <= 0 and not self._over(deadline):
             await self._store.stay_awake()
             await self._something_moves(AWAKE_FOR / 2)
-            if self._stopping.is_set():
-                return False
+        if self._over(deadline):
+            return False
         await self._read_projects()
         worker_id = await self._liveness.enter()
         start_within = self._settings.lease - self._settings.longest_attempt
@@ -226,8 +224,14 @@ class Pipeline:
                 await self._flush()
             except psycopg.OperationalError as error:  # a pool that has no connection to give says so too
                 log.warning("the database is away (%s); %d answers wait", type(error).__name__, len(self._answered))
-                await asyncio.sleep(RECORD_AGAIN_AFTER)
-                self._answers.set()
+                await self._record_again()
+            except Exception:  # a bug must not end the recording
+                log.exception("recording has broken; %d answers wait", len(self._answered))
+                await self._record_again()
+
+    async def _record_again(self) -> None:
+        await asyncio.sleep(RECORD_AGAIN_AFTER)
+        self._answers.set()
 
     async def _flush(self) -> None:
         while self._answered:

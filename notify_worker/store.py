@@ -109,6 +109,11 @@ class Store:
         """Say whether a notification is due and nobody holds it."""
         return bool(await self._value("select something_is_due()"))
 
+    async def next_due_in(self) -> float | None:
+        """Say in how many seconds the next notification is due; None: there is none."""
+        seconds: float | None = await self._value("select next_due_in()")
+        return seconds
+
     async def ring(self) -> None:
         """Wake a worker, unless a bell waits already."""
         await self._value("select ring()")

@@ -33,7 +33,9 @@ QUEUE = "notify_worker"
 A_JOB_LASTS = 5.0
 """Seconds after which `drain` returns and rings again: a job stays short, so a stop does."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks without a bell."""
+"""Seconds between two looks without a bell, at most."""
+SOONEST = 0.01
+"""Seconds between two looks, at least."""
 RESTART_AFTER = 1.0
 """Seconds after which procrastinate's worker, which stops when its database stumbles, is started again."""
 
@@ -203,13 +205,13 @@ async def run() -> None:
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
         await process.store.keep_partitions()
-        looking = asyncio.create_task(each_second(process.pipeline.drain, stopping))
+        looking = asyncio.create_task(again_and_again(partial(look, process), stopping))
         beside = [
             asyncio.create_task(way)
             for way in (
                 process.pipeline.warm_up(),
                 run_procrastinate(stopping),
-                each_second(partial(see_after_the_dead, process), stopping),
+                again_and_again(partial(see_after_the_dead, process), stopping),
             )
         ]
         await stopping.wait()
@@ -239,24 +241,33 @@ async def run_procrastinate(stopping: asyncio.Event) -> None:
         await asyncio.sleep(RESTART_AFTER)
 
 
-async def each_second(what: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
-    """Do something each second, whatever happens, until the worker stops; a database that is away is waited for."""
+async def again_and_again(what: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
+    """Do something, whatever happens, until the worker stops; `what` returns the seconds to wait before the next time."""
     while not stopping.is_set():
+        wait = LOOK_EVERY
         try:
-            await what()
+            wait = await what()
         except psycopg.Error as error:
             log.warning("the database is away (%s); looking again", type(error).__name__)
         except Exception:
             log.exception("a look has broken; looking again")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_EVERY):
+            async with asyncio.timeout(wait):
                 await stopping.wait()
 
 
-async def see_after_the_dead(process: Process) -> None:
-    """Put back in line what dead workers held, and ring for it."""
+async def look(process: Process) -> float:
+    """Claim without a bell; look again in a second, or as soon as something is due before that."""
+    await process.pipeline.drain()
+    next_due_in = await process.store.next_due_in()
+    return LOOK_EVERY if next_due_in is None else min(LOOK_EVERY, max(next_due_in, SOONEST))
+
+
+async def see_after_the_dead(process: Process) -> float:
+    """Put back in line what dead workers held, and ring for it; look again in a second."""
     if await rescue(process.store):
         await process.store.ring()
+    return LOOK_EVERY
 
 
 @contextlib.asynccontextmanager
