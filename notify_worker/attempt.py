@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 
@@ -92,8 +92,14 @@ class Try:
                 if not self.requests:
                     self.started = monotonic()
                 self.requests += 1
-                self.outcome = await self.sender.send(message)
+                self.outcome = self._after(self.outcome, await self.sender.send(message))
         return self.outcome
+
+    def _after(self, former: Outcome | None, outcome: Outcome) -> Outcome:
+        """Keep an attempt unknown where FCM may have an earlier request of it, and this one never left."""
+        if former is not None and former.verdict is Verdict.UNKNOWN and outcome.verdict is Verdict.RETRY:
+            return replace(outcome, verdict=Verdict.UNKNOWN)
+        return outcome
 
     def _may_start(self) -> bool:
         limit = self.delivery.start_by + (self.mend_for if self.requests else 0)

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from signal import SIGINT, SIGTERM, signal
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb, and leave with its exit code. An error is one message, without a traceback unless -v asks for it."""
     options = parser().parse_args(arguments)
     try:
+        Settings.from_env()  # a variable that is not ours is an error of every verb
         code = options.verb(options)
     except (NotifyWorkerError, psycopg.Error) as error:
         if options.verbose:
@@ -48,7 +50,7 @@ def in_words(error: NotifyWorkerError | psycopg.Error) -> str:
     if isinstance(error, NotifyWorkerError):
         return str(error)
     primary = error.diag.message_primary or str(error).partition("\n")[0]
-    return f"{primary}. {error.diag.message_hint or ''}".rstrip()
+    return f"{primary}. {error.diag.message_hint}" if error.diag.message_hint else primary
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,7 +200,8 @@ def sandbox(options: argparse.Namespace) -> int:
     ) as box:  # fmt: skip
         print(
             f"a local FCM at {box.url}\n"
-            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials.absolute()}",
+            f"export NOTIFY_WORKER_FCM_URL={box.url} "
+            f"GOOGLE_APPLICATION_CREDENTIALS={quote(str(box.credentials.absolute()))}",
             flush=True,
         )
         told.wait()

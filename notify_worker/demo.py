@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from threading import Barrier, Thread
 from time import monotonic, sleep
 
@@ -50,7 +51,6 @@ class Shop:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Start one more `notify-worker worker`, and wait until it is there."""
-        before = self.workers()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("NOTIFY_WORKER_")},
             "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
@@ -62,16 +62,16 @@ class Shop:
                 [sys.executable, "-m", "notify_worker", "worker"], env=environment, stderr=log, stdout=log, cwd="/"
             )
         self._workers.append(worker)
-        self.until("a worker is there", lambda: worker.poll() is not None or self.workers() > before)
+        self.until("a worker is there", lambda: worker.poll() is not None or self.is_there(worker))
         return worker
 
     def victim(self) -> subprocess.Popen[bytes]:
         """Choose the worker that has been there longest."""
         return next(worker for worker in self._workers if worker.poll() is None)
 
-    def workers(self) -> int:
-        """Count the workers that are there."""
-        return self.number("select count(*) from notify_worker.workers")
+    def is_there(self, worker: subprocess.Popen[bytes]) -> bool:
+        """Tell whether a worker is there. To count them all would not do: of one that was killed nobody knows yet."""
+        return self.number("select count(*) from notify_worker.workers where pid = %s", worker.pid) > 0
 
     def number(self, query: str, *values: object) -> int:
         """Ask the database for a number."""
@@ -148,7 +148,7 @@ def stay_up(home: Path, tell: Tell, until: Callable[[], object]) -> None:
         tell(
             "A PostgreSQL, a local FCM and a worker are up. In another terminal:\n\n"
             f"export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'\n"
-            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={box.credentials}\n"
+            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={quote(str(box.credentials))}\n"
             "notify-worker send --token app:phone --title Hello --wait\n"
             "notify-worker status\n\n"
             f"Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}\n"

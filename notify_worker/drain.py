@@ -19,7 +19,7 @@ from notify_worker.errors import CredentialsError
 from notify_worker.liveness import Liveness
 from notify_worker.model import Attempt, Delivery, Project
 from notify_worker.retry import RetryPolicy
-from notify_worker.senders import Sender
+from notify_worker.senders.opening import LazySender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 
@@ -44,7 +44,7 @@ RECORD_AGAIN_AFTER = 0.5
 CLOSE_WITHIN = 24.0
 """Seconds in which a worker that stops ends what is in flight and records it; platforms kill after 30."""
 
-OpenSender = Callable[[Project], Sender]
+OpenSender = Callable[[Project], LazySender]
 
 
 class Pipeline:
@@ -68,7 +68,7 @@ class Pipeline:
         self._stopping = asyncio.Event()
         self._projects: dict[str, Project] = {}
         self._projects_read_at = float("-inf")
-        self._senders: dict[Project, Sender] = {}
+        self._senders: dict[Project, LazySender] = {}
 
     # ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,8 +192,21 @@ class Pipeline:
         self._wake_recorder()
         self._moved.set()
 
+    async def open_senders(self) -> None:
+        """Open each project's sender. Raises CredentialsError where none can be used; of several, the others are logged."""
+        await self._read_projects()
+        problems: list[CredentialsError] = []
+        for project in self._projects.values():
+            try:
+                await self._sender(project).open()
+            except CredentialsError as error:
+                problems.append(error)
+                log.warning("project %s can't send: %s", project.name, error)
+        if problems and len(problems) == len(self._projects):
+            raise problems[0]
+
     async def warm_up(self) -> None:
-        """Open each project's sender and fetch its token, so that the first push need not wait; log what can't be used."""
+        """Fetch each project's token, so that the first push need not wait; log what can't be had."""
         await self._read_projects()
         for project in self._projects.values():
             try:
@@ -201,7 +214,7 @@ class Pipeline:
             except CredentialsError as error:
                 log.warning("project %s can't send: %s", project.name, error)
 
-    def _sender(self, project: Project) -> Sender:
+    def _sender(self, project: Project) -> LazySender:
         if project not in self._senders:
             self._senders[project] = self._open_sender(project)
         return self._senders[project]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from difflib import get_close_matches
+from operator import itemgetter
 from typing import Any, Literal, TypedDict, Unpack
 
 from notify_worker.model import Json
@@ -32,7 +33,8 @@ class Columns(TypedDict, total=False):
 
 
 JSON_COLUMNS = ("params", "data", "message")
-TYPES = {**dict.fromkeys(JSON_COLUMNS, "jsonb"), "send_at": "timestamptz", "expires_at": "timestamptz"}
+MOMENTS = ("send_at", "expires_at")
+TYPES = {**dict.fromkeys(JSON_COLUMNS, "jsonb"), **dict.fromkeys(MOMENTS, "timestamptz")}
 DEFAULTS = {"on_unknown": "'resend'", "project": "'default'"}
 
 
@@ -47,7 +49,8 @@ def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:
     cursor = connection.cursor()
     try:
         cursor.execute(statement, values)
-        return only_value(cursor.fetchone())
+        found: int | None = only_value(cursor.fetchone())
+        return found
     finally:
         cursor.close()
 
@@ -57,7 +60,8 @@ async def defer_async(connection: Any, **columns: Unpack[Columns]) -> int | None
     statement, values = insert(columns)
     async with connection.cursor() as cursor:
         await cursor.execute(statement, values)
-        return only_value(await cursor.fetchone())
+        found: int | None = only_value(await cursor.fetchone())
+        return found
 
 
 def defer_many(connection: Any, rows: Iterable[Columns]) -> list[int | None]:
@@ -115,19 +119,27 @@ def insert_many(rows: list[Columns]) -> tuple[str, list[Any]]:
         f"    with ordinality as given (event_id_, {', '.join(names)}, number)\n"
         "order by event_id_ nulls first, number\n"
         "on conflict (event_id) do nothing\n"
-        "returning id, event_id"
+        "returning json_build_array(id, event_id)::text"
     )
-    array = [{"event_id_": row.get("event_id"), **row} for row in rows]
-    return statement, [json.dumps(array, default=lambda value: value.isoformat())]
+    array = [{"event_id_": row.get("event_id"), **with_moments_as_text(row)} for row in rows]
+    return statement, [json.dumps(array)]
+
+
+def with_moments_as_text(row: Columns) -> dict[str, Any]:
+    """Write a row's moments as JSON can have them; what else is no JSON stays, and is refused."""
+    return {
+        name: value.isoformat() if name in MOMENTS and isinstance(value, datetime) else value
+        for name, value in row.items()
+    }
 
 
 def in_order(rows: list[Columns], inserted: Iterable[Any]) -> list[int | None]:
     """Give each row its id: by its event, the first of several; those without an event by their order."""
-    ids = sorted(tuple(row.values()) if isinstance(row, Mapping) else tuple(row) for row in inserted)
+    ids = sorted((json.loads(only_value(row)) for row in inserted), key=itemgetter(0))
     by_event = {event_id: id_ for id_, event_id in ids if event_id is not None}
     without_event = iter([id_ for id_, event_id in ids if event_id is None])
     return [
-        by_event.pop(event_id, None) if (event_id := row.get("event_id")) is not None else next(without_event)
+        by_event.pop(str(event_id), None) if (event_id := row.get("event_id")) is not None else next(without_event)
         for row in rows
     ]
 
@@ -141,11 +153,8 @@ def check_names(columns: Columns) -> None:
             raise TypeError(f'notifications have no column "{name}" that a caller gives.{hint}')
 
 
-def only_value(row: Any) -> int | None:
+def only_value(row: Any) -> Any:
     """Read the one column of the one row, whatever the caller's connection makes of rows."""
-    if row is None:
-        return None
-    if isinstance(row, int):
+    if row is None or isinstance(row, int | str):
         return row
-    value: int = next(iter(row.values())) if isinstance(row, Mapping) else row[0]
-    return value
+    return next(iter(row.values())) if isinstance(row, Mapping) else row[0]

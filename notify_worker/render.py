@@ -106,8 +106,10 @@ def param(found: re.Match[str], delivery: Delivery) -> str:
     value = delivery.params.get(name)
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, int | float):
+        return str(value)
     given = ", ".join(f'"{each}"' for each in sorted(delivery.params)) or "none"
     raise Unrenderable(
         "PARAM_MISSING", f'campaign "{delivery.campaign_name}" needs the param "{name[:100]}"; given: {given[:200]}'

@@ -12,10 +12,13 @@ from typing import TextIO
 
 import psycopg
 from psycopg import errors as postgres
+from psycopg.errors import Diagnostic
 
 from notify_worker.errors import BrokenInstallation, DatabaseUnavailable, NotifyWorkerError, SchemaMismatch
 
 PACKAGE = Path(__file__).parent
+
+log = logging.getLogger(__name__)
 
 
 def folder(packaged: str, checkout: str, probe: str) -> Path:
@@ -149,15 +152,16 @@ def newer(found: str) -> str:
 
 
 def read_version(connection: psycopg.Connection) -> str | None:
-    """Read Alembic's version table."""
+    """Ask for the version, as every role may."""
     try:
-        row = connection.execute("select version_num from notify_worker.schema_version").fetchone()
-    except (postgres.UndefinedTable, postgres.InvalidSchemaName):
+        row = connection.execute("select notify_worker.installed_version()").fetchone()
+    except (postgres.UndefinedFunction, postgres.InvalidSchemaName):
         return None
     except postgres.InsufficientPrivilege:
         role = connection.info.user
         raise SchemaMismatch(
-            f'The role "{role}" may not read the schema notify_worker. Run: grant notify_worker_worker to "{role}"'
+            f'The role "{role}" may not use the schema notify_worker. Let its owner run: grant notify_worker_worker '
+            f'to "{role}" (or notify_worker_producer, or notify_worker_auditor: by what it is to do)'
         ) from None
     return row[0] if row else None
 
@@ -165,7 +169,7 @@ def read_version(connection: psycopg.Connection) -> str | None:
 def connect(conninfo: str) -> psycopg.Connection:
     """Connect, or say in one line why not; never with the conninfo, which may hold a password."""
     try:
-        return psycopg.connect(conninfo, application_name="notify-worker migrate")
+        connection = psycopg.connect(conninfo, application_name="notify-worker migrate")
     except psycopg.OperationalError as error:
         first_line = str(error).partition("\n")[0]
         reason = re.sub(r"'[^']*@", "'…@", first_line)  # an unescaped @ makes half a password part of the host
@@ -178,3 +182,11 @@ def connect(conninfo: str) -> psycopg.Connection:
             "NOTIFY_WORKER_DATABASE_URL is not a connection string that libpq understands. "
             "Write it as postgresql://user:password@host/database; in the password, what is no letter or digit as %XX."
         ) from None
+    connection.add_notice_handler(pass_on)
+    return connection
+
+
+def pass_on(notice: Diagnostic) -> None:
+    """Log what the server warns of: the roles that it may not make."""
+    if notice.severity_nonlocalized == "WARNING":
+        log.warning("%s. %s", notice.message_primary, notice.message_hint or "")

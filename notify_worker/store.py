@@ -33,10 +33,25 @@ class Suspect:
     seen_at: datetime
 
 
+class Number(float):
+    """A number as it was written: a price of 19.90 is not 19.9."""
+
+    def __new__(cls, text: str) -> Self:
+        """Keep the text beside the value."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def loads(text: str | bytes) -> Json:
     """Read JSON; what can't be read is said to be so, since it stands in one row among many."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=Number)
     except (ValueError, RecursionError):
         return UNREADABLE
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from time import sleep
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import dict_row
@@ -81,8 +81,25 @@ def state_of(connection: Connection, notification_id: int) -> str | None:
 def explain(options: argparse.Namespace) -> int:
     """Tell what happened to a notification, one line a thing, and how it stands."""
     with database() as connection:
-        tell(connection, found(connection, options.notification))
+        told = tell(connection, options.notification) or (
+            is_number(options.notification) and tell(connection, int(options.notification))
+        )
+    if not told:
+        raise no_such(options.notification)
     return WELL
+
+
+def tell(connection: Connection, notification: str | int) -> bool:
+    """Print the story of a notification, by its event or its number; say whether there is one."""
+    statement: LiteralString = (
+        "select at, what from notify_worker.explain(%s::bigint)"
+        if isinstance(notification, int)
+        else "select at, what from notify_worker.explain(%s::text)"
+    )
+    lines = connection.execute(statement, [notification]).fetchall()
+    for line in lines:
+        print(f"{moment(line['at'])}  {line['what']}")
+    return bool(lines)
 
 
 def found(connection: Connection, notification: str) -> int:
@@ -90,20 +107,22 @@ def found(connection: Connection, notification: str) -> int:
     row = connection.execute(
         "select id from notify_worker.notifications where event_id = %s", [notification]
     ).fetchone()
-    if row is None and notification.isdecimal() and len(notification) < 19:
-        row = connection.execute(
-            "select id from notify_worker.notifications where id = %s", [int(notification)]
-        ).fetchone()
+    if row is None and is_number(notification):
+        row = connection.execute("select id from notify_worker.notifications where id = %s", [notification]).fetchone()
     if row is None:
-        raise NotifyWorkerError(f'there is no notification of the event "{notification}", nor with this number')
+        raise no_such(notification)
     number: int = row["id"]
     return number
 
 
-def tell(connection: Connection, notification_id: int) -> None:
-    """Print the story of a notification."""
-    for line in connection.execute("select at, what from notify_worker.explain(%s::bigint)", [notification_id]):
-        print(f"{moment(line['at'])}  {line['what']}")
+def is_number(text: str) -> bool:
+    """Tell whether this can be the number of a notification."""
+    return text.isascii() and text.isdecimal() and len(text) < 19
+
+
+def no_such(notification: str) -> NotifyWorkerError:
+    """Say that there is no such notification."""
+    return NotifyWorkerError(f'there is no notification of the event "{notification}", nor with this number')
 
 
 def moment(at: datetime) -> str:
@@ -134,9 +153,9 @@ def cancel(options: argparse.Namespace) -> int:
             print("cancelled: nothing of it was sent, and it will not arrive")
             return WELL
         print(
-            f"too late for a clean cancel: it is {state_of(connection, number)}; nothing more of it is started. Its story:"
+            "too late: it was sent or settled before, or a worker holds it; nothing more of it is started. "
+            f"Its story: notify-worker explain {number}"
         )
-        tell(connection, number)
     return FAILED
 
 
@@ -149,6 +168,11 @@ def retry(options: argparse.Namespace) -> int:
         )
     with database() as connection:
         if options.delivery is not None:
+            known = connection.execute(
+                "select from notify_worker.deliveries where id = %s", [options.delivery]
+            ).fetchone()
+            if known is None:
+                raise NotifyWorkerError(f"there is no delivery {options.delivery}")
             row = connection.execute("select notify_worker.retry_delivery(%s) as again", [options.delivery]).fetchone()
         elif options.project is not None:
             row = connection.execute(

@@ -200,10 +200,14 @@ async def prune(older_than: str) -> int:
 
 
 async def run() -> None:
-    """Run a worker until SIGTERM or SIGINT: procrastinate's, started again when it stops, and a look each second."""
+    """Run a worker until SIGTERM or SIGINT: procrastinate's, started again when it stops, and a look each second.
+
+    Raises CredentialsError where no project's credentials can be used.
+    """
     stopping = asyncio.Event()
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
+        await process.pipeline.open_senders()
         await process.store.keep_partitions()
         looking = asyncio.create_task(again_and_again(partial(look, process), stopping))
         beside = [
@@ -227,6 +231,7 @@ async def run_until_nothing_is_due() -> None:
     stopping = asyncio.Event()
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
+        await process.pipeline.open_senders()
         await process.pipeline.drain()
 
 

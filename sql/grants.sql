@@ -41,6 +41,7 @@ begin
         grant execute on function
             notify_worker.cancel(text),
             notify_worker.cancel(bigint),
+            notify_worker.installed_version(),
             notify_worker.register_device(text, text, text, text, text, text),
             notify_worker.retire_device(text, text, text)
         to notify_worker_producer;

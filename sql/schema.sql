@@ -534,29 +534,52 @@ CREATE VIEW notify_worker.status AS
           WHERE (NOT (EXISTS ( SELECT
                    FROM notify_worker.projects
                   WHERE ((projects.name = line.project) AND (projects.paused_until > now())))))
-        ), leases AS MATERIALIZED (
+        ), near AS MATERIALIZED (
          SELECT notification.due_at,
-            worker.id AS worker_id
-           FROM ((((( SELECT max(stored_workers.lease_length) AS longest
+            notification.lease,
+            notification.leased_by
+           FROM (((( SELECT max(stored_workers.lease_length) AS longest
                    FROM notify_worker.stored_workers) workers
              CROSS JOIN notify_worker.projects_in_line() line(project))
              CROSS JOIN ( VALUES ((0)::smallint), ((1)::smallint)) lane(number))
-             CROSS JOIN LATERAL ( SELECT notifications.due_at,
+             CROSS JOIN LATERAL (( SELECT notifications.due_at,
+                    notifications.lease,
                     notifications.leased_by
                    FROM notify_worker.notifications
-                  WHERE ((notifications.state = 'pending'::text) AND (notifications.project = line.project) AND (notifications.lane = lane.number) AND (notifications.due_at <= (now() + workers.longest)) AND (notifications.lease IS NOT NULL))
-                 LIMIT 100000) notification)
-             LEFT JOIN notify_worker.stored_workers worker ON (((worker.id = notification.leased_by) AND (worker.ended_at IS NULL))))
+                  WHERE ((notifications.state = 'pending'::text) AND (notifications.project = line.project) AND (notifications.lane = lane.number) AND (notifications.due_at <= now()))
+                  ORDER BY notifications.due_at
+                 LIMIT 100000)
+                UNION ALL
+                ( SELECT notifications.due_at,
+                    notifications.lease,
+                    notifications.leased_by
+                   FROM notify_worker.notifications
+                  WHERE ((notifications.state = 'pending'::text) AND (notifications.project = line.project) AND (notifications.lane = lane.number) AND (notifications.due_at > now()) AND (notifications.due_at <= (now() + workers.longest)))
+                  ORDER BY notifications.due_at
+                 LIMIT 100000)) notification)
+        ), leases AS MATERIALIZED (
+         SELECT near.due_at,
+            worker.id AS worker_id
+           FROM (near
+             LEFT JOIN notify_worker.stored_workers worker ON (((worker.id = near.leased_by) AND (worker.ended_at IS NULL))))
+          WHERE (near.lease IS NOT NULL)
          LIMIT 100000
         ), due AS MATERIALIZED (
-         SELECT notification.due_at
+         SELECT
+           FROM (of_project
+             CROSS JOIN LATERAL ( SELECT
+                   FROM notify_worker.notifications
+                  WHERE ((notifications.state = 'pending'::text) AND (notifications.project = of_project.project) AND (notifications.lane = of_project.lane) AND (notifications.due_at <= now()))
+                 LIMIT 100000) notification)
+         LIMIT 100000
+        ), oldest AS MATERIALIZED (
+         SELECT min(notification.due_at) AS due_at
            FROM (of_project
              CROSS JOIN LATERAL ( SELECT notifications.due_at
                    FROM notify_worker.notifications
                   WHERE ((notifications.state = 'pending'::text) AND (notifications.project = of_project.project) AND (notifications.lane = of_project.lane) AND (notifications.due_at <= now()))
                   ORDER BY notifications.due_at
-                 LIMIT 100000) notification)
-         LIMIT 100000
+                 LIMIT 1) notification)
         )
  SELECT ( SELECT count(*) AS count
            FROM ( SELECT
@@ -571,8 +594,8 @@ CREATE VIEW notify_worker.status AS
     ( SELECT count(*) AS count
            FROM leases
           WHERE ((leases.due_at <= now()) OR (leases.worker_id IS NULL))) AS orphans,
-    ( SELECT (now() - min(due.due_at))
-           FROM due) AS oldest_due_for,
+    ( SELECT (now() - oldest.due_at)
+           FROM oldest) AS oldest_due_for,
     ( SELECT count(*) AS count
            FROM ( SELECT
                    FROM notify_worker.notifications
@@ -752,7 +775,14 @@ begin
     select notification.state = 'pending' and notification.lease is null and not exists (
         select from stored_deliveries as delivery
         where delivery.notification_id = notification.id
-            and (delivery.state = 'sent' or delivery.last_verdict = 'unknown')
+            and (
+                delivery.state = 'sent'
+                or exists (     -- of an earlier try as well: whatever came after it, FCM may have that one
+                    select from stored_attempts as attempt
+                    where attempt.delivery_id = delivery.id
+                        and attempt.verdict in ('sent', 'unknown')
+                )
+            )
     ) into nothing_left;
 
     update notifications
@@ -792,6 +822,7 @@ COMMENT ON FUNCTION notify_worker.cancel(event_id text) IS 'Takes the wish of an
 
 CREATE FUNCTION notify_worker.check_notification() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
     rule text;
@@ -822,6 +853,14 @@ begin
         rule := 'notifications_event_id';
         what := format('an event_id of %s bytes is too long', octet_length(new.event_id));
         what_to_do := 'At most 512 bytes; name the event, don''t describe it.';
+    elsif octet_length(new.receiver_id) > 512 or octet_length(new.address) > 2048 then
+        rule := 'notifications_whom';
+        what := 'a receiver_id of more than 512 bytes, or an address of more than 2048, is too long';
+        what_to_do := 'receiver_id is the application''s own user id; an address is what the device was given by Firebase.';
+    elsif new.project is null or octet_length(new.project) > 512 then
+        rule := 'notifications_project';
+        what := 'the project of a notification is null, or longer than 512 bytes';
+        what_to_do := 'Leave it out: it is "default".';
     elsif new.expires_at <= new.send_at then
         rule := 'notifications_expire_after_sending';
         what := 'a notification would expire before it is to be sent';
@@ -834,7 +873,7 @@ begin
         rule := 'notifications_message';
         what := format('the message of a notification can''t be %s', jsonb_typeof(new.message));
         what_to_do := 'An object with fields of FCM''s message: {"android": {"ttl": "60s"}}.';
-    elsif new.state not in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'unreachable', 'held') then
+    elsif new.state is null or new.state not in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'unreachable', 'held') then
         rule := 'notifications_state';
         what := format('the state of a notification can''t be "%s"', left(new.state, 40));
         what_to_do := 'Leave it out: it is pending.';
@@ -869,7 +908,7 @@ begin
         new.lane := 0;
     end if;
     if new.send_at is not null then
-        new.due_at := new.send_at;
+        new.due_at := greatest(new.send_at, now());     -- one of long ago goes before nobody
     end if;
     return new;
 end
@@ -1008,26 +1047,41 @@ CREATE FUNCTION notify_worker.drop_moved_devices(notification_ids bigint[]) RETU
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
+    with follows as (
+        -- One each: a device that followed two others is told once.
+        select distinct on (waiting.notification_id, successor.id)
+            waiting.id as delivery_id,
+            successor.id as device_id,
+            successor.kind,
+            successor.address,
+            successor.platform
+        from notifications as notification
+        join stored_deliveries as waiting
+            on waiting.notification_id = notification.id
+            and waiting.state = 'pending'
+        join devices as device
+            on device.id = waiting.device_id
+            and device.retired_at is not null
+        join devices as successor
+            on successor.id = device.replaced_by
+            and successor.retired_at is null
+            and successor.receiver_id = notification.receiver_id
+        where notification.id = any (notification_ids)
+            and notification.state = 'pending'
+            and not exists (
+                select from stored_deliveries as other
+                where other.notification_id = notification.id
+                    and other.device_id = successor.id
+            )
+        order by waiting.notification_id, successor.id, waiting.id
+    )
     update stored_deliveries as delivery
-    set device_id = successor.id,
-        kind = successor.kind,
-        address = successor.address,
-        platform = successor.platform
-    from notifications as notification, devices as device, devices as successor
-    where notification.id = any (notification_ids)
-        and notification.state = 'pending'
-        and delivery.notification_id = notification.id
-        and delivery.state = 'pending'
-        and device.id = delivery.device_id
-        and device.retired_at is not null
-        and successor.id = device.replaced_by
-        and successor.retired_at is null
-        and successor.receiver_id = notification.receiver_id
-        and not exists (
-            select from stored_deliveries as other
-            where other.notification_id = notification.id
-                and other.device_id = successor.id
-        );
+    set device_id = follows.device_id,
+        kind = follows.kind,
+        address = follows.address,
+        platform = follows.platform
+    from follows
+    where delivery.id = follows.delivery_id;
 
     update stored_deliveries as delivery
     set state = 'failed',
@@ -1186,7 +1240,7 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
         union all
         select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
         union all
-        select incident.began_at, 3, format('project %s was paused by %s %s', incident.project,
+        select incident.began_at, 3, format('project %s was paused by %s%s', incident.project,
             case incident.by when 'operator' then 'an operator' else 'a worker' end, coalesce(': ' || incident.because, ''))
         from notification
         join stored_incidents as incident
@@ -1226,8 +1280,8 @@ CREATE FUNCTION notify_worker.explain(event_id text) RETURNS TABLE(at timestamp 
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
     select line.at, line.what
-    from notifications as notification,
-        lateral explain(notification.id) as line
+    from notifications as notification
+    cross join lateral explain(notification.id) as line
     where notification.event_id = explain.event_id
 $$;
 COMMENT ON FUNCTION notify_worker.explain(event_id text) IS 'Tells what happened to the notification of an event.';
@@ -1265,7 +1319,8 @@ begin
         image = null,
         params = null,
         data = null,
-        message = null
+        message = null,
+        settled_because = 'the receiver was forgotten'
     where notification.id = any (theirs);
     return coalesce(cardinality(theirs), 0);
 end
@@ -1416,6 +1471,31 @@ CREATE FUNCTION notify_worker.nearest(word text, candidates text[]) RETURNS text
 $$;
 COMMENT ON FUNCTION notify_worker.nearest(word text, candidates text[]) IS 'Names the candidate that is spelt most like a word, as the end of a sentence.';
 
+CREATE FUNCTION notify_worker.next_due_in() RETURNS double precision
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select date_part('epoch', min(next.due_at)) - date_part('epoch', clock_timestamp())
+    from projects_in_line() as project
+    cross join (values (0::smallint), (1::smallint)) as lane (number)
+    cross join lateral (
+        select notification.due_at
+        from notifications as notification
+        where notification.state = 'pending'
+            and notification.project = project
+            and notification.lane = lane.number
+            and notification.due_at > clock_timestamp()
+        order by notification.due_at
+        limit 1
+    ) as next
+    where not exists (
+        select from projects
+        where projects.name = project
+            and projects.paused_until > clock_timestamp()
+    )
+$$;
+COMMENT ON FUNCTION notify_worker.next_due_in() IS 'Says in how many seconds the next notification is due that is not due yet; null: there is none.';
+
 CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, sent_as text)
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -1539,7 +1619,7 @@ CREATE FUNCTION notify_worker.prune(older_than interval, most integer DEFAULT 10
     with old as (
         select id
         from notifications
-        where settled_at < now() - prune.older_than
+        where settled_at < now() - greatest(prune.older_than, interval '0')
         order by settled_at
         limit prune.most
         for update skip locked
@@ -1570,7 +1650,7 @@ begin
     from notifications
     where id = put_back_in_line.notification_id
     for update;
-    if not found then
+    if not found or notification.settled_because = 'the receiver was forgotten' then
         return 0;
     end if;
     if notification.lease is not null then
@@ -1589,10 +1669,14 @@ begin
     where delivery.notification_id = notification.id
         and (only_delivery is null or delivery.id = only_delivery)
         and delivery.state in ('failed', 'expired', 'cancelled', 'held')
-        and not exists (
-            select from devices as device
-            where device.id = delivery.device_id
-                and (device.retired_at is not null or device.receiver_id is distinct from notification.receiver_id)
+        and (
+            delivery.device_id is null
+            or exists (
+                select from devices as device
+                where device.id = delivery.device_id
+                    and device.retired_at is null
+                    and device.receiver_id = notification.receiver_id
+            )
         );
     get diagnostics again = row_count;
 
@@ -1795,7 +1879,7 @@ begin
     end if;
 
     update stored_incidents as incident
-    set ended_at = now()
+    set ended_at = least(incident.until, now())     -- one that ended by itself ended then
     where incident.project = resume.project
         and incident.ended_at is null;
     perform ring();
@@ -1850,6 +1934,12 @@ declare
     of_one bigint;
     again integer := 0;
 begin
+    if not exists (select from projects where name = retry_dead_letters.project) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('there is no project "%s"', retry_dead_letters.project)
+                || nearest(retry_dead_letters.project, (select array_agg(name) from projects));
+    end if;
     for of_one in
         select distinct letter.notification_id
         from dead_letters as letter
@@ -2057,6 +2147,7 @@ begin
     ), ended as (
         update stored_deliveries as delivery
         set state = unsendable.state,
+            last_error_code = null,
             last_error = unsendable.because,
             settled_at = at
         from unsendable
@@ -2099,17 +2190,17 @@ CREATE FUNCTION notify_worker.something_is_due() RETURNS boolean
     AS $$
     select exists (
         select
-        from projects_in_line() as project
+        from projects_in_line() as line (project)
         cross join (values (0::smallint), (1::smallint)) as lane (number)
         where not exists (
                 select from projects
-                where projects.name = project
+                where projects.name = line.project
                     and projects.paused_until > clock_timestamp()
             )
             and exists (
                 select from notifications as notification
                 where notification.state = 'pending'
-                    and notification.project = project
+                    and notification.project = line.project
                     and notification.lane = lane.number
                     and notification.due_at <= clock_timestamp()
             )

@@ -21,7 +21,7 @@ OPEN_AGAIN_AFTER = 10.0
 """Seconds after which a sender that could not be opened is tried again."""
 
 
-def open_sender(project: Project, settings: Settings) -> Sender:
+def open_sender(project: Project, settings: Settings) -> "LazySender":
     """Name what carries the messages of a project; nothing is read or connected yet."""
 
     async def opened() -> Sender:
@@ -62,6 +62,11 @@ class LazySender:
         self._opening = asyncio.Lock()
         self._failed: CredentialsError | None = None
         self._failed_at = 0.0
+
+    async def open(self) -> None:
+        """Read what the sender needs, and ask nobody. Raises CredentialsError, which says what to set."""
+        if self._sender is None:
+            await self._open()
 
     async def warm_up(self) -> None:
         """Open, and get ready for the first message. Raises CredentialsError."""

@@ -11,6 +11,6 @@ from notify_worker.attempts
 where started_at > now() - interval '7 days'
     and verdict in ('sent', 'unknown')
 group by notification_id, delivery_id
-having count(*) > 1
+having count(distinct number) > 1      -- a late answer has the number of the unknown row that it answers
 order by first_at desc
 limit 200;

@@ -22,7 +22,14 @@ begin
     select notification.state = 'pending' and notification.lease is null and not exists (
         select from stored_deliveries as delivery
         where delivery.notification_id = notification.id
-            and (delivery.state = 'sent' or delivery.last_verdict = 'unknown')
+            and (
+                delivery.state = 'sent'
+                or exists (     -- of an earlier try as well: whatever came after it, FCM may have that one
+                    select from stored_attempts as attempt
+                    where attempt.delivery_id = delivery.id
+                        and attempt.verdict in ('sent', 'unknown')
+                )
+            )
     ) into nothing_left;
 
     update notifications

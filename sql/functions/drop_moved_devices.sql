@@ -7,26 +7,41 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
+    with follows as (
+        -- One each: a device that followed two others is told once.
+        select distinct on (waiting.notification_id, successor.id)
+            waiting.id as delivery_id,
+            successor.id as device_id,
+            successor.kind,
+            successor.address,
+            successor.platform
+        from notifications as notification
+        join stored_deliveries as waiting
+            on waiting.notification_id = notification.id
+            and waiting.state = 'pending'
+        join devices as device
+            on device.id = waiting.device_id
+            and device.retired_at is not null
+        join devices as successor
+            on successor.id = device.replaced_by
+            and successor.retired_at is null
+            and successor.receiver_id = notification.receiver_id
+        where notification.id = any (notification_ids)
+            and notification.state = 'pending'
+            and not exists (
+                select from stored_deliveries as other
+                where other.notification_id = notification.id
+                    and other.device_id = successor.id
+            )
+        order by waiting.notification_id, successor.id, waiting.id
+    )
     update stored_deliveries as delivery
-    set device_id = successor.id,
-        kind = successor.kind,
-        address = successor.address,
-        platform = successor.platform
-    from notifications as notification, devices as device, devices as successor
-    where notification.id = any (notification_ids)
-        and notification.state = 'pending'
-        and delivery.notification_id = notification.id
-        and delivery.state = 'pending'
-        and device.id = delivery.device_id
-        and device.retired_at is not null
-        and successor.id = device.replaced_by
-        and successor.retired_at is null
-        and successor.receiver_id = notification.receiver_id
-        and not exists (
-            select from stored_deliveries as other
-            where other.notification_id = notification.id
-                and other.device_id = successor.id
-        );
+    set device_id = follows.device_id,
+        kind = follows.kind,
+        address = follows.address,
+        platform = follows.platform
+    from follows
+    where delivery.id = follows.delivery_id;
 
     update stored_deliveries as delivery
     set state = 'failed',

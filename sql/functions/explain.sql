@@ -53,7 +53,7 @@ as $$
         union all
         select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
         union all
-        select incident.began_at, 3, format('project %s was paused by %s %s', incident.project,
+        select incident.began_at, 3, format('project %s was paused by %s%s', incident.project,
             case incident.by when 'operator' then 'an operator' else 'a worker' end, coalesce(': ' || incident.because, ''))
         from notification
         join stored_incidents as incident
@@ -96,8 +96,8 @@ security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select line.at, line.what
-    from notifications as notification,
-        lateral explain(notification.id) as line
+    from notifications as notification
+    cross join lateral explain(notification.id) as line
     where notification.event_id = explain.event_id
 $$;
 comment on function notify_worker.explain(text) is 'Tells what happened to the notification of an event.';

@@ -36,7 +36,8 @@ begin
         image = null,
         params = null,
         data = null,
-        message = null
+        message = null,
+        settled_because = 'the receiver was forgotten'
     where notification.id = any (theirs);
     return coalesce(cardinality(theirs), 0);
 end

@@ -9,7 +9,7 @@ as $$
     with old as (
         select id
         from notifications
-        where settled_at < now() - prune.older_than
+        where settled_at < now() - greatest(prune.older_than, interval '0')
         order by settled_at
         limit prune.most
         for update skip locked

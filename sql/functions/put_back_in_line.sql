@@ -13,7 +13,7 @@ begin
     from notifications
     where id = put_back_in_line.notification_id
     for update;
-    if not found then
+    if not found or notification.settled_because = 'the receiver was forgotten' then
         return 0;
     end if;
     if notification.lease is not null then
@@ -32,10 +32,14 @@ begin
     where delivery.notification_id = notification.id
         and (only_delivery is null or delivery.id = only_delivery)
         and delivery.state in ('failed', 'expired', 'cancelled', 'held')
-        and not exists (
-            select from devices as device
-            where device.id = delivery.device_id
-                and (device.retired_at is not null or device.receiver_id is distinct from notification.receiver_id)
+        and (
+            delivery.device_id is null
+            or exists (
+                select from devices as device
+                where device.id = delivery.device_id
+                    and device.retired_at is null
+                    and device.receiver_id = notification.receiver_id
+            )
         );
     get diagnostics again = row_count;
 

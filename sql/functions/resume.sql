@@ -17,7 +17,7 @@ begin
     end if;
 
     update stored_incidents as incident
-    set ended_at = now()
+    set ended_at = least(incident.until, now())     -- one that ended by itself ended then
     where incident.project = resume.project
         and incident.ended_at is null;
     perform ring();

@@ -1,5 +1,6 @@
 -- Puts every dead letter of a project back in line that failed since then, as `retry` does with one; what a worker holds is left out.
--- Returns how many deliveries are due again (one that never came to a delivery is not counted).
+-- Returns how many deliveries are due again (one that never came to a delivery is not counted). Refuses a project that is not there
+-- (undefined_object).
 create or replace function notify_worker.retry_dead_letters(project text, since timestamptz)
 returns integer
 language plpgsql
@@ -9,6 +10,12 @@ declare
     of_one bigint;
     again integer := 0;
 begin
+    if not exists (select from projects where name = retry_dead_letters.project) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('there is no project "%s"', retry_dead_letters.project)
+                || nearest(retry_dead_letters.project, (select array_agg(name) from projects));
+    end if;
     for of_one in
         select distinct letter.notification_id
         from dead_letters as letter

@@ -7,17 +7,17 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select exists (
         select
-        from projects_in_line() as project
+        from projects_in_line() as line (project)
         cross join (values (0::smallint), (1::smallint)) as lane (number)
         where not exists (
                 select from projects
-                where projects.name = project
+                where projects.name = line.project
                     and projects.paused_until > clock_timestamp()
             )
             and exists (
                 select from notifications as notification
                 where notification.state = 'pending'
-                    and notification.project = project
+                    and notification.project = line.project
                     and notification.lane = lane.number
                     and notification.due_at <= clock_timestamp()
             )

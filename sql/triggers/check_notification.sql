@@ -4,6 +4,7 @@
 create or replace function notify_worker.check_notification()
 returns trigger
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     rule text;
@@ -34,6 +35,14 @@ begin
         rule := 'notifications_event_id';
         what := format('an event_id of %s bytes is too long', octet_length(new.event_id));
         what_to_do := 'At most 512 bytes; name the event, don''t describe it.';
+    elsif octet_length(new.receiver_id) > 512 or octet_length(new.address) > 2048 then
+        rule := 'notifications_whom';
+        what := 'a receiver_id of more than 512 bytes, or an address of more than 2048, is too long';
+        what_to_do := 'receiver_id is the application''s own user id; an address is what the device was given by Firebase.';
+    elsif new.project is null or octet_length(new.project) > 512 then
+        rule := 'notifications_project';
+        what := 'the project of a notification is null, or longer than 512 bytes';
+        what_to_do := 'Leave it out: it is "default".';
     elsif new.expires_at <= new.send_at then
         rule := 'notifications_expire_after_sending';
         what := 'a notification would expire before it is to be sent';
@@ -46,7 +55,7 @@ begin
         rule := 'notifications_message';
         what := format('the message of a notification can''t be %s', jsonb_typeof(new.message));
         what_to_do := 'An object with fields of FCM''s message: {"android": {"ttl": "60s"}}.';
-    elsif new.state not in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'unreachable', 'held') then
+    elsif new.state is null or new.state not in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'unreachable', 'held') then
         rule := 'notifications_state';
         what := format('the state of a notification can''t be "%s"', left(new.state, 40));
         what_to_do := 'Leave it out: it is pending.';
@@ -81,7 +90,7 @@ begin
         new.lane := 0;
     end if;
     if new.send_at is not null then
-        new.due_at := new.send_at;
+        new.due_at := greatest(new.send_at, now());     -- one of long ago goes before nobody
     end if;
     return new;
 end

@@ -9,27 +9,58 @@ with of_project as materialized (
         where projects.name = line.project
             and projects.paused_until > now()
     )
-), leases as materialized (
-    select notification.due_at, worker.id as worker_id
+), near as materialized (
+    select notification.due_at, notification.lease, notification.leased_by
     from (select max(lease_length) as longest from notify_worker.stored_workers) as workers
     cross join notify_worker.projects_in_line() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     cross join lateral (
-        select due_at, leased_by
-        from notify_worker.notifications
-        where state = 'pending'
-            and project = line.project
-            and notifications.lane = lane.number
-            and due_at <= now() + workers.longest
-            and lease is not null
-        limit 100000
+        (
+            select due_at, lease, leased_by
+            from notify_worker.notifications
+            where state = 'pending'
+                and project = line.project
+                and notifications.lane = lane.number
+                and due_at <= now()
+            order by due_at
+            limit 100000
+        )
+        union all
+        (
+            select due_at, lease, leased_by
+            from notify_worker.notifications
+            where state = 'pending'
+                and project = line.project
+                and notifications.lane = lane.number
+                and due_at > now()
+                and due_at <= now() + workers.longest
+            order by due_at
+            limit 100000
+        )
     ) as notification
+), leases as materialized (
+    select near.due_at, worker.id as worker_id
+    from near
     left join notify_worker.stored_workers as worker
-        on worker.id = notification.leased_by
+        on worker.id = near.leased_by
         and worker.ended_at is null
+    where near.lease is not null
     limit 100000
 ), due as materialized (
-    select notification.due_at
+    select
+    from of_project
+    cross join lateral (
+        select
+        from notify_worker.notifications
+        where state = 'pending'
+            and project = of_project.project
+            and lane = of_project.lane
+            and due_at <= now()
+        limit 100000
+    ) as notification
+    limit 100000
+), oldest as materialized (
+    select min(notification.due_at) as due_at
     from of_project
     cross join lateral (
         select due_at
@@ -39,16 +70,15 @@ with of_project as materialized (
             and lane = of_project.lane
             and due_at <= now()
         order by due_at
-        limit 100000
+        limit 1
     ) as notification
-    limit 100000
 )
 select
     (select count(*) from (select from notify_worker.notifications where state = 'pending' limit 100000) as capped) as pending,
     (select count(*) from due) as due,
     (select count(*) from leases where due_at > now()) as leased,
     (select count(*) from leases where due_at <= now() or worker_id is null) as orphans,
-    (select now() - min(due_at) from due) as oldest_due_for,
+    (select now() - due_at from oldest) as oldest_due_for,
     (select count(*) from (select from notify_worker.notifications where state = 'held' limit 100000) as capped) as held,
     (select count(*) from (select from notify_worker.dead_letters limit 100000) as capped) as dead_letters,
     (select count(*) from notify_worker.stored_workers where ended_at is null) as workers,
