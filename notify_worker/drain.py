@@ -193,17 +193,18 @@ class Pipeline:
         self._moved.set()
 
     async def open_senders(self) -> None:
-        """Open each project's sender. Raises CredentialsError where none can be used; of several, the others are logged."""
+        """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""
         await self._read_projects()
-        problems: list[CredentialsError] = []
+        problems: dict[str, CredentialsError] = {}
         for project in self._projects.values():
             try:
                 await self._sender(project).open()
             except CredentialsError as error:
-                problems.append(error)
-                log.warning("project %s can't send: %s", project.name, error)
+                problems[project.name] = error
         if problems and len(problems) == len(self._projects):
-            raise problems[0]
+            raise CredentialsError("\n".join(map(str, problems.values())))
+        for name, problem in problems.items():
+            log.warning("project %s can't send: %s", name, problem)
 
     async def warm_up(self) -> None:
         """Fetch each project's token, so that the first push need not wait; log what can't be had."""
@@ -213,6 +214,8 @@ class Pipeline:
                 await self._sender(project).warm_up()
             except CredentialsError as error:
                 log.warning("project %s can't send: %s", project.name, error)
+            except Exception as error:  # noqa: BLE001  another package's sender; its text may hold a secret
+                log.warning("project %s can't send: its sender breaks (%s)", project.name, type(error).__name__)
 
     def _sender(self, project: Project) -> LazySender:
         if project not in self._senders:

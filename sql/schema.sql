@@ -1613,13 +1613,23 @@ $$;
 COMMENT ON FUNCTION notify_worker.projects_in_line() IS 'Lists the projects that have pending notifications.';
 
 CREATE FUNCTION notify_worker.prune(older_than interval, most integer DEFAULT 1000) RETURNS integer
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
+declare
+    deleted integer;
+begin
+    if older_than < interval '0' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('what settled longer ago than %s would be all of it', older_than),
+            hint = 'Give a length of zero or more, such as 90 days.';
+    end if;
+
     with old as (
         select id
         from notifications
-        where settled_at < now() - greatest(prune.older_than, interval '0')
+        where settled_at < now() - prune.older_than
         order by settled_at
         limit prune.most
         for update skip locked
@@ -1627,13 +1637,13 @@ CREATE FUNCTION notify_worker.prune(older_than interval, most integer DEFAULT 10
         delete from stored_deliveries
         using old
         where stored_deliveries.notification_id = old.id
-    ), gone as (
-        delete from notifications
-        using old
-        where notifications.id = old.id
-        returning notifications.id
     )
-    select count(*)::integer from gone
+    delete from notifications
+    using old
+    where notifications.id = old.id;
+    get diagnostics deleted = row_count;
+    return deleted;
+end
 $$;
 COMMENT ON FUNCTION notify_worker.prune(older_than interval, most integer) IS 'Deletes up to `most` settled notifications that ended longer ago than `older_than`. Returns how many.';
 

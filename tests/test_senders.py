@@ -168,9 +168,6 @@ def test_a_sender_that_is_not_there_or_does_not_open_pauses_and_burns_nothing(
     assert shop.unbalanced() == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the worker goes on, and says nothing: who comes after it is not warmed up either"
-)
 def test_a_sender_that_breaks_at_start_is_named_in_the_log(shop: Shop, package: Path) -> None:
     project(shop, "sick", "pigeons")
 

@@ -460,7 +460,6 @@ NOT_ONE = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="it says it twice: as a warning in its log, and as its last word")
 @pytest.mark.parametrize(("content", "said"), NOT_ONE.values(), ids=NOT_ONE)
 def test_a_worker_without_usable_credentials_says_so_leaves_and_fails_no_notification(
     shop: psycopg.Connection, tmp_path: Path, content: str | None, said: str
