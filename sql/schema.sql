@@ -512,10 +512,10 @@ CREATE VIEW notify_worker.ledger AS
         UNION ALL
          SELECT 'each settled notification has deliveries or a reason'::text,
             count(*) AS count,
-            count(*) FILTER (WHERE ((notification.settled_because IS NOT NULL) OR (EXISTS ( SELECT
-                   FROM delivery
-                  WHERE (delivery.notification_id = notification.id))))) AS count
-           FROM notification
+            count(*) FILTER (WHERE ((notification.settled_because IS NOT NULL) OR (with_deliveries.notification_id IS NOT NULL))) AS count
+           FROM (notification
+             LEFT JOIN ( SELECT DISTINCT delivery.notification_id
+                   FROM delivery) with_deliveries ON ((with_deliveries.notification_id = notification.id)))
           WHERE (notification.settled_at IS NOT NULL)
         )
  SELECT what,

@@ -29,7 +29,7 @@ def bodies(shop: demo.Shop, body: str) -> int:
 
 
 def test_the_worker_of_the_opening_is_there(shop: demo.Shop) -> None:
-    assert shop.workers() == 1
+    assert shop.number("select count(*) from notify_worker.workers") == 1
     assert shop.number("select count(*) from notify_worker.campaigns where name in ('order_paid', 'restock')") == 2
     assert shop.number("select count(*) from notify_worker.devices where receiver_id = 'u_42'") == 1
 

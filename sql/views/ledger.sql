@@ -1,36 +1,18 @@
 -- What must balance, a line each, from two different sources: of everything unsettled, and of what settled in the last hour.
 -- `balanced` false is a bug, or a hand in the tables.
 create or replace view notify_worker.ledger as
-with looked_at as materialized (
-    select id from notify_worker.notifications where state = 'pending'
-    union
-    select id from notify_worker.notifications where state = 'held'
-    union
-    select id from notify_worker.notifications where settled_at > now() - interval '1 hour'
-), notification as materialized (
-    select notifications.id, state, project, due_at, lease, leased_by, settled_at, settled_because
-    from looked_at
-    join notify_worker.notifications
-        on notifications.id = looked_at.id
-), history as materialized (
-    select
-        attempt.delivery_id,
-        attempt.notification_id,
-        delivery.state,
-        count(*) filter (where attempt.verdict = 'sent' and not attempt.late) as sent,
-        count(*) filter (where attempt.verdict = 'sent' and attempt.late) as sent_late,
-        count(*) filter (
-            where attempt.verdict <> 'paused'
-                and attempt.finished_at is not null
-                and not attempt.late
-                and attempt.recorded_at > coalesce(delivery.retried_at, '-infinity')
-        ) as counted
-    from looked_at
-    join notify_worker.stored_deliveries as delivery
-        on delivery.notification_id = looked_at.id
-    join notify_worker.stored_attempts as attempt
-        on attempt.delivery_id = delivery.id
-    group by attempt.delivery_id, attempt.notification_id, delivery.state
+with notification as materialized (
+    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    from notify_worker.notifications
+    where state = 'pending'
+    union all
+    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    from notify_worker.notifications
+    where state = 'held'
+    union all
+    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    from notify_worker.notifications
+    where settled_at > now() - interval '1 hour'
 ), delivery as materialized (
     select
         stored.id,
@@ -38,14 +20,20 @@ with looked_at as materialized (
         stored.state,
         stored.attempts,
         stored.settled_at,
-        coalesce(history.sent, 0) as sent,
-        coalesce(history.sent_late, 0) as sent_late,
-        coalesce(history.counted, 0) as counted
-    from looked_at
+        count(*) filter (where attempt.verdict = 'sent' and not attempt.late) as sent,
+        count(*) filter (where attempt.verdict = 'sent' and attempt.late) as sent_late,
+        count(*) filter (
+            where attempt.verdict <> 'paused'
+                and attempt.finished_at is not null
+                and not attempt.late
+                and attempt.recorded_at > coalesce(stored.retried_at, '-infinity')
+        ) as counted
+    from notification
     join notify_worker.stored_deliveries as stored
-        on stored.notification_id = looked_at.id
-    left join history
-        on history.delivery_id = stored.id
+        on stored.notification_id = notification.id
+    left join notify_worker.stored_attempts as attempt
+        on attempt.delivery_id = stored.id
+    group by stored.id
 ), line (what, expected, found) as (
     select
         'deliveries of settled notifications are settled',
@@ -119,11 +107,10 @@ with looked_at as materialized (
     select
         'each settled notification has deliveries or a reason',
         count(*),
-        count(*) filter (
-            where settled_because is not null
-                or exists (select from delivery where delivery.notification_id = notification.id)
-        )
+        count(*) filter (where settled_because is not null or with_deliveries.notification_id is not null)
     from notification
+    left join (select distinct notification_id from delivery) as with_deliveries
+        on with_deliveries.notification_id = notification.id
     where settled_at is not null
 )
 select what, expected::bigint, found::bigint, expected = found as balanced
