@@ -418,19 +418,7 @@ COMMENT ON COLUMN notify_worker.incidents.by IS 'operator or worker.';
 COMMENT ON COLUMN notify_worker.incidents.ended_at IS 'Null: it goes on.';
 
 CREATE VIEW notify_worker.ledger AS
- WITH looked_at AS MATERIALIZED (
-         SELECT notifications.id
-           FROM notify_worker.notifications
-          WHERE (notifications.state = 'pending'::text)
-        UNION
-         SELECT notifications.id
-           FROM notify_worker.notifications
-          WHERE (notifications.state = 'held'::text)
-        UNION
-         SELECT notifications.id
-           FROM notify_worker.notifications
-          WHERE (notifications.settled_at > (now() - '01:00:00'::interval))
-        ), notification AS MATERIALIZED (
+ WITH notification AS MATERIALIZED (
          SELECT notifications.id,
             notifications.state,
             notifications.project,
@@ -439,31 +427,43 @@ CREATE VIEW notify_worker.ledger AS
             notifications.leased_by,
             notifications.settled_at,
             notifications.settled_because
-           FROM (looked_at
-             JOIN notify_worker.notifications ON ((notifications.id = looked_at.id)))
-        ), history AS MATERIALIZED (
-         SELECT attempt.delivery_id,
-            attempt.notification_id,
-            delivery.state,
-            count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND (NOT attempt.late))) AS sent,
-            count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND attempt.late)) AS sent_late,
-            count(*) FILTER (WHERE ((attempt.verdict <> 'paused'::text) AND (attempt.finished_at IS NOT NULL) AND (NOT attempt.late) AND (attempt.recorded_at > COALESCE(delivery.retried_at, '-infinity'::timestamp with time zone)))) AS counted
-           FROM ((looked_at
-             JOIN notify_worker.stored_deliveries delivery ON ((delivery.notification_id = looked_at.id)))
-             JOIN notify_worker.stored_attempts attempt ON ((attempt.delivery_id = delivery.id)))
-          GROUP BY attempt.delivery_id, attempt.notification_id, delivery.state
+           FROM notify_worker.notifications
+          WHERE (notifications.state = 'pending'::text)
+        UNION ALL
+         SELECT notifications.id,
+            notifications.state,
+            notifications.project,
+            notifications.due_at,
+            notifications.lease,
+            notifications.leased_by,
+            notifications.settled_at,
+            notifications.settled_because
+           FROM notify_worker.notifications
+          WHERE (notifications.state = 'held'::text)
+        UNION ALL
+         SELECT notifications.id,
+            notifications.state,
+            notifications.project,
+            notifications.due_at,
+            notifications.lease,
+            notifications.leased_by,
+            notifications.settled_at,
+            notifications.settled_because
+           FROM notify_worker.notifications
+          WHERE (notifications.settled_at > (now() - '01:00:00'::interval))
         ), delivery AS MATERIALIZED (
          SELECT stored.id,
             stored.notification_id,
             stored.state,
             stored.attempts,
             stored.settled_at,
-            COALESCE(history.sent, (0)::bigint) AS sent,
-            COALESCE(history.sent_late, (0)::bigint) AS sent_late,
-            COALESCE(history.counted, (0)::bigint) AS counted
-           FROM ((looked_at
-             JOIN notify_worker.stored_deliveries stored ON ((stored.notification_id = looked_at.id)))
-             LEFT JOIN history ON ((history.delivery_id = stored.id)))
+            count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND (NOT attempt.late))) AS sent,
+            count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND attempt.late)) AS sent_late,
+            count(*) FILTER (WHERE ((attempt.verdict <> 'paused'::text) AND (attempt.finished_at IS NOT NULL) AND (NOT attempt.late) AND (attempt.recorded_at > COALESCE(stored.retried_at, '-infinity'::timestamp with time zone)))) AS counted
+           FROM ((notification
+             JOIN notify_worker.stored_deliveries stored ON ((stored.notification_id = notification.id)))
+             LEFT JOIN notify_worker.stored_attempts attempt ON ((attempt.delivery_id = stored.id)))
+          GROUP BY stored.id, stored.notification_id, stored.state, stored.attempts, stored.settled_at
         ), line(what, expected, found) AS (
          SELECT 'deliveries of settled notifications are settled'::text AS "?column?",
             count(*) AS count,

@@ -33,7 +33,7 @@ with notification as materialized (
         on stored.notification_id = notification.id
     left join notify_worker.stored_attempts as attempt
         on attempt.delivery_id = stored.id
-    group by stored.id
+    group by stored.id, stored.notification_id, stored.state, stored.attempts, stored.settled_at
 ), line (what, expected, found) as (
     select
         'deliveries of settled notifications are settled',
