@@ -385,6 +385,8 @@ def test_a_row_that_python_can_not_read_keeps_nobody_else_from_being_sent(
 
 
 def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
+    shop.execute("update notify_worker.projects set sender = 'console'")
+
     worker = ended(start("-v", "worker", "--drain", NOTIFY_WORKER_LOG_FORMAT="json"))
 
     lines = [json.loads(line) for line in worker.err.splitlines()]
@@ -407,6 +409,7 @@ def test_a_traceback_stays_in_its_line_of_the_log() -> None:
 
 
 def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
+    shop.execute("update notify_worker.projects set sender = 'console'")
     worker = start("worker")
     until("the worker is here", lambda: shop.execute("select from notify_worker.workers").rowcount == 1, within=20)
 

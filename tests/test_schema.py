@@ -221,7 +221,7 @@ def test_a_newer_schema_asks_for_a_newer_release(
 
 
 def test_a_role_without_rights_is_told_what_to_grant(database: str) -> None:
-    with pytest.raises(SchemaMismatch, match="may not read the schema notify_worker"):
+    with pytest.raises(SchemaMismatch, match="may not use the schema notify_worker"):
         schema.verify(make_conninfo(database, options="-c role=pg_monitor"))
 
 
