@@ -332,3 +332,31 @@ def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> 
     assert lost
     assert worker.process.poll() is None
     assert shop.box.doubles == 0
+
+
+# Several devices
+
+
+def test_of_three_devices_one_dead_one_failing_twice_and_one_well_each_is_told_once(shop: Shop) -> None:
+    shop.connection.execute("update notify_worker.projects set first_retry_after = '100 milliseconds'")
+    for address in ("dead:gone", "twicedrop:shaky", "app:well"):
+        shop.value("select notify_worker.register_device('u_42', 'token', %s)", address)
+    shop.start_worker()
+
+    told = shop.value(
+        "insert into notify_worker.notifications (receiver_id, title) values ('u_42', 'Hello') returning id"
+    )
+
+    until("it is settled", lambda: shop.state(told) == "sent", within=15)
+    assert sorted(each.address for each in shop.box.shown) == ["app:well", "twicedrop:shaky"]
+    assert [shop.box.requests_for(address) for address in ("dead:gone", "twicedrop:shaky", "app:well")] == [1, 3, 1]
+    deliveries = shop.rows("select state, attempts from notify_worker.deliveries order by id")
+    assert [(row["state"], row["attempts"]) for row in deliveries] == [("failed", 1), ("sent", 3), ("sent", 1)]
+    assert shop.unbalanced() == []
+    story = " | ".join(
+        str(what) for (what,) in shop.connection.execute("select what from notify_worker.explain(%s::bigint)", [told])
+    )
+    assert story.count("came to unknown") == 2
+    assert story.count("came to sent") == 2
+    assert story.count("came to unregistered") == 1
+    assert story.endswith("it ended sent")
