@@ -38,7 +38,7 @@ from tests.store_words import (
     state,
     value,
 )
-from tests.test_cli import HELLO, Cli, Ended, ended, start
+from tests.test_cli import HELLO, Cli, Ended, ended, lets_in, start
 from tests.waiting import until
 
 cli, shop = test_cli.cli, test_cli.shop  # fixtures
@@ -403,7 +403,10 @@ def test_a_wrong_password_is_said_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
 ) -> None:
-    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", make_conninfo(database, password="opensesame"))
+    wrong = make_conninfo(database, password="opensesame")
+    if lets_in(wrong):
+        pytest.skip("this server asks for no password")
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
 
     complaint = cli(*arguments).complaint
 
