@@ -54,7 +54,7 @@ def main() -> None:
 
 def commit(shop: Shop, number: int) -> float:
     """Commit one order with its notification; return the seconds from COMMIT until FCM has read the request."""
-    sleep(0.9 + 0.2 * random.random())
+    sleep(0.5 + random.random())  # out of step with the look
     before = shop.box.received
     with psycopg.connect(shop.conninfo) as connection:
         connection.execute("insert into plain values (%s)", [number])

@@ -186,7 +186,6 @@ def work(options: argparse.Namespace) -> int:
     """Send what is due, woken by commits, until SIGTERM."""
     settings = Settings.from_env()
     configure_logging(settings, logging.DEBUG if options.verbose else logging.INFO)
-    schema.verify(settings.database_url)
     asyncio.run(worker.run_until_nothing_is_due() if options.drain else worker.run())
     return WELL
 

@@ -21,7 +21,7 @@ from notify_worker.model import Attempt, Delivery, Project
 from notify_worker.retry import RetryPolicy
 from notify_worker.senders.opening import LazySender
 from notify_worker.settings import Settings
-from notify_worker.store import Store
+from notify_worker.store import Store, in_brief
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ FLUSH = 100
 FLUSH_AFTER = 0.05
 """Seconds for which an outcome waits for others, at most."""
 AHEAD = 10 * FLUSH
-"""Deliveries in hand beyond those in flight, at most: waiting for a place, in a blip, or answered and not yet recorded."""
+"""Deliveries in hand beyond those in flight at which nothing more is claimed: waiting, in a blip, or not yet recorded."""
 AWAKE_FOR = 0.2
 """Seconds for which `stay_awake` tells producers not to ring."""
 LOOK_EVERY = 0.01
@@ -41,8 +41,8 @@ PROJECTS_EVERY = 5.0
 """Seconds after which the projects' rows are read again."""
 RECORD_AGAIN_AFTER = 0.5
 """Seconds between two tries to record while the database is away."""
-CLOSE_WITHIN = 24.0
-"""Seconds in which a worker that stops ends what is in flight and records it; platforms kill after 30."""
+FINISH_WITHIN = 23.0
+"""Seconds from a stop in which what is in flight has ended and is recorded; platforms kill after 30."""
 
 OpenSender = Callable[[Project], LazySender]
 
@@ -66,6 +66,7 @@ class Pipeline:
         self._answers = asyncio.Event()  # there is something to record
         self._moved = asyncio.Event()  # a delivery was answered, or recorded
         self._stopping = asyncio.Event()
+        self._finish_by = float("inf")
         self._projects: dict[str, Project] = {}
         self._projects_read_at = float("-inf")
         self._senders: dict[Project, LazySender] = {}
@@ -149,13 +150,28 @@ class Pipeline:
         lease = uuid4()
         try:
             claimed = await self._store.claim(worker_id, lease, room, start_within)
+        except (
+            psycopg.errors.ObjectNotInPrerequisiteState
+        ):  # taken for dead: nothing was claimed, and another id is due
+            await self._liveness.lose()
+            raise
         except BaseException:  # whether it was claimed, nobody can say: it may have, and only its answer was lost
             self._doubtful.append(lease)
             self._wake_recorder()
             raise
+        await self._know_projects_of(claimed or [])
         for delivery in claimed or ():
             self._start(delivery)
         return claimed is not None
+
+    async def _know_projects_of(self, claimed: list[Delivery]) -> None:
+        """Read the projects' rows again where a claim names one that is newer than the last reading."""
+        if any(delivery.project not in self._projects for delivery in claimed):
+            self._projects_read_at = float("-inf")
+            try:
+                await self._read_projects()
+            except psycopg.Error as error:
+                log.warning("a new project could not be read (%s); its deliveries go back", in_brief(error))
 
     def _room(self) -> int:
         """Say how many to claim: the free places and one flush, never in crumbs, and no more than memory is meant for."""
@@ -176,8 +192,17 @@ class Pipeline:
         task.add_done_callback(self._in_hand.discard)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        project = self._projects.get(delivery.project, Project(delivery.project))
-        attempt = await Try(
+        project = self._projects.get(delivery.project)
+        attempt = None if project is None else await self._try(delivery, project)
+        if attempt is None:
+            self._unsent.append(delivery)
+        else:
+            self._answered.append(attempt)
+        self._wake_recorder()
+        self._moved.set()
+
+    async def _try(self, delivery: Delivery, project: Project) -> Attempt | None:
+        return await Try(
             delivery,
             sender=self._sender(project),
             policy=RetryPolicy.of(project),
@@ -185,12 +210,6 @@ class Pipeline:
             stopping=self._stopping,
             mend_for=(self._settings.longest_attempt - self._settings.request_timeout).total_seconds(),
         ).run()
-        if attempt is None:
-            self._unsent.append(delivery)
-        else:
-            self._answered.append(attempt)
-        self._wake_recorder()
-        self._moved.set()
 
     async def open_senders(self) -> None:
         """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""
@@ -238,8 +257,10 @@ class Pipeline:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
-            except psycopg.OperationalError as error:  # a pool that has no connection to give says so too
-                log.warning("the database is away (%s); %d answers wait", type(error).__name__, len(self._answered))
+            except psycopg.Error as error:
+                log.warning(
+                    "the database refuses or is away (%s); %d answers wait", in_brief(error), len(self._answered)
+                )
                 await self._record_again()
             except Exception:  # a bug must not end the recording
                 log.exception("recording has broken; %d answers wait", len(self._answered))
@@ -270,16 +291,14 @@ class Pipeline:
             self._moved.set()
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
-        """Record a batch; where the database refuses it for one of its rows, record the others one by one."""
+        """Record a batch; where the database refuses the data of one of its rows, record the others one by one."""
         try:
             await self._store.record(worker_id, attempts)
-        except psycopg.OperationalError:
-            raise
-        except psycopg.Error as error:
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
             if len(attempts) == 1:
                 delivery = attempts[0].delivery.id
-                log.exception(
-                    "the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, error.sqlstate
+                log.error(  # noqa: TRY400  the error's own text may hold the row
+                    "the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, in_brief(error)
                 )
                 return
             for attempt in attempts:
@@ -287,27 +306,30 @@ class Pipeline:
 
     # ── stop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def stopping(self) -> bool:
+        """Say whether this process claims no more."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Claim no more, and start no request; what is in flight goes on."""
+        if not self.stopping:
+            self._finish_by = monotonic() + FINISH_WITHIN
         self._stopping.set()
         self._places.let_in_who_waits()
         self._moved.set()
 
-    async def settle(self) -> None:
-        """Stop, and wait until what is in flight has ended and is recorded, for 24 s at most."""
+    async def finish(self) -> None:
+        """Stop, and wait until what is in flight has ended and is recorded, or its time is over."""
         self.stop()
-        try:
-            async with asyncio.timeout(CLOSE_WITHIN):
-                while self._busy():
-                    await self._something_moves(LOOK_EVERY)
-        except TimeoutError:
-            log.error(  # noqa: TRY400  that time is over says no more
-                "stopped with %d in flight and %d answers not recorded", len(self._in_hand), len(self._answered)
-            )
+        while self._busy() and monotonic() < self._finish_by:
+            await self._something_moves(LOOK_EVERY)
+        if self._busy():
+            log.error("stopped with %d in flight and %d answers not recorded", len(self._in_hand), len(self._answered))
 
     async def close(self) -> None:
-        """Settle, and give everything back. With something still in hand this worker does not leave: others find it dead."""
-        await self.settle()
+        """Finish, and give everything back. With something still in hand this worker does not leave: others find it dead."""
+        await self.finish()
         leftover = [*self._in_hand, *([self._recorder] if self._recorder else [])]
         for task in leftover:
             task.cancel()

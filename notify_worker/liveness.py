@@ -15,12 +15,14 @@ from typing import Any
 
 import psycopg
 
-from notify_worker.store import Store, configure
+from notify_worker.store import Store, configure, in_brief
 
 log = logging.getLogger(__name__)
 
 SEEN_EVERY = 1.0
 """Seconds between two signs of life."""
+MUTE_AFTER = 3.0
+"""Seconds for which a session may stay silent."""
 DEAD_AFTER = 3.0
 """Seconds for which a lock must stay free, and the row unmoved, until its worker counts as dead."""
 
@@ -35,6 +37,7 @@ class Liveness:
         self._keeper: asyncio.Task[None] | None = None
         self._entering = asyncio.Lock()
         self._former: dict[int, float] = {}
+        self._complaint = ""
         self.worker_id = 0
         self.name = ""
 
@@ -53,8 +56,10 @@ class Liveness:
         if self._connection is None:
             return
         if leaves:
-            with contextlib.suppress(psycopg.Error):  # a database that is away sees the end of the session
-                await self._connection.execute("select leave(%s)", [[self.worker_id, *self._former]])
+            # A database that is away, or mute, sees by itself that the session has ended.
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(MUTE_AFTER):
+                    await self._connection.execute("select leave(%s)", [[self.worker_id, *self._former]])
         await self._connection.close()
 
     async def _take_an_id(self) -> None:
@@ -72,15 +77,28 @@ class Liveness:
             self._keeper = asyncio.create_task(self._keep(), name="liveness")
         log.info("worker %s is here", self.name)
 
+    async def lose(self) -> None:
+        """Give this id up: the next `enter` takes another one."""
+        if self._connection is not None:
+            await self._connection.close()
+
     async def _keep(self) -> None:
-        """Give a sign of life each second; after trouble, under a new id."""
+        """Give a sign of life each second. The session is given up where it is gone or mute, and not for a mere refusal."""
         while True:
             await asyncio.sleep(SEEN_EVERY)
             try:
-                await self._give_a_sign(await self.enter())
+                async with asyncio.timeout(MUTE_AFTER):
+                    await self._give_a_sign(await self.enter())
+            except TimeoutError:
+                log.warning("worker %s: its session is mute; it goes on under a new name", self.name)
+                await self.lose()
             except psycopg.Error as error:
-                log.warning("worker %s lost its session: %s", self.name, type(error).__name__)
-                await self._lose()
+                self._complain(in_brief(error))
+
+    def _complain(self, what: str) -> None:
+        if what != self._complaint:
+            log.warning("worker %s could not give a sign of life (%s)", self.name, what)
+        self._complaint = what
 
     async def _give_a_sign(self, worker_id: int) -> None:
         """Say that this worker lives, also under the ids that it had while their last leases may still run."""
@@ -90,13 +108,10 @@ class Liveness:
             "select %s = any (array(select still_here(%s)))", [worker_id, [worker_id, *self._former]]
         )
         row = await cursor.fetchone()
+        self._complaint = ""
         if row is None or not row[0]:
             log.warning("worker %s was taken for dead; it goes on under a new name", self.name)
-            await self._lose()
-
-    async def _lose(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
+            await self.lose()
 
 
 async def rescue(store: Store) -> int:

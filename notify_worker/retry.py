@@ -54,7 +54,7 @@ class RetryPolicy:
 
 
 def blip(mendable: Callable[[Outcome], bool], sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
-    """Mend, within seconds, a failure that no second message can come of: three requests in all, 1 s and 2 s apart.
+    """Mend a failure within seconds: three requests in all, 1 s and 2 s apart.
 
     Anything longer is a retry: it stands in the table. `sleep` waits between the requests; it may end early.
     """

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, LiteralString, Self
 from uuid import UUID
 
+import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb, set_json_loads
@@ -54,6 +55,12 @@ def loads(text: str | bytes) -> Json:
         return json.loads(text, parse_float=Number)
     except (ValueError, RecursionError):
         return UNREADABLE
+
+
+def in_brief(error: BaseException) -> str:
+    """Say what the database said, in one line and without its DETAIL, which may hold an address."""
+    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return f"{type(error).__name__}: {said or str(error).partition(chr(10))[0]}"
 
 
 async def configure(connection: AsyncConnection[Any]) -> None:

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, LiteralString
 
 import psycopg
@@ -19,6 +20,8 @@ from notify_worker.settings import Settings
 WELL, FAILED = 0, 1
 ASK_EVERY = 0.05
 """Seconds between two looks of `send --wait`."""
+SILENT_FOR = 2.0
+"""Seconds after which `send --wait` says what it waits for."""
 COLUMNS = ("event_id", "campaign", "title", "body", "image", "priority", "project")
 KINDS = ("token", "fid", "topic", "condition")
 
@@ -64,10 +67,23 @@ def columns_of(options: argparse.Namespace) -> Columns:
 
 def wait_for(connection: Connection, notification_id: int) -> int:
     """Wait until a notification is settled or held, tell its story, and say whether it was sent."""
+    say_so_at = monotonic() + SILENT_FOR
     while (state := state_of(connection, notification_id)) == "pending":
+        if monotonic() > say_so_at:
+            print("waiting; how it stands:", file=sys.stderr)
+            print(*stands(connection, notification_id), sep="\n", file=sys.stderr)
+            say_so_at = float("inf")
         sleep(ASK_EVERY)
     tell(connection, notification_id)
     return WELL if state == "sent" else FAILED
+
+
+def stands(connection: Connection, notification_id: int) -> Iterator[str]:
+    """Say what a pending notification waits for."""
+    story = connection.execute("select what from notify_worker.explain(%s::bigint)", [notification_id]).fetchall()
+    yield from (line["what"] for line in story[-1:])
+    if not connection.execute("select from notify_worker.workers").fetchall():
+        yield "no worker is alive: notify-worker worker"
 
 
 def state_of(connection: Connection, notification_id: int) -> str | None:

@@ -7,10 +7,12 @@ imported: the environment is read when the app opens.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any, ClassVar, Unpack
 
 import procrastinate
@@ -19,12 +21,13 @@ from procrastinate import jobs, worker
 from procrastinate.app import WorkerOptions
 from psycopg_pool import AsyncConnectionPool
 
+from notify_worker import schema
 from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness, rescue
 from notify_worker.liveness import requeue_orphans as put_in_line
 from notify_worker.senders.opening import open_sender
 from notify_worker.settings import Settings
-from notify_worker.store import Store, configure
+from notify_worker.store import Store, configure, in_brief
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ LOOK_EVERY = 1.0
 """Seconds between two looks without a bell, at most."""
 SOONEST = 0.01
 """Seconds between two looks, at least."""
+STOP_WITHIN = 24.0
+"""Seconds in which a worker that stops has left; platforms kill after 30."""
 RESTART_AFTER = 1.0
 """Seconds after which procrastinate's worker, which stops when its database stumbles, is started again."""
 
@@ -56,21 +61,34 @@ class Connector(procrastinate.PsycopgConnector):
     def __init__(self) -> None:
         super().__init__(pool_factory=self._pool, configure=configure)
         self._process: Process | None = None
+        self._opening = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
+        self._first_rescue: asyncio.Task[None] | None = None
 
     def _pool(self, **options: Any) -> AsyncConnectionPool:
         return AsyncConnectionPool(Settings.from_env().database_url, **options)
 
+    async def open_async(self, pool: AsyncConnectionPool | None = None) -> None:
+        """Open the pool, if the schema in the database is this release's. Raises SchemaMismatch, DatabaseUnavailable."""
+        await asyncio.to_thread(schema.verify, Settings.from_env().database_url)
+        await super().open_async(pool)
+
     async def process(self) -> Process:
         """Open the store and the pipeline, once."""
-        if self._process is None:
-            settings = Settings.from_env()
-            store = await self._closing.enter_async_context(Store(settings.database_url))
-            liveness = Liveness(settings.database_url, settings.lease)
-            pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
-            self._closing.push_async_callback(pipeline.close)
-            self._process = Process(settings, store, liveness, pipeline)
+        async with self._opening:
+            if self._process is None:
+                settings = Settings.from_env()
+                store = await self._closing.enter_async_context(Store(settings.database_url))
+                liveness = Liveness(settings.database_url, settings.lease)
+                pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
+                self._closing.push_async_callback(pipeline.close)
+                self._process = Process(settings, store, liveness, pipeline)
         return self._process
+
+    def see_after_the_dead_once(self, store: Store) -> None:
+        """Begin a rescue with the first drain: perhaps this process is the successor of one that was killed."""
+        if self._first_rescue is None:
+            self._first_rescue = asyncio.create_task(rescue_and_ring(store))
 
     def stop(self) -> None:
         """Claim no more."""
@@ -79,6 +97,10 @@ class Connector(procrastinate.PsycopgConnector):
 
     async def close_async(self) -> None:
         """Let what is in flight end and record it; then close."""
+        if self._first_rescue is not None:
+            self._first_rescue.cancel()
+            await asyncio.wait({self._first_rescue})
+            self._first_rescue = None
         self._process = None
         await self._closing.aclose()
         await super().close_async()
@@ -149,10 +171,12 @@ app = App(
 async def drain() -> None:
     """Claim, render, send and record until nothing is due; after five seconds, ring for the rest."""
     process = await app.connector.process()
+    app.connector.see_after_the_dead_once(process.store)
     try:
         finished = await process.pipeline.drain(within=A_JOB_LASTS)
-    except asyncio.CancelledError:  # a stop: what is in flight ends, the job goes back
-        await process.pipeline.settle()
+    except asyncio.CancelledError:  # the job goes back; where the worker stops, what is in flight ends first
+        if process.pipeline.stopping:
+            await process.pipeline.finish()
         raise
     if not finished:
         await process.store.ring()
@@ -200,12 +224,27 @@ async def prune(older_than: str) -> int:
 
 
 async def run() -> None:
-    """Run a worker until SIGTERM or SIGINT: procrastinate's, started again when it stops, and a look each second.
+    """Run a worker until SIGTERM or SIGINT, and then for 24 s at most: a database that is away keeps nobody longer.
 
     Raises CredentialsError where no project's credentials can be used.
     """
     stopping = asyncio.Event()
-    async with app.open_async(), stopped_by_signals(stopping):
+    async with stopped_by_signals(stopping):
+        serving = asyncio.create_task(serve(stopping))
+        told = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        await asyncio.wait({serving}, timeout=STOP_WITHIN)
+        if not serving.done():
+            log.error("not everything could be ended in %g s; others will find what is left", STOP_WITHIN)
+            logging.shutdown()
+            os._exit(1)  # as if killed: what holds it up would hold up every gentler way too
+        await serving
+
+
+async def serve(stopping: asyncio.Event) -> None:
+    """Run procrastinate's worker, started again when it stops, a look each second, and the rescue of the dead."""
+    async with app.open_async():
         process = await app.connector.process()
         await process.pipeline.open_senders()
         await process.store.keep_partitions()
@@ -253,7 +292,7 @@ async def again_and_again(what: Callable[[], Awaitable[float]], stopping: asynci
         try:
             wait = await what()
         except psycopg.Error as error:
-            log.warning("the database is away (%s); looking again", type(error).__name__)
+            log.warning("the database refuses or is away (%s); looking again", in_brief(error))
         except Exception:
             log.exception("a look has broken; looking again")
         with contextlib.suppress(TimeoutError):
@@ -263,16 +302,26 @@ async def again_and_again(what: Callable[[], Awaitable[float]], stopping: asynci
 
 async def look(process: Process) -> float:
     """Claim without a bell; look again in a second, or as soon as something is due before that."""
-    await process.pipeline.drain()
-    next_due_in = await process.store.next_due_in()
-    return LOOK_EVERY if next_due_in is None else min(LOOK_EVERY, max(next_due_in, SOONEST))
+    began = monotonic()
+    due_in = await process.store.next_due_in()  # asked first: what falls due meanwhile is not missed
+    wait = LOOK_EVERY if due_in is None else min(LOOK_EVERY, max(due_in, SOONEST))
+    finished = await process.pipeline.drain(within=wait)
+    return max(SOONEST, wait - (monotonic() - began)) if finished else SOONEST
 
 
 async def see_after_the_dead(process: Process) -> float:
     """Put back in line what dead workers held, and ring for it; look again in a second."""
-    if await rescue(process.store):
-        await process.store.ring()
+    await rescue_and_ring(process.store)
     return LOOK_EVERY
+
+
+async def rescue_and_ring(store: Store) -> None:
+    """Put back in line what dead workers held, and ring for it."""
+    try:
+        if await rescue(store):
+            await store.ring()
+    except psycopg.Error as error:
+        log.warning("the dead were not seen after (%s)", in_brief(error))
 
 
 @contextlib.asynccontextmanager

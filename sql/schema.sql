@@ -607,7 +607,7 @@ CREATE VIEW notify_worker.status AS
                  LIMIT 100000) capped) AS dead_letters,
     ( SELECT count(*) AS count
            FROM notify_worker.stored_workers
-          WHERE (stored_workers.ended_at IS NULL)) AS workers,
+          WHERE ((stored_workers.ended_at IS NULL) AND (stored_workers.seen_at > (now() - '00:00:10'::interval)))) AS workers,
     ( SELECT count(*) AS count
            FROM notify_worker.projects
           WHERE (projects.paused_until > now())) AS paused_projects,
@@ -631,8 +631,8 @@ CREATE VIEW notify_worker.workers AS
     host,
     pid
    FROM notify_worker.stored_workers
-  WHERE (ended_at IS NULL);
-COMMENT ON VIEW notify_worker.workers IS 'Who is alive: has not left, and was not found dead.';
+  WHERE ((ended_at IS NULL) AND (seen_at > (now() - '00:00:10'::interval)));
+COMMENT ON VIEW notify_worker.workers IS 'Who is alive: has not left, was not found dead, and was seen within 10 s.';
 
 
 CREATE FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) RETURNS SETOF bigint
@@ -1546,13 +1546,26 @@ CREATE FUNCTION notify_worker.pick(most integer, due_by timestamp with time zone
 #variable_conflict use_column
 declare
     in_line text[] := array(
-        select project
-        from projects_in_line() as project
+        select line.project
+        from projects_in_line() as line (project)
         where not exists (
-            select from projects
-            where projects.name = project
-                and projects.paused_until > due_by
-        )
+                select from projects
+                where projects.name = line.project
+                    and projects.paused_until > due_by
+            )
+            and exists (
+                select
+                from (values (0::smallint), (1::smallint)) as lane (number)
+                cross join lateral (
+                    select from notifications as notification
+                    where notification.state = 'pending'
+                        and notification.project = line.project
+                        and notification.lane = lane.number
+                        and notification.due_at <= due_by
+                    order by notification.due_at    -- so that the index is read, and one row of it
+                    limit 1
+                ) as due
+            )
         order by random()       -- no project is always the last to take its share
     );
     of_project text;
@@ -2213,6 +2226,8 @@ CREATE FUNCTION notify_worker.something_is_due() RETURNS boolean
                     and notification.project = line.project
                     and notification.lane = lane.number
                     and notification.due_at <= clock_timestamp()
+                order by notification.due_at    -- so that the index is read, and one row of it
+                limit 1
             )
     )
 $$;

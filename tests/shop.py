@@ -204,7 +204,7 @@ class Shop:
                 case
                     when query ilike 'listen%%' then 'listener'
                     when query ~ '(still_here|enter)\\(' then 'liveness'
-                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|ring|suspects|bury)\\('
+                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|next_due_in|ring|suspects|sweep_jobs|bury)\\('
                         or query ~ '(keep_partitions\\(|from projects)'
                         then 'store'
                     when query ~ 'procrastinate_' then 'procrastinate'

@@ -174,7 +174,7 @@ DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}
         (fcm_error(404, "NOT_FOUND", "UNREGISTERED"), Verdict.UNREGISTERED, "UNREGISTERED", None, False),
         (error(404, "NOT_FOUND", "No such project."), Verdict.PAUSED, "NOT_FOUND", None, False),
         (answer(404, HTML), Verdict.PAUSED, "HTTP_404", None, False),
-        (fcm_error(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), Verdict.FAILED, "SENDER_ID_MISMATCH", None, False),
+        (fcm_error(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), Verdict.PAUSED, "SENDER_ID_MISMATCH", None, False),
         (error(403, "PERMISSION_DENIED", "Disabled.", DISABLED), Verdict.PAUSED, "SERVICE_DISABLED", None, False),
         (error(403, "PERMISSION_DENIED", "No."), Verdict.PAUSED, "PERMISSION_DENIED", None, False),
         (error(429, "RESOURCE_EXHAUSTED", "Quota.", QUOTA), Verdict.PAUSED, "RATE_LIMIT_EXCEEDED", 60, False),

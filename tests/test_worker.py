@@ -92,7 +92,8 @@ def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
             assert backend["application_name"] == "notify-worker"
             if backend["part"] == "store":
                 connections.add(backend["pid"])
-            longest = max(longest, backend["in_transaction_for"])
+            if backend["part"] != "listener":  # where a NOTIFY is taken in, its LISTEN seems to begin anew
+                longest = max(longest, backend["in_transaction_for"])
 
     assert shop.box.in_flight == 200, "FCM did not hang all the while"
     assert longest < timedelta(seconds=0.5)

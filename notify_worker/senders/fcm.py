@@ -141,8 +141,6 @@ def judge(answer: Answer) -> Outcome:
             verdict = Verdict.FAILED
         case 404, "UNREGISTERED":
             verdict = Verdict.UNREGISTERED
-        case 403, "SENDER_ID_MISMATCH":
-            verdict = Verdict.FAILED
         case status, _ if 300 <= status < 500:
             verdict = Verdict.PAUSED
         case _:

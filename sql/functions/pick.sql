@@ -1,5 +1,5 @@
--- Locks up to `most` due notifications and lists them: of each project that is not paused its share, high before normal, the
--- longest due first. One that somebody else has locked is skipped: it delays nobody.
+-- Locks up to `most` due notifications and lists them: of each project that has some and is not paused its share, high before
+-- normal, the longest due first. One that somebody else has locked is skipped: it delays nobody.
 create or replace function notify_worker.pick(most integer, due_by timestamptz)
 returns table (id bigint, expanded_at timestamptz, lease uuid)
 language plpgsql
@@ -8,13 +8,26 @@ as $$
 #variable_conflict use_column
 declare
     in_line text[] := array(
-        select project
-        from projects_in_line() as project
+        select line.project
+        from projects_in_line() as line (project)
         where not exists (
-            select from projects
-            where projects.name = project
-                and projects.paused_until > due_by
-        )
+                select from projects
+                where projects.name = line.project
+                    and projects.paused_until > due_by
+            )
+            and exists (
+                select
+                from (values (0::smallint), (1::smallint)) as lane (number)
+                cross join lateral (
+                    select from notifications as notification
+                    where notification.state = 'pending'
+                        and notification.project = line.project
+                        and notification.lane = lane.number
+                        and notification.due_at <= due_by
+                    order by notification.due_at    -- so that the index is read, and one row of it
+                    limit 1
+                ) as due
+            )
         order by random()       -- no project is always the last to take its share
     );
     of_project text;

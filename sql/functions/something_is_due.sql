@@ -20,6 +20,8 @@ as $$
                     and notification.project = line.project
                     and notification.lane = lane.number
                     and notification.due_at <= clock_timestamp()
+                order by notification.due_at    -- so that the index is read, and one row of it
+                limit 1
             )
     )
 $$;

@@ -81,7 +81,12 @@ select
     (select now() - due_at from oldest) as oldest_due_for,
     (select count(*) from (select from notify_worker.notifications where state = 'held' limit 100000) as capped) as held,
     (select count(*) from (select from notify_worker.dead_letters limit 100000) as capped) as dead_letters,
-    (select count(*) from notify_worker.stored_workers where ended_at is null) as workers,
+    (
+        select count(*)
+        from notify_worker.stored_workers
+        where ended_at is null
+            and seen_at > now() - interval '10 seconds'
+    ) as workers,
     (select count(*) from notify_worker.projects where paused_until > now()) as paused_projects,
     (
         select count(*)
