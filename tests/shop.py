@@ -204,8 +204,9 @@ class Shop:
                 case
                     when query ilike 'listen%%' then 'listener'
                     when query ~ '(still_here|enter)\\(' then 'liveness'
-                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|next_due_in|ring|suspects|sweep_jobs|bury)\\('
-                        or query ~ '(keep_partitions\\(|from projects)'
+                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|next_due_in)\\('
+                        or query ~ '(ring|suspects|sweep_jobs|bury|keep_partitions)\\('
+                        or query ~ 'from projects'
                         then 'store'
                     when query ~ 'procrastinate_' then 'procrastinate'
                 end as part

@@ -361,3 +361,58 @@ def test_of_three_devices_one_dead_one_failing_twice_and_one_well_each_is_told_o
     assert story.count("came to sent") == 2
     assert story.count("came to unregistered") == 1
     assert story.endswith("it ended sent")
+
+
+# What must not stop it
+
+
+def test_a_drain_job_that_is_cancelled_stops_nobody(shop: Shop) -> None:
+    shop.start_worker()
+    shop.notify("hang1.5:slow")
+    until("a request hangs", lambda: shop.box.in_flight == 1, within=5)
+
+    with shop.among_procrastinates_tables():
+        shop.connection.execute(
+            """
+            select procrastinate_cancel_job_v1(id, true, false)
+            from procrastinate_jobs
+            where status = 'doing' and task_name = 'notify_worker.drain'
+            """
+        )
+    after = shop.notify("app:after")
+
+    until("what came after it is sent", lambda: shop.state(after) == "sent", within=5)
+    until("and what hung too", lambda: shop.all_sent(2), within=10)
+
+
+def test_what_is_of_a_project_made_a_moment_ago_goes_by_its_own_sender(shop: Shop) -> None:
+    shop.start_worker()
+    shop.notify("app:first")
+    until("the worker knows the projects of before", lambda: shop.all_sent(1), within=5)
+
+    with shop.connection.transaction():
+        shop.connection.execute("insert into notify_worker.projects (name, sender) values ('new', 'console')")
+        second = shop.notify("app:second", project="new")
+
+    until("it is sent", lambda: shop.state(second) == "sent", within=5)
+    assert [each.address for each in shop.box.shown] == ["app:first"]
+
+
+def test_outcomes_outlive_a_database_that_refuses_to_write_them(shop: Shop) -> None:
+    shop.connection.execute(
+        """
+        create function refuse() returns trigger language plpgsql as
+            'begin raise exception using errcode = ''read_only_sql_transaction''; end';
+        create trigger refuse before insert on notify_worker.stored_attempts for each row execute function refuse();
+        """
+    )
+    shop.start_worker()
+    shop.notify_many(50)
+    until("FCM has all", lambda: shop.box.accepted == 50, within=10)
+    until("a record was refused", lambda: "answers wait" in shop.log.read_text(), within=5)
+
+    shop.connection.execute("drop trigger refuse on notify_worker.stored_attempts")
+
+    until("all is recorded", lambda: shop.all_sent(50), within=5)
+    assert shop.box.doubles == 0
+    assert shop.unbalanced() == []
