@@ -16,6 +16,7 @@ import psycopg
 
 from notify_worker import demo, schema, verbs, worker
 from notify_worker.errors import NotifyWorkerError
+from notify_worker.model import ADDRESS_KINDS
 from notify_worker.sandbox import start as start_sandbox
 from notify_worker.settings import Settings
 
@@ -124,7 +125,7 @@ def describe_send(send: argparse.ArgumentParser) -> None:
     """Describe the options of `send`: who, and what."""
     who = send.add_mutually_exclusive_group(required=True)
     who.add_argument("--receiver", metavar="ID", help="the application's user id: all live devices")
-    for kind in ("token", "fid", "topic", "condition"):
+    for kind in ADDRESS_KINDS:
         who.add_argument(f"--{kind}", metavar="ADDRESS")
     for name in ("event-id", "campaign", "title", "body", "image", "priority", "project"):
         send.add_argument(f"--{name}")

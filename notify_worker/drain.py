@@ -150,16 +150,16 @@ class Pipeline:
         lease = uuid4()
         try:
             claimed = await self._store.claim(worker_id, lease, room, start_within)
-        except (
-            psycopg.errors.ObjectNotInPrerequisiteState
-        ):  # taken for dead: nothing was claimed, and another id is due
-            await self._liveness.lose()
+            await self._know_projects_of(claimed or [])
+        except psycopg.errors.ObjectNotInPrerequisiteState:
+            await self._liveness.lose()  # taken for dead: nothing was claimed, and another id is due
             raise
-        except BaseException:  # whether it was claimed, nobody can say: it may have, and only its answer was lost
+        except (
+            BaseException
+        ):  # it may have been claimed, and only the answer was lost; or there it is, and can't be started
             self._doubtful.append(lease)
             self._wake_recorder()
             raise
-        await self._know_projects_of(claimed or [])
         for delivery in claimed or ():
             self._start(delivery)
         return claimed is not None
@@ -168,10 +168,7 @@ class Pipeline:
         """Read the projects' rows again where a claim names one that is newer than the last reading."""
         if any(delivery.project not in self._projects for delivery in claimed):
             self._projects_read_at = float("-inf")
-            try:
-                await self._read_projects()
-            except psycopg.Error as error:
-                log.warning("a new project could not be read (%s); its deliveries go back", in_brief(error))
+            await self._read_projects()
 
     def _room(self) -> int:
         """Say how many to claim: the free places and one flush, never in crumbs, and no more than memory is meant for."""

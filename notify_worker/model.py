@@ -15,6 +15,10 @@ UNREADABLE: Json = object()
 """Stands for JSON that Postgres holds and Python can't read: a number of 5,000 digits, a nesting of 1,000 levels."""
 
 
+ADDRESS_KINDS = ("token", "fid", "topic", "condition")
+"""What an address can be."""
+
+
 class Verdict(StrEnum):
     """What an attempt came to."""
 

@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from notify_worker.model import UNREADABLE, Delivery, Json, Message, Outcome, Verdict, Words
+from notify_worker.model import ADDRESS_KINDS, UNREADABLE, Delivery, Json, Message, Outcome, Verdict, Words
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-ADDRESS_KINDS = ("token", "fid", "topic", "condition")
 BYTES_OF_A_MESSAGE = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
 """What FCM takes, keys and values of words and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
 

@@ -1,6 +1,7 @@
 """The verbs of the command line that ask the database: one function each, which prints, and returns the exit code."""
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from psycopg.rows import dict_row
 
 from notify_worker import schema
 from notify_worker.errors import NotifyWorkerError
+from notify_worker.model import ADDRESS_KINDS
 from notify_worker.producer import Columns, defer
 from notify_worker.settings import Settings
+from notify_worker.store import Store
 
 WELL, FAILED = 0, 1
 ASK_EVERY = 0.05
@@ -23,9 +26,15 @@ ASK_EVERY = 0.05
 SILENT_FOR = 2.0
 """Seconds after which `send --wait` says what it waits for."""
 COLUMNS = ("event_id", "campaign", "title", "body", "image", "priority", "project")
-KINDS = ("token", "fid", "topic", "condition")
 
 Connection = psycopg.Connection[dict[str, Any]]
+
+
+def verified() -> str:
+    """Return the conninfo of the database that the environment names, if its schema is this release's."""
+    conninfo = Settings.from_env().database_url
+    schema.verify(conninfo)
+    return conninfo
 
 
 @contextmanager
@@ -55,7 +64,7 @@ def columns_of(options: argparse.Namespace) -> Columns:
     columns: dict[str, Any] = {name: getattr(options, name) for name in COLUMNS if getattr(options, name) is not None}
     if options.receiver is not None:
         columns["receiver_id"] = options.receiver
-    for kind in KINDS:
+    for kind in ADDRESS_KINDS:
         if (address := getattr(options, kind)) is not None:
             columns |= {"kind": kind, "address": address}
     if options.param:
@@ -239,14 +248,12 @@ def seconds(value: object) -> object:
 
 def prune(options: argparse.Namespace) -> int:
     """Delete what settled longer ago than an interval, in small transactions, and the months of the history before that."""
-    deleted = 0
-    with database() as connection:
-        while gone := connection.execute(
-            "select notify_worker.prune(%s::text::interval) as gone", [options.older_than]
-        ).fetchone():
-            if not gone["gone"]:
-                break
-            deleted += gone["gone"]
-        connection.execute("select notify_worker.drop_old_partitions(%s::text::interval)", [options.older_than])
+    deleted = asyncio.run(pruned(verified(), options.older_than))
     print(f"{deleted} notifications deleted")
     return WELL
+
+
+async def pruned(conninfo: str, older_than: str) -> int:
+    """Let the store prune, as the task does."""
+    async with Store(conninfo) as store:
+        return await store.prune(older_than)

@@ -329,16 +329,18 @@ async def stopped_by_signals(stopping: asyncio.Event) -> AsyncIterator[None]:
     """Turn SIGTERM and SIGINT into a stop: the first one drains, a second one is just a crash."""
     loop = asyncio.get_running_loop()
 
+    def forget() -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+
     def stop() -> None:
         stopping.set()
         app.connector.stop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(name)
+        forget()
 
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop)
     try:
         yield
     finally:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(name)
+        forget()

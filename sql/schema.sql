@@ -915,6 +915,21 @@ end
 $_$;
 COMMENT ON FUNCTION notify_worker.check_notification() IS 'A notification is refused in its own transaction only for what its row alone shows, by a rule with a name.';
 
+CREATE FUNCTION notify_worker.check_project(project text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    if not exists (select from projects where name = check_project.project) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('there is no project "%s"', check_project.project)
+                || nearest(check_project.project, (select array_agg(name) from projects));
+    end if;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.check_project(project text) IS 'Refuses a project that is not there, and suggests the nearest name.';
+
 CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, expires_in double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -1522,16 +1537,11 @@ CREATE FUNCTION notify_worker.pause(project text, because text) RETURNS void
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
+    perform check_project(pause.project);
     update projects
     set paused_until = 'infinity',
         paused_because = pause.because
     where name = pause.project;
-    if not found then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', pause.project)
-                || nearest(pause.project, (select array_agg(name) from projects));
-    end if;
 
     insert into stored_incidents (project, by, because)
     values (pause.project, 'operator', pause.because);
@@ -1890,16 +1900,11 @@ CREATE FUNCTION notify_worker.resume(project text) RETURNS void
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
+    perform check_project(resume.project);
     update projects
     set paused_until = null,
         paused_because = null
     where name = resume.project;
-    if not found then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', resume.project)
-                || nearest(resume.project, (select array_agg(name) from projects));
-    end if;
 
     update stored_incidents as incident
     set ended_at = least(incident.until, now())     -- one that ended by itself ended then
@@ -1957,12 +1962,7 @@ declare
     of_one bigint;
     again integer := 0;
 begin
-    if not exists (select from projects where name = retry_dead_letters.project) then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', retry_dead_letters.project)
-                || nearest(retry_dead_letters.project, (select array_agg(name) from projects));
-    end if;
+    perform check_project(retry_dead_letters.project);
     for of_one in
         select distinct letter.notification_id
         from dead_letters as letter

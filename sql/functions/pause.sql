@@ -6,16 +6,11 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
+    perform check_project(pause.project);
     update projects
     set paused_until = 'infinity',
         paused_because = pause.because
     where name = pause.project;
-    if not found then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', pause.project)
-                || nearest(pause.project, (select array_agg(name) from projects));
-    end if;
 
     insert into stored_incidents (project, by, because)
     values (pause.project, 'operator', pause.because);

@@ -5,16 +5,11 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
+    perform check_project(resume.project);
     update projects
     set paused_until = null,
         paused_because = null
     where name = resume.project;
-    if not found then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', resume.project)
-                || nearest(resume.project, (select array_agg(name) from projects));
-    end if;
 
     update stored_incidents as incident
     set ended_at = least(incident.until, now())     -- one that ended by itself ended then

@@ -10,12 +10,7 @@ declare
     of_one bigint;
     again integer := 0;
 begin
-    if not exists (select from projects where name = retry_dead_letters.project) then
-        raise exception using
-            errcode = 'undefined_object',
-            message = format('there is no project "%s"', retry_dead_letters.project)
-                || nearest(retry_dead_letters.project, (select array_agg(name) from projects));
-    end if;
+    perform check_project(retry_dead_letters.project);
     for of_one in
         select distinct letter.notification_id
         from dead_letters as letter
