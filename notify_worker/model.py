@@ -30,6 +30,15 @@ class Verdict(StrEnum):
     PAUSED = "paused"
 
 
+class Scope(StrEnum):
+    """What of a project an incident stops."""
+
+    PROJECT = "project"
+    APNS_WEB = "apns_web"
+    TOPICS = "topics"
+    DEVICES = "devices"
+
+
 class OnUnknown(StrEnum):
     """What the caller wants where nobody can say whether FCM has the message."""
 
@@ -81,8 +90,14 @@ class Delivery:
     """How many attempts count against the project's `max_attempts` so far."""
     tries: int
     """How many rows the history holds for it so far."""
+    probe: bool
+    """It is sent to see whether its project, or iOS and web, can be sent to again."""
     expires_in: float
     """Seconds from the claim, by the database's clock."""
+    expires_at: float
+    """Seconds since 1970, by the database's clock."""
+    expires_by: float
+    """After this no request of it may start (`time.monotonic()`)."""
     tag: str
     """`<installation>-<notification id>`: a second copy replaces the first on the screen."""
     inline: Words = field(repr=False)
@@ -100,6 +115,15 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """What an answer says beyond its own delivery: nothing else of this scope is worth a request now."""
+
+    scope: Scope
+    lasts: timedelta | None = None
+    """How long; None: until a probe gets through."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a request, or the want of one, came to."""
 
@@ -113,8 +137,11 @@ class Outcome:
     """FCM's name of the message."""
     asked_to_wait: timedelta | None = None
     """FCM's Retry-After."""
+    pause: Pause | None = None
+    """What else is not worth a request now."""
     mendable: bool = False
-    """The same request may be made again within seconds: it surely never left, or FCM answered a 5xx and named no time."""
+    """The same request may be made again within seconds: it surely never left, its token was refused for the first time,
+    or FCM answered a 5xx and named no time."""
 
 
 @dataclass(frozen=True, slots=True)
