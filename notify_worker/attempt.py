@@ -3,16 +3,20 @@
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 
 from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.render import render
-from notify_worker.retry import RetryPolicy, blip
-from notify_worker.senders import Sender
+from notify_worker.retry import blip
+from notify_worker.standing import Standing
 
 log = logging.getLogger(__name__)
+
+Mark = Callable[[Delivery], Awaitable[bool]]
+"""Writes down that a request of a delivery is about to begin; says whether it is written, and so may begin."""
 
 
 class Places:
@@ -49,18 +53,18 @@ class Try:
     """One attempt, while it goes on."""
 
     delivery: Delivery
-    sender: Sender
-    policy: RetryPolicy
+    standing: Standing
     places: Places
     stopping: asyncio.Event
     mend_for: float
     """Seconds after `delivery.start_by` for which a second or third request may still start."""
+    mark: Mark
     started: float = field(default_factory=monotonic)
     requests: int = 0
     outcome: Outcome | None = None
 
     async def run(self) -> Attempt | None:
-        """Make the attempt. None: no request could start before the lease is over, or before the worker stops."""
+        """Make the attempt. None: no request could start before the lease is over, the worker stops, or a pause begins."""
         try:
             self.outcome = await self._render_and_send()
         except Exception:  # a bug costs this delivery alone
@@ -68,13 +72,16 @@ class Try:
             self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
         if self.outcome is None:
             return None
+        counts = self.standing.heed(self.delivery, self.outcome) if self.requests else True
+        dice = random.random()  # noqa: S311  jitter
         return Attempt(
             delivery=self.delivery,
             outcome=self.outcome,
             started=self.started,
             finished=monotonic(),
             requests=self.requests,
-            retry_in=self.policy.retry_in(self.delivery, self.outcome, dice=random.random()),  # noqa: S311  jitter
+            counts=counts,
+            retry_in=self.standing.policy.retry_in(self.delivery, self.outcome, counts=counts, dice=dice),
         )
 
     async def _render_and_send(self) -> Outcome | None:
@@ -88,26 +95,46 @@ class Try:
         if not self._may_start():
             return self.outcome
         async with self.places:
-            if self._may_start():
+            if self._may_start() and await self._is_marked():
                 if not self.requests:
                     self.started = monotonic()
                 self.requests += 1
-                self.outcome = self._after(self.outcome, await self.sender.send(message))
+                answer = await self.standing.sender.send(message)
+                self.standing.window.answered(answer, monotonic())
+                self.outcome = self._after(self.outcome, answer)
         return self.outcome
 
     def _after(self, former: Outcome | None, outcome: Outcome) -> Outcome:
-        """Keep an attempt unknown where FCM may have an earlier request of it, and this one never left."""
-        if former is not None and former.verdict is Verdict.UNKNOWN and outcome.verdict is Verdict.RETRY:
+        """Keep an attempt unknown where FCM may have an earlier request of it, and this one was not taken."""
+        if (
+            former is not None
+            and former.verdict is Verdict.UNKNOWN
+            and outcome.verdict in (Verdict.RETRY, Verdict.PAUSED)
+        ):
             return replace(outcome, verdict=Verdict.UNKNOWN)
         return outcome
 
     def _may_start(self) -> bool:
         limit = self.delivery.start_by + (self.mend_for if self.requests else 0)
-        return not self.stopping.is_set() and monotonic() <= limit
+        return (
+            not self.stopping.is_set()
+            and monotonic() <= min(limit, self.delivery.expires_by)
+            and self.standing.lets(self.delivery)
+        )
+
+    async def _is_marked(self) -> bool:
+        """Have it written that a request begins, where the caller said hold: after a crash that says what may have left."""
+        return self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.mark(self.delivery)
 
     def _mendable(self, outcome: Outcome | None) -> bool:
-        """Say whether the same request may be made again within seconds: never where the caller said hold."""
-        return outcome is not None and outcome.mendable and self.delivery.on_unknown is not OnUnknown.HOLD
+        """Say whether the same request may be made again within seconds."""
+        if outcome is None or not outcome.mendable:
+            return False
+        if outcome.verdict is Verdict.PAUSED:  # its token was refused: it surely has not arrived
+            return True
+        if self.delivery.on_unknown is OnUnknown.HOLD or self.delivery.probe:
+            return False
+        return outcome.http_status is None or self.standing.window.blips_help(monotonic())
 
     async def _pause(self, seconds: float) -> None:
         """Wait between two requests, in nobody's place; a worker that stops waits for nothing."""

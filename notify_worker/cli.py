@@ -114,7 +114,13 @@ def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
     """Describe the options of `sandbox`."""
     sandbox.add_argument("--host", default="127.0.0.1")
     sandbox.add_argument("--port", type=port, default=SANDBOX_PORT)
-    sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="how long each answer takes")
+    sandbox.add_argument("--latency", type=float, metavar="SECONDS", help="how long each answer takes")
+    sandbox.add_argument("--quota", type=float, metavar="NUMBER", help="how many messages a second it takes")
+    sandbox.add_argument("--token-lifetime", type=int, metavar="SECONDS", help="how long a bearer is good for")
+    sandbox.add_argument(
+        "--fail", type=rate, action="append", default=[], metavar="FAULT=RATE",
+        help="how often what goes wrong, such as 503=0.1 or dead=0.02; GET and POST /switch show and change it",
+    )
     sandbox.add_argument(
         "--credentials", type=Path, default=Path("sandbox.json"), metavar="FILE",
         help="where to write the service-account file that it accepts (default: %(default)s)",
@@ -147,6 +153,15 @@ def pair(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
     return name, value
+
+
+def rate(text: str) -> tuple[str, float]:
+    """Read FAULT=RATE."""
+    name, likelihood = pair(text)
+    try:
+        return name, float(likelihood)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{likelihood}" is no rate from 0 to 1') from None
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -195,8 +210,8 @@ def sandbox(options: argparse.Namespace) -> int:
     """Be a local FCM: a token endpoint, messages:send, faults by address, a line for each thing a phone would show."""
     told = told_to_stop()
     with start_sandbox(
-        options.credentials, host=options.host, port=options.port, latency=options.latency,
-        on_show=lambda shown: print(shown, flush=True),
+        options.credentials, host=options.host, port=options.port, on_show=lambda shown: print(shown, flush=True),
+        latency=options.latency, quota=options.quota, token_lifetime=options.token_lifetime, fail=dict(options.fail),
     ) as box:  # fmt: skip
         print(
             f"a local FCM at {box.url}\n"

@@ -69,6 +69,11 @@ class Project:
     first_retry_after: timedelta = timedelta(seconds=10)
     longest_retry_after: timedelta = timedelta(minutes=15)
 
+    @property
+    def way(self) -> "Project":
+        """What of the row says how its messages are carried: another policy is no reason for another connection."""
+        return Project(self.name, self.firebase_project_id, self.credentials, self.sender)
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -153,5 +158,20 @@ class Attempt:
     started: float
     finished: float
     requests: int
+    counts: bool = True
+    """Whether it counts against the project's `max_attempts`."""
     retry_in: timedelta | None = None
     """How long until the delivery is due again; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What a process found out about a project, for all the others: that something stops, or goes on (`over`)."""
+
+    project: str
+    scope: Scope
+    over: bool = False
+    because: str | None = None
+    lasts: timedelta | None = None
+    per_second: float | None = None
+    """After an exceeded quota: what this process has sent just before."""

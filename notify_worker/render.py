@@ -6,16 +6,30 @@ Pure: no clock, no database, no network. A placeholder is `{name}` alone: `str.f
 import json
 import re
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 from notify_worker.model import ADDRESS_KINDS, UNREADABLE, Delivery, Json, Message, Outcome, Verdict, Words
+from notify_worker.stamp import merged, part, stamped
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 BYTES_OF_A_MESSAGE = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
 """What FCM takes, keys and values of words and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
 
+TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]+")
+IN_TOPICS = re.compile(r"\bin\s+topics\b")
+MOST_TOPICS = 5
+TAKEN = {
+    "token": "a registration token just as the app reported it",
+    "fid": "a Firebase Installation ID just as the app reported it",
+    "topic": "letters, digits and -_.~% (a leading /topics/ is dropped)",
+    "condition": f"1 to {MOST_TOPICS} of them, such as 'tents' in topics && 'boats' in topics",
+}
+"""What an address may be: firebase.google.com/docs/cloud-messaging/send/v1-api"""
 
 DEEPEST = 50
+UNSENDABLE = (UNREADABLE, inf, -inf)
+"""What JSON can't write, though Postgres holds it: Python reads a number of 400 digits and a fraction as infinite."""
 
 
 class Unrenderable(Exception):
@@ -45,7 +59,7 @@ def check_depth(delivery: Delivery) -> None:
         *((words.data, words.message) for words in (delivery.inline, delivery.campaign) if words is not None),
     ]
     for _ in range(DEEPEST):
-        if UNREADABLE in level:
+        if any(each in level for each in UNSENDABLE):
             break
         level = [each for value in level for each in parts(value)]
         if not level:
@@ -128,54 +142,31 @@ def assembled(delivery: Delivery, words: Words) -> dict[str, Json]:
             raise Unrenderable(
                 "MESSAGE_NAMES_AN_ADDRESS", f'message can\'t have the field "{kind}": the address stands beside it'
             )
-    return {delivery.kind: delivery.address, **body}
+    return {delivery.kind: address(delivery), **body}
 
 
-def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Merge two objects deeply; what lies over wins."""
-    result = dict(under)
-    for key, value in over.items():
-        below = result.get(key)
-        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return result
+def address(delivery: Delivery) -> str:
+    """Read the address as FCM takes it. A refusal shows no more than a topic: who has a token can be told by it."""
+    kind = delivery.kind
+    given = delivery.address.removeprefix("/topics/") if kind == "topic" else delivery.address
+    if wrong := wrong_with(kind, given):
+        raise Unrenderable("BAD_ADDRESS", f"{wrong}; FCM takes {TAKEN[kind]}")
+    return given
 
 
-def stamped(body: dict[str, Json], delivery: Delivery) -> dict[str, Json]:
-    """Put the notification's id into the data, and its tag where a second copy replaces the first on the screen.
-
-    A platform's own data replaces the common one, so the id goes there too. The caller's own tag wins. What is data
-    only stays data only: a tag would make it visible.
-    """
-    marked = {"notification_id": str(delivery.notification_id)}
-    body = merged(body, {"data": marked})
-    for platform in ("android", "webpush"):
-        if "data" in part(body, platform):
-            body = merged(body, {platform: {"data": marked}})
-    if is_visible(body):
-        tags = {
-            "android": {"notification": {"tag": delivery.tag}},
-            "apns": {"headers": {"apns-collapse-id": delivery.tag}},
-            "webpush": {"notification": {"tag": delivery.tag}},
-        }
-        body = merged(tags, body)
-    return body
-
-
-def is_visible(body: Mapping[str, Json]) -> bool:
-    """Tell whether a phone shows something of this message by itself."""
-    apns = part(part(body, "apns"), "payload").get("aps")
-    return bool(
-        body.get("notification")
-        or part(body, "android").get("notification")
-        or part(body, "webpush").get("notification")
-        or (isinstance(apns, Mapping) and apns.get("alert"))
-    )
-
-
-def part(body: Mapping[str, Json], key: str) -> Mapping[str, Json]:
-    """Return an object within an object, or an empty one."""
-    value = body.get(key)
-    return value if isinstance(value, Mapping) else {}
+def wrong_with(kind: str, address: str) -> str | None:
+    """Say what keeps FCM from taking this address, where that can be seen."""
+    strange = next((letter for letter in address if not letter.isprintable()), None)
+    if strange is not None:
+        return f"the {kind} has the unprintable character U+{ord(strange):04X}"
+    if not address.strip():
+        return f"the {kind} is empty"
+    if kind == "topic" and not TOPIC.fullmatch(address):
+        return f'"{address[:100]}" is no name of a topic'
+    topics = len(IN_TOPICS.findall(address))
+    if kind == "condition" and not 1 <= topics <= MOST_TOPICS:
+        return f"the condition has {topics} topics"
+    return None
 
 
 def check_size(kind: str, body: Mapping[str, Json]) -> None:

@@ -36,19 +36,22 @@ class RetryPolicy:
         wait = min(self.first * (1 << doublings), self.longest)
         return max(wait, asked) * (1 + dice / 5)
 
-    def retry_in(self, delivery: Delivery, outcome: Outcome, *, dice: float) -> timedelta | None:
-        """Say how long until a delivery is due again after this outcome; None: never."""
-        asked = outcome.asked_to_wait or NOTHING
+    def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, dice: float) -> timedelta | None:
+        """Say how long until a delivery is due again after this outcome; None: never.
+
+        `counts` is false where it is not the delivery's fault: then it is never given up.
+        """
         match outcome.verdict:
             case Verdict.SENT | Verdict.FAILED | Verdict.UNREGISTERED:
                 return None
-            case Verdict.PAUSED:  # not the delivery's fault: never given up, and nothing is counted
-                return self.wait(delivery.tries + 1, asked=asked, dice=dice)
+            case Verdict.PAUSED:  # the pause is the clock: this is only for what it does not hold back
+                return (outcome.asked_to_wait or self.first) * (1 + dice / 5)
             case Verdict.UNKNOWN if delivery.on_unknown is OnUnknown.HOLD:
                 return None
             case Verdict.UNKNOWN | Verdict.RETRY:
-                attempt = delivery.attempts + 1
-                return self.wait(attempt, asked=asked, dice=dice) if attempt < self.max_attempts else None
+                if counts and delivery.attempts + 1 >= self.max_attempts:
+                    return None
+                return self.wait(delivery.attempts + 1, asked=outcome.asked_to_wait or NOTHING, dice=dice)
             case _:
                 assert_never(outcome.verdict)
 

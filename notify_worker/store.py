@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, LiteralString, Self
+from typing import Any, LiteralString, NamedTuple, Self
 from uuid import UUID
 
 import psycopg
@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
-from notify_worker.model import UNREADABLE, Attempt, Delivery, Json, OnUnknown, Project, Words
+from notify_worker.model import UNREADABLE, Attempt, Delivery, Incident, Json, OnUnknown, Project, Words
 
 CONNECTIONS = 2
 """One that claims and one that records; neither waits for FCM."""
@@ -32,6 +32,15 @@ class Suspect:
 
     worker_id: int
     seen_at: datetime
+
+
+class Claim(NamedTuple):
+    """What a claim came to."""
+
+    deliveries: list[Delivery]
+    again_in: float | None
+    """Seconds after which it is worth claiming again: what is due may not be sent yet, by the project's rate. None: nothing
+    is due."""
 
 
 class Number(float):
@@ -99,16 +108,39 @@ class Store:
     async def __aexit__(self, *error: object) -> None:
         await self._pool.close()
 
-    async def claim(self, worker_id: int, lease: UUID, most: int, start_within: timedelta) -> list[Delivery] | None:
-        """Take up to `most` due notifications under a lease; return what is to be sent of them, or None: nothing was due.
+    async def claim(self, worker_id: int, lease: UUID, most: int, start_within: timedelta) -> Claim:
+        """Take up to `most` due notifications under a lease, for what is to be sent of them.
 
         `start_within` is how long, from before the claim, a request may still start.
         """
-        start_by = monotonic() + start_within.total_seconds()
+        now = monotonic()
         rows = await self._rows("select * from claim(%s, %s, %s)", worker_id, lease, most)
         if not rows:
-            return None
-        return [delivery(row, lease, worker_id, start_by) for row in rows if row["delivery_id"] is not None]
+            return Claim([], None)
+        if rows[0]["delivery_id"] is None:
+            return Claim([], rows[0]["again_in"])
+        return Claim([delivery(row, lease, worker_id, now, start_within) for row in rows], 0.0)
+
+    async def mark(self, deliveries: list[Delivery]) -> set[int]:
+        """Write down that requests of these deliveries are about to begin; return those of which that may be."""
+        rows = await self._rows(
+            "select mark(%s, %s) as id", [each.id for each in deliveries], [each.lease for each in deliveries]
+        )
+        return {row["id"] for row in rows}
+
+    async def tell(self, incident: Incident) -> None:
+        """Tell all workers what this one found out about a project."""
+        if incident.over:
+            await self._value("select end_incident(%s, %s)", incident.project, incident.scope.value)
+            return
+        await self._value(
+            "select begin_incident(%s, %s, %s, %s, %s)",
+            incident.project,
+            incident.scope.value,
+            incident.because,
+            incident.lasts.total_seconds() if incident.lasts is not None else None,
+            incident.per_second,
+        )
 
     async def record(self, worker_id: int, attempts: Iterable[Attempt]) -> None:
         """Write down what became of deliveries. The same attempts again change nothing."""
@@ -177,15 +209,17 @@ class Store:
         await self._value("select drop_old_partitions(%s::text::interval)", older_than)
         return deleted
 
-    async def projects(self) -> dict[str, Project]:
-        """Read what the projects' rows say."""
+    async def projects(self) -> list[tuple[Project, list[str]]]:
+        """Read what the projects' rows say, and what of each is not to be sent just now."""
         rows = await self._rows(
             """
-            select name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after
+            select
+                name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after,
+                closed(projects) as closed
             from projects
             """
         )
-        return {row["name"]: Project(**row) for row in rows}
+        return [(Project(**row), closed) for row in rows for closed in (row.pop("closed"),)]
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:
@@ -202,14 +236,14 @@ class Store:
             yield cursor
 
 
-def delivery(row: Row, lease: UUID, worker_id: int, start_by: float) -> Delivery:
+def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_within: timedelta) -> Delivery:
     """Read a row of `claim`."""
     return Delivery(
         id=row["delivery_id"],
         notification_id=row["notification_id"],
         lease=lease,
         worker_id=worker_id,
-        start_by=start_by,
+        start_by=claimed_at + start_within.total_seconds(),
         project=row["project"],
         kind=row["kind"],
         address=row["address"],
@@ -251,4 +285,5 @@ def outcome(attempt: Attempt, now: float) -> Row:
         "error": result.error,
         "retry_in": attempt.retry_in.total_seconds() if attempt.retry_in is not None else None,
         "sent_as": result.sent_as,
+        "counts": attempt.counts,
     }

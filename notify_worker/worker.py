@@ -246,13 +246,13 @@ async def serve(stopping: asyncio.Event) -> None:
     """Run procrastinate's worker, started again when it stops, a look each second, and the rescue of the dead."""
     async with app.open_async():
         process = await app.connector.process()
-        await process.pipeline.open_senders()
+        await process.pipeline.projects.open_senders()
         await process.store.keep_partitions()
         looking = asyncio.create_task(again_and_again(partial(look, process), stopping))
         beside = [
             asyncio.create_task(way)
             for way in (
-                process.pipeline.warm_up(),
+                process.pipeline.projects.warm_up(),
                 run_procrastinate(stopping),
                 again_and_again(partial(see_after_the_dead, process), stopping),
             )
@@ -270,7 +270,7 @@ async def run_until_nothing_is_due() -> None:
     stopping = asyncio.Event()
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
-        await process.pipeline.open_senders()
+        await process.pipeline.projects.open_senders()
         await process.pipeline.drain()
 
 

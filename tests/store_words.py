@@ -138,6 +138,13 @@ def record(connection: psycopg.Connection, worker: Worker, *outcomes: Row) -> in
     return int(value(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(list(outcomes))))
 
 
+def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
+    """Say that requests of these deliveries are about to begin; return those of which that may be."""
+    ids, leases = [each["delivery_id"] for each in claimed], [each["lease"] for each in claimed]
+    statement: LiteralString = "select notify_worker.mark(%s, %s::uuid[]) as id"
+    return [each["id"] for each in rows(connection, statement, ids, leases)]
+
+
 def bury(connection: psycopg.Connection, worker: Worker) -> int:
     """Bury a worker as it was last seen; return how many notifications were put back in line."""
     statement: LiteralString = "select notify_worker.bury(id, seen_at) from notify_worker.stored_workers where id = %s"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from notify_worker.attempt import Places, Try
-from notify_worker.model import Attempt, Message, OnUnknown, Outcome, Verdict, Words
-from notify_worker.retry import RetryPolicy
+from notify_worker.attempt import Mark, Places, Try
+from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Project, Verdict, Words
+from notify_worker.standing import Standing
 from tests.test_render import DELIVERY
 from tests.waiting import auntil
 
@@ -61,16 +61,22 @@ def attempt(
     places: Places | None = None,
     stopping: asyncio.Event | None = None,
     mend_for: float = 60,
+    standing: Standing | None = None,
+    mark: Mark | None = None,
     **delivery: Any,
 ) -> Try:
     return Try(
         replace(DELIVERY, address=address, **delivery),
-        sender=sender,
-        policy=RetryPolicy(),
+        standing or Standing(Project("default"), sender),
         places=places or Places(100),
         stopping=stopping or asyncio.Event(),
         mend_for=mend_for,
+        mark=mark or allowed,
     )
+
+
+async def allowed(delivery: Delivery) -> bool:
+    return True
 
 
 async def made(attempt: Try) -> Attempt:

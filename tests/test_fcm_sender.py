@@ -6,8 +6,7 @@ import socket
 import traceback
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from notify_worker.errors import CredentialsError
-from notify_worker.model import Message, Outcome, Project, Verdict
+from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.senders.fcm import FcmSender
 from tests.faults.hostile import (
     Act,
@@ -160,94 +159,56 @@ async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: P
 
 
 GONE = "404 UNREGISTERED: Requested entity was not found."
-QUOTA = {"@type": INFO, "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com"}
 EXPIRED = {"@type": INFO, "reason": "ACCESS_TOKEN_EXPIRED"}
 DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}
 
 
 @pytest.mark.parametrize(
-    ("act", "verdict", "code", "waits", "mendable"),
+    ("act", "verdict", "code", "pause", "waits"),
     [
-        (fcm_error(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"), Verdict.FAILED, "INVALID_ARGUMENT", None, False),
-        (error(400, "INVALID_ARGUMENT", "No."), Verdict.FAILED, "INVALID_ARGUMENT", None, False),
-        (answer(413, HTML), Verdict.FAILED, "HTTP_413", None, False),
-        (fcm_error(404, "NOT_FOUND", "UNREGISTERED"), Verdict.UNREGISTERED, "UNREGISTERED", None, False),
-        (error(404, "NOT_FOUND", "No such project."), Verdict.PAUSED, "NOT_FOUND", None, False),
-        (answer(404, HTML), Verdict.PAUSED, "HTTP_404", None, False),
-        (fcm_error(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), Verdict.PAUSED, "SENDER_ID_MISMATCH", None, False),
-        (error(403, "PERMISSION_DENIED", "Disabled.", DISABLED), Verdict.PAUSED, "SERVICE_DISABLED", None, False),
-        (error(403, "PERMISSION_DENIED", "No."), Verdict.PAUSED, "PERMISSION_DENIED", None, False),
-        (error(429, "RESOURCE_EXHAUSTED", "Quota.", QUOTA), Verdict.PAUSED, "RATE_LIMIT_EXCEEDED", 60, False),
-        (fcm_error(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), Verdict.PAUSED, "QUOTA_EXCEEDED", 60, False),
-        (answer(429, HTML, retry_after="7"), Verdict.PAUSED, "HTTP_429", 7, False),
-        (fcm_error(503, "UNAVAILABLE", "UNAVAILABLE"), Verdict.UNKNOWN, "UNAVAILABLE", None, True),
-        (fcm_error(503, "UNAVAILABLE", "UNAVAILABLE", retry_after="9"), Verdict.UNKNOWN, "UNAVAILABLE", 9, False),
-        (fcm_error(500, "INTERNAL", "INTERNAL"), Verdict.UNKNOWN, "INTERNAL", None, True),
-        (answer(502, HTML), Verdict.UNKNOWN, "HTTP_502", None, True),
-        (answer(599), Verdict.UNKNOWN, "HTTP_599", None, True),
-        (answer(503, HTML, retry_after="soon"), Verdict.UNKNOWN, "HTTP_503", None, True),
-        (answer(503, HTML, retry_after="9" * 5000), Verdict.UNKNOWN, "HTTP_503", None, True),
-        (answer(503, HTML, retry_after="9" * 50), Verdict.UNKNOWN, "HTTP_503", 3600, False),
         (
-            fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
-            Verdict.PAUSED,
-            "THIRD_PARTY_AUTH_ERROR",
+            fcm_error(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", "The registration token is not a valid one"),
+            Verdict.UNREGISTERED,
+            "INVALID_ARGUMENT",
             None,
-            False,
-        ),
-        (error(401, "UNAUTHENTICATED", "Expired.", EXPIRED), Verdict.PAUSED, "ACCESS_TOKEN_EXPIRED", None, False),
-        (answer(401, HTML), Verdict.PAUSED, "HTTP_401", None, False),
-        (answer(405, HTML), Verdict.PAUSED, "HTTP_405", None, False),
-        (answer(307, location="/elsewhere"), Verdict.PAUSED, "HTTP_307", None, False),
-        (answer(204), Verdict.UNKNOWN, "HTTP_204", None, False),
-        (
-            error(503, "UNAVAILABLE", "No.", None, 7, {"@type": FCM}, {"@type": FCM, "errorCode": ["UNREGISTERED"]}),
-            Verdict.UNKNOWN,
-            "UNAVAILABLE",
             None,
-            True,
         ),
-        (answer(404, {"error": "UNREGISTERED"}), Verdict.PAUSED, "HTTP_404", None, False),
+        (fcm_error(404, "NOT_FOUND", "UNREGISTERED"), Verdict.UNREGISTERED, "UNREGISTERED", None, None),
+        (error(403, "PERMISSION_DENIED", "Off.", DISABLED), Verdict.PAUSED, "SERVICE_DISABLED", Scope.PROJECT, None),
+        (answer(429, HTML, retry_after="7"), Verdict.PAUSED, "HTTP_429", Scope.PROJECT, 7),
+        (fcm_error(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), Verdict.RETRY, "QUOTA_EXCEEDED", None, 60),
+        (answer(503, HTML, retry_after="9"), Verdict.UNKNOWN, "HTTP_503", None, 9),
+        (then_close(answer(503, b'{"err', **CUT)), Verdict.UNKNOWN, "HTTP_503", None, None),
     ],
 )
-async def test_an_answer_means_what_the_table_says(
+async def test_an_answer_means_what_the_table_of_verdicts_says(
     server: HostileServer,
     sender: FcmSender,
     act: Act,
     *,
     verdict: Verdict,
     code: str,
+    pause: Scope | None,
     waits: float | None,
-    mendable: bool,
 ) -> None:
     server.acts["/v1"] = act
 
     outcome = await sender.send(MESSAGE)
 
-    wait = None if waits is None else timedelta(seconds=waits)
     assert (outcome.verdict, outcome.error_code) == (verdict, code)
-    assert (outcome.asked_to_wait, outcome.mendable) == (wait, mendable)
+    assert (outcome.pause and outcome.pause.scope) == pause
+    assert outcome.asked_to_wait == (None if waits is None else timedelta(seconds=waits))
     assert outcome.error is not None
     assert outcome.error.startswith(f"{outcome.http_status} {code}: ")
     assert server.count("/v1") == 1
 
 
-async def test_a_retry_after_may_be_a_date(server: HostileServer, sender: FcmSender) -> None:
-    at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    server.acts["/v1"] = answer(503, HTML, retry_after=at)
+async def test_the_kind_of_the_message_decides_whose_quota_it_was(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = fcm_error(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", "Topic quota exceeded.")
 
-    outcome = await sender.send(MESSAGE)
+    outcome = await sender.send(Message("topic", {"topic": "news"}))
 
-    assert outcome.asked_to_wait is not None
-    assert timedelta(seconds=90) < outcome.asked_to_wait <= timedelta(seconds=100)
-
-
-async def test_a_retry_after_in_the_past_asks_for_no_wait(server: HostileServer, sender: FcmSender) -> None:
-    server.acts["/v1"] = answer(503, HTML, retry_after="Sun, 06 Nov 1994 08:49:37 GMT")
-
-    outcome = await sender.send(MESSAGE)
-
-    assert outcome.asked_to_wait == timedelta()
+    assert outcome.pause == Pause(Scope.TOPICS, timedelta(seconds=60))
 
 
 async def test_a_redirect_is_not_followed(server: HostileServer, sender: FcmSender) -> None:
@@ -381,22 +342,104 @@ async def test_a_token_near_its_end_stays_in_use_while_one_renewal_runs(
     assert server.count("/token") == 2
 
 
-async def test_a_401_makes_one_token_invalid_once_for_all(server: HostileServer, sender: FcmSender) -> None:
-    server.acts["/v1"] = error(401, "UNAUTHENTICATED", "Expired.", EXPIRED)
-    refused = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(20)))
+REFUSED = error(401, "UNAUTHENTICATED", "Expired.", EXPIRED)
+AGAIN = (Verdict.PAUSED, None, True)
+STOP = (Verdict.PAUSED, Pause(Scope.PROJECT), False)
+
+
+def in_short(outcome: Outcome) -> tuple[Verdict, Pause | None, bool]:
+    return outcome.verdict, outcome.pause, outcome.mendable
+
+
+async def send_at_once(sender: FcmSender, times: int) -> set[tuple[Verdict, Pause | None, bool]]:
+    return {in_short(outcome) for outcome in await asyncio.gather(*(sender.send(MESSAGE) for _ in range(times)))}
+
+
+async def test_a_refused_token_is_renewed_once_for_all_who_then_send_again(
+    server: HostileServer, sender: FcmSender
+) -> None:
+    server.acts["/v1"] = REFUSED
+    refused = await send_at_once(sender, 50)
     server.acts["/v1"] = answer(200, NAME)
 
-    after = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(20)))
+    after = await send_at_once(sender, 50)
 
-    assert {outcome.verdict for outcome in refused} == {Verdict.PAUSED}
-    assert {outcome.verdict for outcome in after} == {Verdict.SENT}
+    assert (refused, after) == ({AGAIN}, {(Verdict.SENT, None, False)})
+    assert (server.count("/token"), server.count("/v1")) == (2, 100)
+
+
+async def test_where_the_new_token_is_refused_as_well_the_project_stops(
+    server: HostileServer, sender: FcmSender
+) -> None:
+    server.acts["/v1"] = REFUSED
+
+    rounds = [await send_at_once(sender, times) for times in (50, 50, 1, 1)]
+
+    assert rounds == [{AGAIN}, {STOP}, {STOP}, {STOP}]
+    assert (server.count("/token"), server.count("/v1")) == (4, 102)
+
+
+async def test_the_reason_of_a_refused_token_says_where_to_look(server: HostileServer, sender: FcmSender) -> None:
+    server.acts["/v1"] = REFUSED
+    await sender.send(MESSAGE)
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.error == (
+        "401 ACCESS_TOKEN_EXPIRED: Expired. Look at the project's credentials: FCM takes no token of theirs."
+    )
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(answer(200, NAME), id="sent"),
+        pytest.param(fcm_error(404, "NOT_FOUND", "UNREGISTERED"), id="gone"),
+        pytest.param(fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"), id="only the key of APNs is refused"),
+    ],
+)
+async def test_once_a_token_was_taken_the_next_refusal_is_the_first_again(
+    server: HostileServer, sender: FcmSender, act: Act
+) -> None:
+    server.acts["/v1"] = in_turn(REFUSED, REFUSED, act, REFUSED)
+    before = [in_short(await sender.send(MESSAGE)) for _ in range(2)]
+    await sender.send(MESSAGE)
+
+    outcome = await sender.send(MESSAGE)
+
+    assert (before, in_short(outcome)) == ([AGAIN, STOP], AGAIN)
+    assert server.count("/token") == 3
+
+
+async def test_an_answer_to_an_older_token_says_nothing_of_the_new_one(
+    server: HostileServer, sender: FcmSender
+) -> None:
+    refused = asyncio.Event()
+    server.acts["/v1"] = in_turn(once(refused, answer(200, NAME)), REFUSED)
+    late = asyncio.create_task(sender.send(MESSAGE))
+    await server.has_read("/v1")
+    await sender.send(MESSAGE)
+
+    refused.set()
+    await late
+    outcome = await sender.send(MESSAGE)
+
+    assert in_short(outcome) == STOP
+
+
+@pytest.mark.parametrize("act", [answer(401, HTML), answer(401), fcm_error(401, "UNAUTHENTICATED", "UNAVAILABLE")])
+async def test_a_401_of_whatever_shape_renews_the_token(server: HostileServer, sender: FcmSender, act: Act) -> None:
+    server.acts["/v1"] = act
+
+    rounds = [await send_at_once(sender, 1) for _ in range(2)]
+
+    assert rounds == [{AGAIN}, {STOP}]
     assert server.count("/token") == 2
 
 
 async def test_a_401_that_comes_late_leaves_the_new_token_alone(server: HostileServer, sender: FcmSender) -> None:
-    expired = error(401, "UNAUTHENTICATED", "Expired.", EXPIRED)
     renewed = asyncio.Event()
-    server.acts["/v1"] = in_turn(once(renewed, expired), expired, answer(200, NAME))
+    server.acts["/v1"] = in_turn(once(renewed, REFUSED), REFUSED, answer(200, NAME))
     late = asyncio.create_task(sender.send(MESSAGE))
     await server.has_read("/v1")
     await sender.send(MESSAGE)
@@ -406,7 +449,7 @@ async def test_a_401_that_comes_late_leaves_the_new_token_alone(server: HostileS
     refused = await late
     outcome = await sender.send(MESSAGE)
 
-    assert (refused.verdict, outcome.verdict) == (Verdict.PAUSED, Verdict.SENT)
+    assert (in_short(refused), outcome.verdict) == (AGAIN, Verdict.SENT)
     assert server.count("/token") == 2
 
 
@@ -438,6 +481,7 @@ async def test_a_401_for_the_key_of_apns_spends_no_token(server: HostileServer, 
     ("act", "code", "text"),
     [
         (answer(400, {"error": "invalid_grant", "error_description": "Invalid JWT"}), "RefreshError", "invalid_grant"),
+        (answer(401, {"error": "invalid_client"}), "RefreshError", "Look at the key of the service account"),
         (close, "TransportError", "127.0.0.1"),
         (answer(200, b"<html>"), "TypeError", "the answer can't be read"),
         (tokens(expires_in="next week"), "ValueError", "the answer can't be read"),
@@ -451,11 +495,120 @@ async def test_a_token_that_cannot_be_had_pauses_the_project_and_sends_nothing(
 
     outcome = await sender.send(MESSAGE)
 
-    assert (outcome.verdict, outcome.error_code, outcome.http_status) == (Verdict.PAUSED, code, None)
+    assert (in_short(outcome), outcome.error_code, outcome.http_status) == (STOP, code, None)
     assert outcome.error is not None
     assert outcome.error.startswith('No token for project "default"')
     assert text in outcome.error
     assert server.count("/v1") == 0
+
+
+NO_GRANT = answer(400, {"error": "invalid_grant", "error_description": "Invalid JWT Signature."})
+
+
+def key_file(project: Project) -> Path:
+    return Path((project.credentials or "").removeprefix("file:"))
+
+
+async def test_a_key_that_was_refused_and_then_replaced_on_the_disk_sends_again(
+    server: HostileServer, project: Project, sender: FcmSender, service_account: dict[str, str]
+) -> None:
+    server.acts["/token"] = NO_GRANT
+    server.acts["/token/of-another"] = tokens()
+    before = await send_at_once(sender, 20)
+    key_file(project).write_text(
+        json.dumps(service_account | {"token_uri": server.url + "/token/of-another", "project_id": "other"})
+    )
+
+    after = await send_at_once(sender, 20)
+
+    assert (before, after) == ({STOP}, {(Verdict.SENT, None, False)})
+    assert {seen.path for seen in server.seen} == {"/token", "/token/of-another", "/v1/projects/other/messages:send"}
+    assert server.count("/token/of-another") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "names a file that is not there"),
+        ("{", "which is not JSON"),
+        ('{"type": "authorized_user"}', "not to a service account"),
+    ],
+)
+async def test_a_key_that_went_away_says_so_and_sends_again_when_it_is_back(
+    server: HostileServer, project: Project, sender: FcmSender, text: str | None, says: str
+) -> None:
+    good, path = key_file(project).read_text(), key_file(project)
+    server.acts["/token"] = in_turn(NO_GRANT, tokens())
+    await sender.send(MESSAGE)
+    path.write_text(text) if text else path.unlink()
+
+    outcome = await sender.send(MESSAGE)
+    path.write_text(good)
+    after = await sender.send(MESSAGE)
+
+    assert (in_short(outcome), after.verdict) == (STOP, Verdict.SENT)
+    assert outcome.error is not None
+    assert says in outcome.error
+
+
+async def test_a_replaced_key_that_names_no_project_says_so_and_sends_nothing(
+    server: HostileServer, project: Project, sender: FcmSender, service_account: dict[str, str]
+) -> None:
+    server.acts["/token"] = in_turn(NO_GRANT, tokens())
+    await sender.send(MESSAGE)
+    key_file(project).write_text(json.dumps(service_account | {"project_id": None}))
+
+    outcome = await sender.send(MESSAGE)
+
+    assert in_short(outcome) == STOP
+    assert outcome.error is not None
+    assert "Set firebase_project_id in its row of projects" in outcome.error
+    assert server.count("/v1") == 0
+
+
+async def test_a_key_whose_tokens_were_refused_is_read_again_before_the_next(
+    server: HostileServer, project: Project, sender: FcmSender, service_account: dict[str, str]
+) -> None:
+    server.acts["/v1"] = REFUSED
+    server.acts["/v1/projects/other"] = answer(200, NAME)
+    await sender.send(MESSAGE)
+    key_file(project).write_text(json.dumps(service_account | {"project_id": "other"}))
+
+    outcome = await sender.send(MESSAGE)
+
+    assert outcome.verdict is Verdict.SENT
+
+
+async def test_a_key_without_permission_is_read_again_at_leisure_while_its_token_stays_in_use(
+    server: HostileServer,
+    project: Project,
+    sender: FcmSender,
+    service_account: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    server.acts["/v1"] = error(403, "PERMISSION_DENIED", "No.", DISABLED)
+    server.acts["/v1/projects/other"] = answer(200, NAME)
+    await sender.send(MESSAGE)
+    key_file(project).write_text(json.dumps(service_account | {"project_id": "other"}))
+
+    outcomes = [await sender.send(MESSAGE)]
+    async with asyncio.timeout(5):
+        while outcomes[-1].verdict is not Verdict.SENT:
+            outcomes.append(await sender.send(MESSAGE))
+
+    assert {in_short(outcome) for outcome in outcomes[:-1]} == {STOP}
+
+
+async def test_a_project_that_is_refused_for_good_fetches_no_token_for_each_refusal(
+    server: HostileServer, sender: FcmSender
+) -> None:
+    server.acts["/v1"] = error(403, "PERMISSION_DENIED", "No.", DISABLED)
+
+    for _ in range(5):
+        await send_at_once(sender, 10)
+
+    assert (server.count("/token"), server.count("/v1")) == (1, 50)
 
 
 async def test_the_project_of_the_row_wins_over_that_of_the_credential(server: HostileServer, project: Project) -> None:

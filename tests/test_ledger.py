@@ -103,8 +103,12 @@ def test_an_empty_ledger_balances(connection: psycopg.Connection) -> None:
             ["attempts of deliveries are rows of the history that count"],
         ),
         (
-            "update notifications set due_at = now() - interval '3 minutes' where address = 'is retried'",
-            ["nothing is due for longer than a lease and 5 s"],
+            """
+            update notifications
+            set due_at = case when address = 'is retried' then now() - interval '3 minutes' else due_at end,
+                leased_at = leased_at - interval '1 minute'
+            """,
+            ["nothing is due for longer than a lease and 5 s while nobody claims"],
         ),
         ("update stored_workers set ended_at = now()", ["no lease is of a worker that is gone"]),
         (

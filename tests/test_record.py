@@ -18,6 +18,7 @@ from tests.store_words import (
     deliveries,
     enter,
     insert,
+    mark,
     notification,
     only_delivery,
     outcome,
@@ -412,10 +413,11 @@ def test_only_sent_is_a_sign_of_life_of_a_device(connection: psycopg.Connection,
 
 
 def die(database: str, connection: psycopg.Connection) -> tuple[Any, Row]:
-    """A worker claims the one delivery, dies, and is buried; return it and what it held."""
+    """A worker claims the one delivery, dies in its request, and is buried; return it and what it held."""
     with connected(database) as session:
         worker = enter(session)
         claimed = claim_one(session, worker)
+        mark(session, claimed)
     assert bury(connection, worker) == 1
     return worker, claimed
 

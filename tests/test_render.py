@@ -1,14 +1,12 @@
 """What becomes of words, params and message: the message that FCM is given, or the outcome that says why there is none."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings
 
 from notify_worker.model import Delivery, Json, Message, OnUnknown, Outcome, Verdict, Words
 from notify_worker.render import render
@@ -191,76 +189,87 @@ def test_params_fill_data_and_message_of_the_campaign_and_no_key() -> None:
     rendered = body(of_campaign(campaign, order=42))
 
     assert rendered["data"] == {"{order}": "42", **ID}
-    assert rendered["android"] == {"{order}": ["42", 1, None]}
+    assert rendered["android"]["{order}"] == ["42", 1, None]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        Words(title="Thank you"),
-        Words(body="It is paid"),
-        Words(message={"notification": {"title": "Thank you"}}),
-        Words(message={"android": {"notification": {"title_loc_key": "thanks"}}}),
-        Words(message={"apns": {"payload": {"aps": {"alert": "Thank you"}}}}),
-        Words(message={"webpush": {"notification": {"title": "Thank you"}}}),
-    ],
-)
-def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Words) -> None:
-    rendered = body(replace(DELIVERY, inline=words))
-
-    assert rendered["android"]["notification"]["tag"] == TAG
-    assert rendered["apns"]["headers"]["apns-collapse-id"] == TAG
-    assert rendered["webpush"]["notification"]["tag"] == TAG
+ADDRESSES = {
+    "token": "fcm:abc",
+    "fid": "cQ4nAbcdRE2mxyz0123456",
+    "topic": "tents-and.more_~%",
+    "condition": "'tents' in topics && ('red' in topics || !('big' in topics))",
+}
 
 
-def test_the_callers_own_tag_wins_on_the_platform_that_it_names() -> None:
-    own = {"android": {"notification": {"tag": "mine"}}, "apns": {"headers": {"apns-priority": "5"}}}
-
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message=own)))
-
-    assert rendered["android"]["notification"] == {"tag": "mine"}
-    assert rendered["apns"]["headers"] == {"apns-priority": "5", "apns-collapse-id": TAG}
-    assert rendered["webpush"]["notification"] == {"tag": TAG}
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        Words(data={"order": "42"}),
-        Words(data={"order": "42"}, message={"android": {"ttl": "60s"}, "apns": {"payload": {"aps": {"badge": 1}}}}),
-        Words(message={"apns": {"payload": {"aps": {"content-available": 1}}}}),
-    ],
-)
-def test_what_is_data_only_stays_data_only(words: Words) -> None:
-    rendered = body(replace(DELIVERY, inline=words))
-
-    assert rendered == {"token": "fcm:abc", **(words.message or {}), "data": {**(words.data or {}), **ID}}
-
-
-def test_the_notifications_id_stands_in_the_data_of_every_platform_that_has_its_own() -> None:
-    own = {"android": {"data": {"a": "1"}}, "webpush": {"data": {"w": "2"}}, "data": {"d": "3"}}
-
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message=own)))
-
-    assert rendered["data"] == {"d": "3", **ID}
-    assert rendered["android"]["data"] == {"a": "1", **ID}
-    assert rendered["webpush"]["data"] == {"w": "2", **ID}
-
-
-def test_a_platform_without_data_of_its_own_gets_none() -> None:
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message={"android": {"ttl": "60s"}})))
-
-    assert "data" not in rendered["android"]
-    assert "data" not in rendered["webpush"]
-
-
-@pytest.mark.parametrize("kind", ["token", "fid", "topic", "condition"])
+@pytest.mark.parametrize("kind", ADDRESSES)
 def test_the_address_stands_under_its_kind(kind: str) -> None:
-    message = render(replace(DELIVERY, kind=kind, address="there"))
+    message = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind]))
 
     assert isinstance(message, Message)
     assert message.kind == kind
-    assert message.body[kind] == "there"
+    assert {each: message.body[each] for each in ADDRESSES if each in message.body} == {kind: ADDRESSES[kind]}
+
+
+def test_a_topic_may_come_with_the_prefix_that_googles_own_libraries_drop() -> None:
+    assert body(replace(DELIVERY, kind="topic", address="/topics/news"))["topic"] == "news"
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown"),
+    [
+        ("great tents", '"great tents"'),
+        ("zelte/größe", '"zelte/größe"'),
+        ("/topics/private/news", '"private/news"'),
+        ("tents!" * 100, '"' + ("tents!" * 100)[:100] + '"'),
+    ],
+)
+def test_a_topic_with_a_letter_that_fcm_does_not_take_is_refused(topic: str, shown: str) -> None:
+    refused = refusal(replace(DELIVERY, kind="topic", address=topic))
+
+    assert refused.error_code == "BAD_ADDRESS"
+    assert refused.error == (
+        f"{shown} is no name of a topic; FCM takes letters, digits and -_.~% (a leading /topics/ is dropped)"
+    )
+
+
+def terms(count: int) -> str:
+    return " || ".join(f"'topic-{number}' in topics" for number in range(count))
+
+
+def test_a_condition_has_at_most_five_topics() -> None:
+    assert body(replace(DELIVERY, kind="condition", address=terms(5)))["condition"] == terms(5)
+
+
+@pytest.mark.parametrize(("condition", "count"), [(terms(6), 6), (terms(100), 100), ("tents && boats", 0)])
+def test_a_condition_with_more_than_five_topics_or_none_is_refused(condition: str, count: int) -> None:
+    refused = refusal(replace(DELIVERY, kind="condition", address=condition))
+
+    assert refused.error_code == "BAD_ADDRESS"
+    assert refused.error == (
+        f"the condition has {count} topics; FCM takes 1 to 5 of them, such as 'tents' in topics && 'boats' in topics"
+    )
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+@pytest.mark.parametrize(
+    ("address", "wrong"),
+    [
+        ("", "is empty"),
+        ("   ", "is empty"),
+        ("not-for-your-eyes\n", "has the unprintable character U+000A"),
+        ("not-for\0your-eyes", "has the unprintable character U+0000"),
+        ("not-for-your-eyes\u2028", "has the unprintable character U+2028"),
+    ],
+)
+def test_an_address_that_can_be_none_is_refused_and_not_shown(kind: str, address: str, wrong: str) -> None:
+    refused = refusal(replace(DELIVERY, kind=kind, address=address))
+
+    assert refused.error_code == "BAD_ADDRESS"
+    assert (refused.error or "").startswith(f"the {kind} {wrong}; FCM takes ")
+    assert "eyes" not in (refused.error or "")
+
+
+def test_a_topic_that_is_a_prefix_alone_is_empty() -> None:
+    assert (refusal(replace(DELIVERY, kind="topic", address="/topics/")).error or "").startswith("the topic is empty")
 
 
 @pytest.mark.parametrize("kind", ["token", "fid", "topic", "condition"])
@@ -280,8 +289,8 @@ def test_what_is_larger_than_fcm_takes_is_refused_counted_in_bytes(kind: str, li
     room = limit - len("titlebodynotification_id42" + "Hello")
     fits = letter * (room // len(letter.encode())) + "x" * (room % len(letter.encode()))
 
-    largest = replace(DELIVERY, kind=kind, inline=Words(title="Hello", body=fits))
-    larger = replace(DELIVERY, kind=kind, inline=Words(title="Hello", body=fits + "x"))
+    largest = replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Words(title="Hello", body=fits))
+    larger = replace(largest, inline=Words(title="Hello", body=fits + "x"))
 
     assert isinstance(render(largest), Message)
     assert refusal(larger).error_code == "MESSAGE_TOO_BIG"
@@ -304,44 +313,6 @@ def test_the_words_of_the_campaign_stay_as_they_were() -> None:
     assert campaign == Words(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
 
 
-# What Postgres takes as jsonb: neither NUL nor half of a surrogate pair, and no infinity.
-text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
-fields = st.sampled_from(
-    ["android", "apns", "webpush", "notification", "data", "payload", "aps", "alert", "headers", "tag", "token", "a"]
-)
-keys = fields | text
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
-anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
-)
-objects = st.dictionaries(keys, anything, max_size=4)
-with_placeholders = st.lists(st.sampled_from(["{", "}", "{{", "}}", "{a}", "{a.b}", "a"]) | text).map("".join)
-any_words = st.builds(
-    Words,
-    title=st.none() | with_placeholders,
-    body=st.none() | with_placeholders,
-    image=st.none() | with_placeholders,
-    data=st.none() | objects,
-    message=st.none() | objects,
-)
-
-
-@given(any_words, st.none() | any_words, objects, st.sampled_from(["token", "fid", "topic", "condition"]))
-def test_whatever_stands_in_the_rows_there_is_a_message_or_an_outcome_and_json_can_write_it(
-    inline: Words, campaign: Words | None, params: Mapping[str, Json], kind: str
-) -> None:
-    delivery = replace(DELIVERY, kind=kind, inline=inline, campaign_name="any", campaign=campaign, params=params)
-
-    rendered = render(delivery)
-
-    if isinstance(rendered, Message):
-        assert json.loads(json.dumps(dict(rendered.body)))[kind] == "fcm:abc"
-        assert rendered.body["data"]["notification_id"] == "42"
-    else:
-        assert rendered.verdict is Verdict.FAILED
-        assert rendered.error
-
-
 def nested(depth: int) -> Json:
     value: Json = "deep"
     for _ in range(depth):
@@ -359,3 +330,10 @@ def test_words_that_are_nested_deeply_are_a_message_or_an_outcome_too(part: str,
 
     assert isinstance(render(of_campaign(words)), Message | Outcome)
     assert isinstance(render(of_campaign(words, words)), Message | Outcome)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf")])
+def test_a_number_that_json_can_not_write_is_refused(number: float) -> None:
+    inline = Words(message={"android": {"notification": {"vibrate": [number]}}})
+
+    assert refusal(replace(DELIVERY, inline=inline)).error_code == "UNREADABLE"

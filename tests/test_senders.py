@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from notify_worker.errors import CredentialsError
+from notify_worker.model import Message, Outcome, Pause, Scope, Verdict
+from notify_worker.senders.console import ConsoleSender
+from notify_worker.senders.opening import LazySender
 from tests.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.waiting import until
 
@@ -168,6 +172,28 @@ def test_a_sender_that_is_not_there_or_does_not_open_pauses_and_burns_nothing(
     assert shop.unbalanced() == []
 
 
+async def test_a_sender_that_does_not_open_stops_its_project_and_opens_again_once_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notify_worker.senders.opening.OPEN_AGAIN_AFTER", 0)
+    closed = [CredentialsError("The key is not there.")]
+
+    async def opened() -> ConsoleSender:
+        if closed:
+            raise closed.pop()
+        return ConsoleSender()
+
+    sender = LazySender(opened)
+    message = Message("token", {"token": "app:phone"})
+
+    outcomes = [await sender.send(message) for _ in range(2)]
+
+    stopped = Outcome(
+        Verdict.PAUSED, error="The key is not there.", error_code="CREDENTIALS", pause=Pause(Scope.PROJECT)
+    )
+    assert outcomes == [stopped, Outcome(Verdict.SENT)]
+
+
 def test_a_sender_that_breaks_at_start_is_named_in_the_log(shop: Shop, package: Path) -> None:
     project(shop, "sick", "pigeons")
 
@@ -181,6 +207,7 @@ def test_what_waits_for_a_sender_is_sent_when_there_is_one(shop: Shop, package: 
     number = shop.notify("loft:7", project="birds")
     drain(shop)
     assert shop.attempts(number)[0]["verdict"] == "paused"
+    shop.connection.execute("select notify_worker.resume('birds')")
     shop.connection.execute("update notify_worker.notifications set due_at = now() where id = %s", [number])
     shop.connection.execute(
         "update notify_worker.stored_deliveries set due_at = now() where notification_id = %s", [number]

@@ -1,5 +1,7 @@
 """What becomes of what a worker held: its lease runs out, or it is found dead and buried before."""
 
+from uuid import uuid4
+
 import psycopg
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
@@ -18,6 +20,7 @@ from tests.store_words import (
     enter,
     insert,
     leave,
+    mark,
     notification,
     only_delivery,
     outcome,
@@ -35,10 +38,12 @@ def suspects(connection: psycopg.Connection) -> set[int]:
     return {each["worker_id"] for each in rows(connection, "select * from notify_worker.suspects()")}
 
 
-def freeze(connection: psycopg.Connection, number: int) -> tuple[Worker, Row]:
+def freeze(connection: psycopg.Connection, number: int, *, marked: bool = False) -> tuple[Worker, Row]:
     """A worker claims the one delivery, and does nothing more until its lease has run out."""
     frozen = enter(connection, A_MOMENT)
     claimed = claim_one(connection, frozen)
+    if marked:
+        mark(connection, claimed)
     await_end_of_lease(connection, number)
     return frozen, claimed
 
@@ -80,7 +85,7 @@ def test_what_was_not_recorded_is_written_down_as_unknown(connection: psycopg.Co
 
 def test_what_may_not_be_resent_is_held(connection: psycopg.Connection) -> None:
     number = insert(connection, on_unknown="hold")
-    freeze(connection, number)
+    freeze(connection, number, marked=True)
     other = enter(connection)
 
     assert claim(connection, other) == []
@@ -91,6 +96,39 @@ def test_what_may_not_be_resent_is_held(connection: psycopg.Connection) -> None:
     assert attempts(connection, number)[0]["retry_at"] is None
     assert claim(connection, other) == []
     assert unbalanced(connection) == []
+
+
+def test_what_may_not_be_resent_and_never_began_is_due_again(connection: psycopg.Connection) -> None:
+    number = insert(connection, on_unknown="hold")
+    freeze(connection, number)
+    other = enter(connection)
+
+    again = claim_one(connection, other)
+
+    assert (again["notification_id"], again["attempts"], again["tries"]) == (number, 0, 1)
+    assert attempts(connection, number)[0]["verdict"] == "unknown"
+
+
+def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: psycopg.Connection) -> None:
+    number = insert(connection, on_unknown="hold")
+    worker = enter(connection, A_MOMENT)
+    claimed = claim_one(connection, worker)
+    mark(connection, claimed)
+    connection.execute("select notify_worker.release(%s)", [claimed["lease"]])
+    freeze(connection, number)
+
+    assert claim_one(connection, enter(connection))["notification_id"] == number
+
+
+def test_only_what_is_held_under_this_very_lease_is_marked(connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    worker = enter(connection, A_MOMENT)
+    claimed = claim_one(connection, worker)
+
+    assert mark(connection, claimed | {"lease": str(uuid4())}) == []
+    assert mark(connection, claimed) == [claimed["delivery_id"]]
+    await_end_of_lease(connection, number)
+    assert mark(connection, claimed) == []
 
 
 def test_each_crash_stands_in_the_history_and_none_counts(database: str, connection: psycopg.Connection) -> None:

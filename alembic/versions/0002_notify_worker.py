@@ -33,6 +33,7 @@ insert into notify_worker.projects (name) values ('default');
 comment on table notify_worker.projects is 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
 comment on column notify_worker.projects.firebase_project_id is 'What stands in FCM''s URL; null: the project that the credentials name.';
 comment on column notify_worker.projects.credentials is 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
+comment on column notify_worker.projects.max_per_second is 'What all workers together send of it. Null: 10,000, FCM''s default quota.';
 comment on column notify_worker.projects.sender is 'What carries its messages: fcm or console.';
 comment on column notify_worker.projects.max_attempts is 'How many attempts of a delivery count before it is given up.';
 comment on column notify_worker.projects.first_retry_after is 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
@@ -180,6 +181,7 @@ create table notify_worker.stored_deliveries (
     last_error_code text,
     last_error text,
     sent_as text,
+    marked_by uuid,
     created_at timestamptz not null default now(),
     retried_at timestamptz,
     settled_at timestamptz
@@ -192,6 +194,7 @@ create index stored_deliveries_dead_letter_idx
 
 comment on table notify_worker.stored_deliveries is 'Behind the view deliveries: one notification to one address. Only the holder of the notification''s lease changes it.';
 comment on column notify_worker.stored_deliveries.attempts is 'How many attempts count against the project''s max_attempts.';
+comment on column notify_worker.stored_deliveries.marked_by is 'The lease under which a request of it was about to begin; only what is on hold when unknown is marked.';
 comment on column notify_worker.stored_deliveries.retried_at is 'When a call gave it a fresh budget: attempts counts from there.';
 comment on column notify_worker.stored_deliveries.tries is 'How many rows of the history are applied here.';
 comment on column notify_worker.stored_deliveries.due_at is 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
@@ -213,6 +216,7 @@ create table notify_worker.stored_attempts (
     error text,
     retry_at timestamptz,
     sent_as text,
+    counts boolean not null default true,
     late boolean not null default false,
     recorded_at timestamptz not null default now()
 ) partition by range (recorded_at);
@@ -226,6 +230,7 @@ comment on column notify_worker.stored_attempts.lease is 'An outcome is known by
 comment on column notify_worker.stored_attempts.finished_at is 'Null: its worker was gone before it could say; the message may never have left.';
 comment on column notify_worker.stored_attempts.requests is 'How many HTTP requests the attempt made.';
 comment on column notify_worker.stored_attempts.retry_at is 'When the delivery was to be due again. Null: never.';
+comment on column notify_worker.stored_attempts.counts is 'Whether it counts against the project''s max_attempts: not what was the project''s fault, or an outage''s, or a crash''s.';
 comment on column notify_worker.stored_attempts.late is 'The lease had been taken over before this outcome was appended.';
 
 create table notify_worker.stored_workers (
@@ -238,6 +243,9 @@ create table notify_worker.stored_workers (
     seen_at timestamptz not null default now(),
     ended_at timestamptz
 );
+create index stored_workers_here_idx
+    on notify_worker.stored_workers (id)
+    where ended_at is null;
 
 comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
 comment on column notify_worker.stored_workers.lease_length is 'How long the leases are that it takes.';
@@ -253,15 +261,35 @@ create table notify_worker.stored_incidents (
     began_at timestamptz not null default now(),
     until timestamptz not null default 'infinity',
     ended_at timestamptz,
-    because text
+    because text,
+    probes integer,
+    per_second double precision
 );
 create index stored_incidents_open_idx
     on notify_worker.stored_incidents (project)
     where ended_at is null;
+create index stored_incidents_rate_idx
+    on notify_worker.stored_incidents (project, id)
+    where per_second is not null;
 
 comment on table notify_worker.stored_incidents is 'Behind the view incidents: pauses and breakers, past and present.';
 comment on column notify_worker.stored_incidents.scope is 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
-comment on column notify_worker.stored_incidents.until is 'When it ends by itself; infinity: when somebody resumes.';
+comment on column notify_worker.stored_incidents.until is 'When it ends by itself, or the next probe is made; infinity: when somebody resumes.';
+comment on column notify_worker.stored_incidents.probes is 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
+comment on column notify_worker.stored_incidents.per_second is 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
+
+create table notify_worker.stored_allowances (
+    project text,
+    worker_id integer,
+    left_over double precision not null,
+    climbed double precision not null,
+    spent_at timestamptz not null,
+    primary key (project, worker_id)
+);
+
+comment on table notify_worker.stored_allowances is 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
+comment on column notify_worker.stored_allowances.left_over is 'Messages; below zero where a receiver had more devices than the claim knew.';
+comment on column notify_worker.stored_allowances.climbed is 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
 
 create unlogged sequence notify_worker.awake_until;
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
 from time import monotonic
@@ -14,9 +15,9 @@ from google.auth.exceptions import GoogleAuthError
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Json
-from notify_worker.sandbox.answers import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEARER, Answer, RefusedError
+from notify_worker.sandbox.answers import Answer, RefusedError, told
+from notify_worker.sandbox.catalogue import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEARER
 
-PROJECT = "sandbox"
 EMAIL = "sandbox@sandbox.iam.gserviceaccount.com"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 GOOGLE_TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  an address, not a token
@@ -27,33 +28,42 @@ SCOPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """A bearer that was given out."""
+
+    number: int
+    ends_at: float
+
+
 class Account:
     """The one service account that may send here."""
 
-    def __init__(self, path: Path, url: str, token_lifetime: int) -> None:
+    def __init__(self, path: Path, url: str, project: str) -> None:
         self._token_uri = f"{url}/token"
-        self._token_lifetime = token_lifetime
-        self._ends: dict[str, float] = {}
+        self._bearers: dict[str, Bearer] = {}
+        self._revoked = 0
         key_id, private_key = own_key(path) or new_key()
         self._public_key = public_half(private_key)
-        write(path, account_info(key_id, private_key, self._token_uri))
+        write(path, account_info(key_id, private_key, self._token_uri, project))
 
-    def grant(self, form: Mapping[str, Json]) -> Answer:
-        """Answer a token request.
+    def grant(self, form: Mapping[str, str], lifetime: int, *, refuse: bool = False) -> Answer:
+        """Answer a token request; the bearer is good for `lifetime` seconds. `refuse`: as if the key had been deleted.
 
         Raises RefusedError as OAuth2 asks for it.
         """
         if form.get("grant_type") != GRANT:
             raise refusal("unsupported_grant_type", "Invalid grant_type.")
-        claims = self._claims(str(form.get("assertion", "")))
+        claims = self._claims(form.get("assertion", ""))
+        if refuse:
+            raise refusal("invalid_grant", "Invalid JWT Signature.")
         if claims.get("iss") != EMAIL:
             raise refusal("invalid_grant", "Invalid grant: account not found")
         if not SCOPES & set(str(claims.get("scope", "")).split()):
             raise refusal("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
         token = f"ya29.{token_urlsafe(48)}"
-        self._ends[f"Bearer {token}"] = monotonic() + self._token_lifetime
-        told = {"access_token": token, "expires_in": self._token_lifetime, "token_type": "Bearer"}
-        return Answer(200, json.dumps(told).encode())
+        self._bearers[f"Bearer {token}"] = Bearer(len(self._bearers) + 1, monotonic() + lifetime)
+        return told({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"})
 
     def _claims(self, assertion: str) -> Mapping[str, Json]:
         try:
@@ -67,10 +77,14 @@ class Account:
 
     def refuse(self, authorization: str | None) -> Answer | None:
         """Say what is wrong with an `Authorization` header; None: nothing."""
-        ends = self._ends.get(authorization or "")
-        if ends is not None:
-            return EXPIRED_BEARER if ends <= monotonic() else None
+        bearer = self._bearers.get(authorization or "")
+        if bearer and bearer.number > self._revoked:
+            return EXPIRED_BEARER if bearer.ends_at <= monotonic() else None
         return UNKNOWN_BEARER if authorization and authorization.startswith("Bearer ") else NO_BEARER
+
+    def revoke(self, *, revoked: bool) -> None:
+        """Let every bearer given out so far be unknown, or good again."""
+        self._revoked = len(self._bearers) if revoked else 0
 
 
 def refusal(code: str, description: str) -> RefusedError:
@@ -109,11 +123,11 @@ def public_half(private_key: str) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def account_info(key_id: str, private_key: str, token_uri: str) -> Mapping[str, str]:
+def account_info(key_id: str, private_key: str, token_uri: str, project: str) -> Mapping[str, str]:
     """Write what stands in a service-account file."""
     return {
         "type": "service_account",
-        "project_id": PROJECT,
+        "project_id": project,
         "private_key_id": key_id,
         "private_key": private_key,
         "client_email": EMAIL,

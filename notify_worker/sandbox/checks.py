@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from notify_worker.model import Json
-from notify_worker.sandbox.answers import NO_TARGET, TOO_BIG, RefusedError, error, invalid, malformed
+from notify_worker.sandbox.answers import RefusedError, error, invalid, malformed
+from notify_worker.sandbox.catalogue import NO_TARGET, TOO_BIG
 from notify_worker.sandbox.fields import REQUEST
 
 KINDS = ("token", "fid", "topic", "condition")

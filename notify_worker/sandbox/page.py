@@ -21,6 +21,7 @@ PAGE = """<!DOCTYPE html>
 </style>
 <h1>What phones would show</h1>
 <p>{counts}</p>
+<p><small>{switches}</small></p>
 <table>
 {rows}
 </table>
@@ -29,11 +30,22 @@ PAGE = """<!DOCTYPE html>
 ROW = "<tr><td><small>{time}</small><td><small>{kind} …{end}</small><td>{words}"
 
 
-def page(latest: Iterable[Shown], counts: Mapping[str, Json]) -> bytes:
+def page(latest: Iterable[Shown], counts: Mapping[str, Json], switches: Mapping[str, Json]) -> bytes:
     """Write the page."""
-    told = ", ".join(f"{name} {count}" for name, count in counts.items() if isinstance(count, int))
-    text = PAGE.format(counts=escape(told), rows="\n".join(map(row, latest)))
+    text = PAGE.format(
+        counts=escape(in_words(counts)), switches=escape(in_words(switches)), rows="\n".join(map(row, latest))
+    )
     return text.encode(errors="replace")
+
+
+def in_words(named: Mapping[str, Json]) -> str:
+    """Write what is named in one line, without what is off; of what is counted by name, each."""
+    parts = (
+        f"{name} ({in_words(value)})" if isinstance(value, Mapping) else f"{name} {value}"
+        for name, value in named.items()
+        if value not in (None, False, {})
+    )
+    return ", ".join(parts)
 
 
 def row(shown: Shown) -> str:
@@ -50,6 +62,7 @@ def as_json(shown: Shown) -> Json:
     """Write one as JSON, like the page with only the end of its address."""
     return {
         "at": shown.at.isoformat(),
+        "project": shown.project,
         "kind": shown.kind,
         "address": end_of(shown.address),
         "title": shown.title,

@@ -18,6 +18,7 @@ class Shown:
     """What a phone shows of one accepted message. As text it is one line, with only the end of the address."""
 
     at: datetime
+    project: str
     kind: str
     address: str = field(repr=False)
     title: str | None = field(repr=False)
@@ -42,7 +43,7 @@ def end_of(address: str) -> str:
     return name if ":" in address and 0 < len(name) <= 12 else address[-6:]
 
 
-def shown(request: Request) -> Shown:
+def shown(request: Request, project: str) -> Shown:
     """Pick out of a message what a phone shows. The overrides of Android win, as they do there."""
     message = request.message
     android = message.get("android", {})
@@ -50,6 +51,7 @@ def shown(request: Request) -> Shown:
     data = android.get("data") or message.get("data", {})
     return Shown(
         at=datetime.now(UTC),
+        project=project,
         kind=request.kind,
         address=request.address,
         title=words.get("title"),
@@ -70,29 +72,27 @@ class Phones:
     """All phones of the world, as far as this sandbox has sent to them."""
 
     def __init__(self, on_show: Callable[[Shown], None] | None) -> None:
-        self.accepted = 0
-        self.doubles = 0
         self._on_show = on_show
         self._lock = Lock()
         self._latest: deque[Shown] = deque(maxlen=KEPT)
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str, str]] = set()
 
-    def show(self, request: Request) -> None:
-        """Take an accepted message."""
-        new = shown(request)
+    def show(self, request: Request, project: str) -> bool:
+        """Take an accepted message; say whether the phone has shown it before."""
+        new = shown(request, project)
         with self._lock:
             self._latest.append(new)
-        self.accepted += 1
-        self._count_double(new)
         if self._on_show:
             self._on_show(new)
+        return self._is_double(new)
 
-    def _count_double(self, new: Shown) -> None:
+    def _is_double(self, new: Shown) -> bool:
         if new.notification_id is None:
-            return
-        key = (new.notification_id, new.address)
-        self.doubles += key in self._seen
+            return False
+        key = (new.project, new.notification_id, new.address)
+        double = key in self._seen
         self._seen.add(key)
+        return double
 
     def latest(self) -> list[Shown]:
         """What phones show, oldest first."""

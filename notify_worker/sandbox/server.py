@@ -1,134 +1,116 @@
-"""The HTTP side of the sandbox: the token endpoint, `messages:send`, and what there is to look at."""
+"""What the sandbox answers, whatever carries the request: messages:send, the token endpoint, switches, and a page."""
 
-import asyncio
 import json
-from collections import Counter
-from itertools import count, islice
-from time import time_ns
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from threading import Lock
+from urllib.parse import parse_qsl
 
-from aiohttp import web
-
+from notify_worker.errors import NotifyWorkerError
 from notify_worker.model import Json
-from notify_worker.sandbox.account import PROJECT, Account
-from notify_worker.sandbox.answers import HTML, NO_SUCH_PAGE, WRONG_PROJECT, Answer, RefusedError, accepted
-from notify_worker.sandbox.checks import Request, read
-from notify_worker.sandbox.faults import Drop, Hang, fault
+from notify_worker.sandbox.account import Account
+from notify_worker.sandbox.answers import HTML, TEXT, Answer, RefusedError, told
+from notify_worker.sandbox.catalogue import NO_SUCH_PAGE
+from notify_worker.sandbox.fcm import Fcm, behave
 from notify_worker.sandbox.page import LATEST, as_json, page
-from notify_worker.sandbox.phones import Phones, Shown
+from notify_worker.sandbox.phones import Shown
+from notify_worker.sandbox.switches import Switches
+
+SEND = re.compile(r"/v1/projects/([^/]+)/messages:send")
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """A request as it came, over HTTP/1.1 or HTTP/2."""
+
+    method: str
+    path: str
+    authorization: str | None = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 class Server:
-    """Answers requests. All of it runs in one event loop; its counts may be read from any thread."""
+    """Answers requests, in one event loop; switches may be changed from any thread."""
 
-    def __init__(self, account: Account, phones: Phones, latency: float) -> None:
-        self.received = 0
-        self.in_flight = 0
-        self.by_status: Counter[int] = Counter()
-        self.requests: Counter[str] = Counter()
+    def __init__(self, account: Account, fcm: Fcm, switches: Switches) -> None:
+        self.switches = switches
+        self.on_goaway: Callable[[], None] = lambda: None
+        self.fcm = fcm
         self._account = account
-        self._phones = phones
-        self._latency = latency
-        self._serial = count(1)
+        self._switching = Lock()
 
-    def application(self) -> web.Application:
-        """Say which address leads where."""
-        app = web.Application()
-        app.router.add_post("/v1/projects/{project}/messages:send", self.send)
-        app.router.add_post("/token", self.token)
-        app.router.add_get("/", self.look)
-        app.router.add_get("/shown", self.look_as_json)
-        app.router.add_route("*", "/{anything:.*}", no_such_page)
-        return app
+    def change(self, changes: Mapping[str, Json]) -> Switches:
+        """Change switches, and say how all stand.
 
-    async def send(self, http: web.Request) -> web.Response:
-        """Answer a send, or leave without an answer.
-
-        What is accepted is shown before the latency: a client that is killed while it waits has sent its message.
+        Raises NotifyWorkerError, and changes nothing, where one can't be changed so.
         """
-        body = await http.read()
-        self.received += 1
-        self.in_flight += 1
-        try:
-            answer = await self._answer(http, body)
-            if self._latency:
-                await asyncio.sleep(self._latency)
-        finally:
-            self.in_flight -= 1
-        if answer is None:
-            return hang_up(http)
-        self.by_status[answer.status] += 1
-        return response(answer)
+        with self._switching:
+            switches = self.switches.changed(changes)
+            if "revoked" in changes:
+                self._account.revoke(revoked=switches.revoked)
+            if switches.goaway:
+                self.on_goaway()
+            self.switches = replace(switches, goaway=False)
+            return self.switches
 
-    async def _answer(self, http: web.Request, body: bytes) -> Answer | None:
-        """Say what FCM says; None: nothing, ever."""
-        if refused := self._account.refuse(http.headers.get("Authorization")):
-            return refused
-        if http.match_info["project"] != PROJECT:
-            return WRONG_PROJECT
-        try:
-            return await self._behave(read(body))
-        except RefusedError as refused_for:
-            return refused_for.answer
+    async def answer(self, http: Http) -> Answer | None:
+        """Answer a request; None: close the connection without a word."""
+        if http.method == "POST" and (send := SEND.fullmatch(http.path)):
+            return await self.fcm.send(send[1], http.authorization, http.body, self.switches)
+        if (http.method, http.path) == ("POST", "/token"):
+            return await self._token(http)
+        return self._look(http)
 
-    async def _behave(self, request: Request) -> Answer | None:
-        """Behave as the address asks for, or well."""
-        self.requests[request.address] += 1
-        match fault(request.address, self.requests[request.address]):
-            case Answer() as answer:
-                return answer
-            case Drop():
-                return None
-            case Hang(seconds):
-                await asyncio.sleep(seconds)
-        return self._accept(request)
-
-    def _accept(self, request: Request) -> Answer:
-        if request.validate_only:
-            return accepted(f"projects/{PROJECT}/messages/fake_message_id")
-        self._phones.show(request)
-        return accepted(f"projects/{PROJECT}/messages/0:{time_ns() // 1000}%{next(self._serial):016x}")
-
-    async def token(self, http: web.Request) -> web.Response:
+    async def _token(self, http: Http) -> Answer | None:
         """Exchange a signed JWT for a bearer."""
+        form = dict(parse_qsl(http.body.decode(errors="replace")))
         try:
-            return response(self._account.grant(await http.post()))
+            return await behave(self.switches.grant_fault, lambda: self._grant(form))
         except RefusedError as refused:
-            return response(refused.answer)
+            return refused.answer
 
-    async def look(self, _: web.Request) -> web.Response:
-        """Show what phones would show."""
-        return response(Answer(200, page(self._newest_first(), self._counts()), HTML))
+    def _grant(self, form: Mapping[str, str]) -> Answer:
+        return self._account.grant(form, self.switches.token_lifetime, refuse=self.switches.refuse_grants)
 
-    async def look_as_json(self, _: web.Request) -> web.Response:
-        """Show it to a program."""
-        told = {**self._counts(), "shown": [as_json(each) for each in self._newest_first()]}
-        return response(Answer(200, json.dumps(told).encode()))
+    def _look(self, http: Http) -> Answer:
+        """Show what phones would show, what was counted, and how the switches stand."""
+        match http.method, http.path:
+            case "GET", "/":
+                return Answer(200, page(self._newest_first(), self._counts(), self.switches.as_json()), HTML)
+            case "GET", "/shown":
+                shown = [as_json(each) for each in self._newest_first()]
+                return told({**self._counts(), "switches": self.switches.as_json(), "shown": shown})
+            case "GET", "/switch":
+                return told(self.switches.as_json())
+            case "POST", "/switch":
+                return self._switch(http.body)
+        return NO_SUCH_PAGE
+
+    def _switch(self, body: bytes) -> Answer:
+        try:
+            return told(self.change(asked_in(body)).as_json())
+        except NotifyWorkerError as wrong:
+            return Answer(400, f"{wrong}\n".encode(errors="replace"), TEXT)
 
     def _newest_first(self) -> list[Shown]:
-        return list(islice(reversed(self._phones.latest()), LATEST))
+        return list(islice(reversed(self.fcm.phones.latest()), LATEST))
 
     def _counts(self) -> dict[str, Json]:
-        return {
-            "received": self.received,
-            "accepted": self._phones.accepted,
-            "doubles": self._phones.doubles,
-            "in_flight": self.in_flight,
-            "by_status": {str(status): times for status, times in sorted(self.by_status.items())},
-        }
+        each = {name: project.counts.as_json() for name, project in self.fcm.projects.items()}
+        return self.fcm.counts.as_json() | ({"projects": each} if len(each) > 1 else {})
 
 
-def response(answer: Answer) -> web.Response:
-    """Give an answer to aiohttp."""
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+def asked_in(body: bytes) -> Mapping[str, Json]:
+    """Read the changes that somebody asks for.
 
-
-def hang_up(http: web.Request) -> web.Response:
-    """Close the connection under the client; what is returned reaches nobody."""
-    if http.transport:
-        http.transport.abort()
-    return web.Response()
-
-
-async def no_such_page(_: web.Request) -> web.Response:
-    """Answer as Google's front end does."""
-    return response(NO_SUCH_PAGE)
+    Raises NotifyWorkerError.
+    """
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict):
+        raise NotifyWorkerError('what was sent is no JSON object. Send one such as {"latency": 0.5}.')
+    return asked

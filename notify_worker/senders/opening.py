@@ -10,14 +10,14 @@ from importlib.metadata import entry_points
 from time import monotonic
 
 from notify_worker.errors import CredentialsError
-from notify_worker.model import Message, Outcome, Project, Verdict
+from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.fcm import FcmSender
 from notify_worker.settings import Settings
 
 ENTRY_POINTS = "notify_worker.senders"
-OPEN_AGAIN_AFTER = 10.0
+OPEN_AGAIN_AFTER = 5.0
 """Seconds after which a sender that could not be opened is tried again."""
 
 
@@ -77,7 +77,7 @@ class LazySender:
         try:
             sender = self._sender or await self._open()
         except CredentialsError as error:
-            return Outcome(Verdict.PAUSED, error=str(error), error_code="CREDENTIALS")
+            return Outcome(Verdict.PAUSED, error=str(error), error_code="CREDENTIALS", pause=Pause(Scope.PROJECT))
         return await sender.send(message)
 
     async def aclose(self) -> None:

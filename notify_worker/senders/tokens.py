@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import google.auth
 import httpx
 from google.auth.credentials import Credentials
-from google.auth.exceptions import GoogleAuthError, TransportError
+from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
 from google.auth.transport import Request
 from google.oauth2 import service_account
 
@@ -54,17 +54,21 @@ class Tokens:
 
         Raises CredentialsError, which says what to set.
         """
-        self._project = project.name
+        self._project = project
         self._client = httpx.Client(verify=trust(), mounts=dict.fromkeys(THIS_MACHINE))
         self._request = TokenRequest(self._client)
         try:
-            self._credentials, self.firebase_project_id = load(project, self._request)
+            self._credential, self.firebase_project_id = load(project, self._request)
         except CredentialsError:
             self._client.close()
             raise
+        self._load_again = False
         self._authorization: str | None = None
         self._good_until = 0.0
+        self._renewed_at = 0.0
         self._renew_at = 0.0
+        self._refused = False
+        self._refused_again = False
         self._renewal: asyncio.Task[str] | None = None
 
     async def authorization(self) -> str:
@@ -80,10 +84,28 @@ class Tokens:
             self._renew()
         return self._authorization
 
-    def spent(self, authorization: str) -> None:
-        """Take note that FCM refused this very one. Of all who were refused with it, the first to say so is enough."""
+    def spent(self, authorization: str) -> bool:
+        """Take note that FCM refused this one. Say whether the same request is worth making again, with the next.
+
+        However many were refused with it, it is given up once, and all of them may try its successor. Where FCM refuses
+        that as well, none is worth a second request any more, until an answer shows that a token is good.
+        """
         if authorization == self._authorization:
             self._authorization = None
+            self._load_again = True
+            self._refused_again = self._refused
+            self._refused = True
+        return not self._refused_again
+
+    def good(self, authorization: str) -> None:
+        """Take note that FCM took this one: a later refusal is the first again."""
+        if authorization == self._authorization:
+            self._refused = self._refused_again = False
+
+    def doubt(self) -> None:
+        """Take note that the project can't be sent to with this credential: look soon whether another lies there."""
+        self._load_again = True
+        self._renew_at = min(self._renew_at, self._renewed_at + RENEW_PAUSE)
 
     async def aclose(self) -> None:
         """Let go of the token endpoint."""
@@ -100,20 +122,33 @@ class Tokens:
         return self._renewal
 
     async def _fetch(self) -> str:
+        load_again, self._load_again = self._load_again, True  # until this one has gone well
         try:
-            await asyncio.to_thread(self._credentials.refresh, self._request)
+            self._credential, self.firebase_project_id = await asyncio.to_thread(self._refreshed, load_again)
+        except CredentialsError:
+            raise
         except Exception as error:
             # Whatever it was, no message has left: it must not look like an answer that FCM never gave.
-            raise CredentialsError(f'No token for project "{self._project}": {reason(error)}') from error
-        now, lifetime = monotonic(), seconds_left(self._credentials)
-        self._authorization = f"Bearer {self._credentials.token}"
-        self._good_until = now + lifetime
-        self._renew_at = now + max(lifetime - RENEW_AHEAD, RENEW_PAUSE)
+            raise CredentialsError(f'No token for project "{self._project.name}": {reason(error)}') from error
+        lifetime = seconds_left(self._credential)
+        self._load_again = False
+        self._authorization = f"Bearer {self._credential.token}"
+        self._renewed_at = monotonic()
+        self._good_until = self._renewed_at + lifetime
+        self._renew_at = self._renewed_at + max(lifetime - RENEW_AHEAD, RENEW_PAUSE)
         return self._authorization
+
+    def _refreshed(self, load_again: bool) -> tuple[Credentials, str | None]:  # noqa: FBT001  for to_thread
+        """Fetch a token; blocks. After something went wrong, load the credential again: it may have been replaced."""
+        credential, project_id = self._credential, self.firebase_project_id
+        if load_again:
+            credential, project_id = load(self._project, self._request)
+        credential.refresh(self._request)  # type: ignore[no-untyped-call]
+        return credential, project_id
 
     def _report(self, renewal: "asyncio.Task[str]") -> None:
         if not renewal.cancelled() and (error := renewal.exception()):
-            log.warning("token_not_renewed project=%s: %s", self._project, error)
+            log.warning("token_not_renewed project=%s: %s", self._project.name, error)
 
 
 class TokenAnswer(NamedTuple):
@@ -153,7 +188,9 @@ class TokenRequest(Request):
 def reason(error: Exception) -> str:
     """Say why in one phrase. A RefreshError carries the whole answer as well: that is not for people's eyes."""
     said = error.args[0] if isinstance(error, GoogleAuthError) and error.args else "the answer can't be read"
-    return one_line(f"{type(error).__name__}: {said}")
+    refused = isinstance(error, RefreshError) and not error.retryable
+    hint = ". Look at the key of the service account, and at this machine's clock." if refused else ""
+    return one_line(f"{type(error).__name__}: {said}") + hint
 
 
 def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:

@@ -35,7 +35,7 @@ begin
                     when attempt.verdict = 'unknown' and notification.on_unknown = 'hold' then 'held'
                     else 'failed'
                 end as state,
-                case when attempt.verdict = 'paused' or attempt.finished_at is null then 0 else 1 end as counted
+                attempt.counts::integer as counted
         ) as becomes
     where notification.id = any (notification_ids)
         and notification.lease is not null

@@ -1,7 +1,9 @@
 -- Takes up to `most` due notifications under `lease`, a token that the caller chose, for the lease length that the worker
 -- entered with, and returns what is to be sent of them: one row a delivery, with the words that make its message. A device
 -- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody; where all that was due
--- ended so, one row of nulls says that it is worth looking again. Whoever calls this answers every bell that waits. Refuses a worker that has left or was found dead (object_not_in_prerequisite_state).
+-- ended so, or only this worker's allowance is used up, one row of nulls says in how many seconds it is worth looking again.
+-- Whoever calls this answers every bell that waits. Refuses a worker that has left or was found dead
+-- (object_not_in_prerequisite_state).
 create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer)
 returns table (
     delivery_id bigint,
@@ -14,7 +16,9 @@ returns table (
     priority text,
     attempts integer,
     tries integer,
+    probe boolean,
     expires_in double precision,
+    expires_at double precision,
     tag text,
     title text,
     body text,
@@ -23,7 +27,8 @@ returns table (
     message jsonb,
     params jsonb,
     campaign text,
-    campaign_words jsonb
+    campaign_words jsonb,
+    again_in double precision
 )
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -36,6 +41,7 @@ declare
     again bigint[];     -- these have deliveries already
     lapsed bigint[];    -- and of these, a lease ran out
     picked bigint[];
+    probes bigint[];
 begin
     select worker.lease_length into length
     from stored_workers as worker
@@ -56,11 +62,15 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from pick(most, at);
+    from pick(claim.worker_id, most, at);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
     if picked = '{}' then
+        again_in := allowed_in(claim.worker_id);
+        if again_in is not null then
+            return next;
+        end if;
         return;
     end if;
     if lapsed is not null then
@@ -72,6 +82,7 @@ begin
     end if;
     perform settle_unsendable(picked);
     perform expand(fresh);
+    probes := put_off(picked, at);
 
     update notifications
     set lease = claim.lease,
@@ -95,7 +106,9 @@ begin
         notification.priority,
         delivery.attempts,
         delivery.tries,
+        delivery.id = any (probes),
         date_part('epoch', expiry(notification, project.expires_after)) - date_part('epoch', at),
+        date_part('epoch', expiry(notification, project.expires_after)),
         installation.digits || '-' || notification.id,
         notification.title,
         notification.body,
@@ -110,7 +123,8 @@ begin
             'image', campaign.image,
             'data', campaign.data,
             'message', campaign.message
-        ) end
+        ) end,
+        null::double precision
     from unnest(picked) as pick (id)
     join notifications as notification
         on notification.id = pick.id
@@ -126,9 +140,24 @@ begin
     where notification.state = 'pending'
     order by notification.lane, notification.id;
     if not found then
-        delivery_id := null;
+        again_in := 0;
         return next;
+        return;
     end if;
+
+    perform spend(claimed.project, claim.worker_id, claimed.messages)
+    from (
+        select notification.project, count(*) as messages
+        from unnest(picked) as pick (id)
+        join notifications as notification
+            on notification.id = pick.id
+        join stored_deliveries as delivery
+            on delivery.notification_id = notification.id
+            and delivery.state = 'pending'
+            and delivery.due_at <= at
+        where notification.state = 'pending'
+        group by notification.project
+    ) as claimed;
 end
 $$;
 comment on function notify_worker.claim is 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';

@@ -37,6 +37,7 @@ as $$
                 || coalesce(': ' || attempt.error, '')
                 || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.sent_as, '') else '' end
                 || coalesce(', to be tried again at ' || attempt.retry_at, '')
+                || case when attempt.finished_at is not null and not attempt.counts and attempt.verdict <> 'paused' then ' (not counted)' else '' end
                 || case when attempt.late then ' (late: its lease had been taken over)' else '' end
         from delivery
         join stored_attempts as attempt
@@ -53,14 +54,41 @@ as $$
         union all
         select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
         union all
-        select incident.began_at, 3, format('project %s was paused by %s%s', incident.project,
-            case incident.by when 'operator' then 'an operator' else 'a worker' end, coalesce(': ' || incident.because, ''))
+        select
+            moment.at,
+            3,
+            case incident.scope
+                when 'project' then format('project %s was ', incident.project)
+                when 'apns_web' then format('iOS and web of project %s were ', incident.project)
+                else format('topics of project %s were ', incident.project)
+            end || moment.what
         from notification
         join stored_incidents as incident
             on incident.project = notification.project
-            and incident.scope = 'project'
+            and incident.scope in ('project', 'apns_web', 'topics')
             and incident.began_at <= coalesce(notification.settled_at, now())
-            and coalesce(incident.ended_at, least(incident.until, now())) >= notification.created_at
+        cross join lateral (
+            select coalesce(incident.ended_at, case when incident.probes is null and incident.until <= now() then incident.until end) as at
+        ) as ended
+        cross join lateral (
+            values
+                (
+                    incident.began_at,
+                    'paused by ' || case incident.by when 'operator' then 'an operator' else 'a worker' end
+                        || coalesce(': ' || incident.because, '')
+                ),
+                (ended.at, 'resumed')
+        ) as moment (at, what)
+        where coalesce(ended.at, now()) >= notification.created_at
+            and moment.at <= coalesce(notification.settled_at, now())
+            and (
+                incident.scope = 'project'
+                or exists (
+                    select from stored_deliveries as stopped
+                    where stopped.notification_id = notification.id
+                        and stops(incident.scope, stopped)
+                )
+            )
         union all
         select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_because, '')
         from notification
@@ -77,11 +105,8 @@ as $$
                 else format('it is pending, due at %s', due_at)
             end
         from notification
-        left join lateral (
-            select paused_until as until, coalesce(paused_because, 'no reason given') as because
-            from projects
-            where name = notification.project and paused_until > now()
-        ) as paused on true
+        left join lateral pause_of(notification.project) as paused
+            on true
         where settled_at is null
     ) as line
     order by line.at, line.rank

@@ -33,12 +33,8 @@ as $$
         order by delivery.settled_at desc nulls last
         limit 1
     ) as last on true
-    left join lateral (
-        select coalesce(project.paused_because, 'no reason given') as because
-        from projects as project
-        where project.name = notification.project
-            and project.paused_until > now()
-    ) as paused on true
+    left join lateral pause_of(notification.project) as paused
+        on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since
     order by notification.id desc

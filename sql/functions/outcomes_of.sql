@@ -12,7 +12,8 @@ returns table (
     error_code text,
     error text,
     retry_in double precision,
-    sent_as text
+    sent_as text,
+    counts boolean
 )
 language sql
 immutable
@@ -30,7 +31,8 @@ as $$
         error_code text,
         error text,
         retry_in double precision,
-        sent_as text
+        sent_as text,
+        counts boolean
     )
 $$;
 comment on function notify_worker.outcomes_of is 'Reads the outcomes that a worker hands to record, as rows.';

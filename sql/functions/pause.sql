@@ -7,13 +7,9 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
     perform check_project(pause.project);
-    update projects
-    set paused_until = 'infinity',
-        paused_because = pause.because
-    where name = pause.project;
-
     insert into stored_incidents (project, by, because)
     values (pause.project, 'operator', pause.because);
+    perform reckon_pause(pause.project);
 end
 $$;
 comment on function notify_worker.pause is 'Sends nothing of a project until somebody resumes it; no probe lifts this.';

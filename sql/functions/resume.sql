@@ -6,15 +6,21 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
     perform check_project(resume.project);
+    perform bring_forward(resume.project, incident.until)
+    from stored_incidents as incident
+    where incident.project = resume.project
+        and incident.scope in ('apns_web', 'topics')
+        and incident.ended_at is null;
+
+    update stored_incidents as incident
+    set ended_at = case when incident.probes is null then least(incident.until, now()) else now() end    -- one that ended by itself ended then
+    where incident.project = resume.project
+        and incident.ended_at is null;
+
     update projects
     set paused_until = null,
         paused_because = null
     where name = resume.project;
-
-    update stored_incidents as incident
-    set ended_at = least(incident.until, now())     -- one that ended by itself ended then
-    where incident.project = resume.project
-        and incident.ended_at is null;
     perform ring();
 end
 $$;

@@ -1,6 +1,6 @@
 -- The leases of these notifications, which the caller has locked, are over: what the history holds for them is applied, what
--- it does not hold is written down as unknown (it may never have left) and is due at once, or held where its sender asked
--- for that. Counts against nothing.
+-- it does not hold is written down as unknown (it may never have left) and is due at once; or held, where its sender asked for
+-- that and a request of it was about to begin. Counts against nothing.
 create or replace function notify_worker.take_over(notification_ids bigint[])
 returns void
 language plpgsql
@@ -13,7 +13,7 @@ begin
     perform apply_history(notification_ids);
 
     insert into stored_attempts
-        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at)
+        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at, counts)
     select
         delivery.id,
         notification.id,
@@ -24,7 +24,8 @@ begin
         'unknown',
         'WORKER_GONE',
         'the worker was gone before it could say what became of this',
-        case when notification.on_unknown = 'resend' then clock_timestamp() end
+        case when notification.on_unknown = 'resend' or delivery.marked_by is distinct from notification.lease then clock_timestamp() end,
+        false
     from notifications as notification
     join stored_deliveries as delivery
         on delivery.notification_id = notification.id

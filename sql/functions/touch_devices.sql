@@ -1,5 +1,5 @@
 -- What these outcomes say of devices: an address that FCM calls unregistered is retired, if it has not registered again since the
--- request began; one that was sent to has been seen (written once a day). A device that is locked is left for the next time.
+-- request began, and no breaker is open; one that was sent to has been seen (written once a day). A device that is locked is left for the next time.
 create or replace function notify_worker.touch_devices(outcomes jsonb)
 returns void
 language sql
@@ -17,6 +17,12 @@ as $$
             and device.kind = delivery.kind
             and device.address = delivery.address
         where device.retired_at is null
+            and not (outcome.verdict = 'unregistered' and exists (
+                select from stored_incidents as incident
+                where incident.project = notification.project
+                    and incident.scope = 'devices'
+                    and incident.ended_at is null
+            ))
             and case outcome.verdict
                 when 'unregistered' then device.registered_at <= clock_timestamp() - make_interval(secs => outcome.started_ago)
                 when 'sent' then device.seen_at < clock_timestamp() - interval '1 day'

@@ -5,7 +5,7 @@ select
     scope,
     by,
     began_at,
-    coalesce(ended_at, case when until <= now() then until end) as ended_at,
+    coalesce(ended_at, case when probes is null and until <= now() then until end) as ended_at,
     because
 from notify_worker.stored_incidents;
 

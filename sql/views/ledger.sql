@@ -2,15 +2,15 @@
 -- `balanced` false is a bug, or a hand in the tables.
 create or replace view notify_worker.ledger as
 with notification as materialized (
-    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
     from notify_worker.notifications
     where state = 'pending'
     union all
-    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
     from notify_worker.notifications
     where state = 'held'
     union all
-    select id, state, project, due_at, lease, leased_by, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
     from notify_worker.notifications
     where settled_at > now() - interval '1 hour'
 ), delivery as materialized (
@@ -23,8 +23,7 @@ with notification as materialized (
         count(*) filter (where attempt.verdict = 'sent' and not attempt.late) as sent,
         count(*) filter (where attempt.verdict = 'sent' and attempt.late) as sent_late,
         count(*) filter (
-            where attempt.verdict <> 'paused'
-                and attempt.finished_at is not null
+            where attempt.counts
                 and not attempt.late
                 and attempt.recorded_at > coalesce(stored.retried_at, '-infinity')
         ) as counted
@@ -75,7 +74,7 @@ with notification as materialized (
 
     union all
     select
-        'nothing is due for longer than a lease and 5 s',
+        'nothing is due for longer than a lease and 5 s while nobody claims',
         0,
         count(*)
     from notification
@@ -83,10 +82,17 @@ with notification as materialized (
         and due_at < now() - interval '5 seconds' - coalesce(
             (select max(lease_length) from notify_worker.stored_workers where ended_at is null), interval '2 minutes'
         )
-        and not exists (
-            select from notify_worker.projects
-            where projects.name = notification.project
-                and projects.paused_until > now()
+        and project not in (
+            select name from notify_worker.projects where paused_until > now()
+            union all
+            select incident.project
+            from notify_worker.stored_incidents as incident
+            where incident.scope = 'project'
+                and incident.ended_at is null
+                and incident.probes is not null
+        )
+        and project not in (
+            select project from notification where leased_at > now() - interval '10 seconds'
         )
 
     union all

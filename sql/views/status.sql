@@ -87,7 +87,18 @@ select
         where ended_at is null
             and seen_at > now() - interval '10 seconds'
     ) as workers,
-    (select count(*) from notify_worker.projects where paused_until > now()) as paused_projects,
+    (
+        select count(*)
+        from notify_worker.projects
+        where paused_until > now()
+            or exists (     -- between two probes
+                select from notify_worker.stored_incidents as incident
+                where incident.project = projects.name
+                    and incident.scope = 'project'
+                    and incident.ended_at is null
+                    and incident.probes is not null
+            )
+    ) as paused_projects,
     (
         select count(*)
         from (

@@ -1,0 +1,41 @@
+"""The mark that a request is about to begin, for what must not be sent twice: many in one write."""
+
+import asyncio
+import logging
+
+import psycopg
+
+from notify_worker.model import Delivery
+from notify_worker.store import Store, in_brief
+
+log = logging.getLogger(__name__)
+
+
+class Marker:
+    """Marks deliveries. Those that ask while a write is under way share the next one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[tuple[Delivery, asyncio.Future[bool]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def mark(self, delivery: Delivery) -> bool:
+        """Write down that a request of this delivery is about to begin; False: it is not written, and must not begin."""
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((delivery, written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write(), name="mark")
+        return await written
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            marked: set[int] = set()
+            try:
+                marked = await self._store.mark([delivery for delivery, _ in batch])
+            except psycopg.Error as error:
+                log.warning("the database refuses or is away (%s); %d stay unsent", in_brief(error), len(batch))
+            finally:
+                for delivery, written in batch:
+                    if not written.done():
+                        written.set_result(delivery.id in marked)

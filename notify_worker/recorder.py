@@ -1,0 +1,135 @@
+"""What comes back from the requests, on its way to the database: kept until it is recorded, in batches.
+
+While the database is away, or refuses, it is kept and tried again. Incidents go first: what is given back because of a pause
+must not be claimed again before the pause is known.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from itertools import groupby, islice
+from uuid import UUID
+
+import psycopg
+
+from notify_worker.model import Attempt, Delivery
+from notify_worker.projects import Projects
+from notify_worker.store import Store, in_brief
+
+log = logging.getLogger(__name__)
+
+FLUSH = 100
+"""Outcomes that are recorded at once, at most."""
+FLUSH_AFTER = 0.05
+"""Seconds for which an outcome waits for others, at most."""
+RECORD_AGAIN_AFTER = 0.5
+"""Seconds between two tries to record while the database is away."""
+
+
+class Recorder:
+    """Takes what the attempts came to; a task of its own records it. `moved` is set whenever something was recorded."""
+
+    def __init__(self, store: Store, projects: Projects, moved: asyncio.Event) -> None:
+        self._store = store
+        self._projects = projects
+        self._moved = moved
+        self._answered: deque[Attempt] = deque()
+        self._unsent: list[Delivery] = []
+        self._doubtful: list[UUID] = []  # leases whose claim was not answered
+        self._something = asyncio.Event()
+        self._more_to_come = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many answers are not recorded yet."""
+        return len(self._answered)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything at all is not recorded yet."""
+        return bool(self._answered or self._unsent or self._doubtful)
+
+    def take(self, attempt: Attempt, *, more_to_come: bool) -> None:
+        """Take what an attempt came to. It waits a moment for others, where more are in flight."""
+        self._answered.append(attempt)
+        self._wake(more_to_come=more_to_come)
+
+    def give_back(self, delivery: Delivery, *, more_to_come: bool) -> None:
+        """Take a delivery that was claimed and not sent: it is given back."""
+        self._unsent.append(delivery)
+        self._wake(more_to_come=more_to_come)
+
+    def doubt(self, lease: UUID) -> None:
+        """Take a lease whose claim was not answered: whatever it holds is given back."""
+        self._doubtful.append(lease)
+        self._wake(more_to_come=False)
+
+    async def stop(self) -> None:
+        """End it, whatever is left."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _wake(self, *, more_to_come: bool) -> None:
+        self._more_to_come = more_to_come
+        self._something.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_recording(), name="record")
+
+    async def _keep_recording(self) -> None:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            if len(self._answered) < FLUSH and self._more_to_come:
+                await asyncio.sleep(FLUSH_AFTER)
+            try:
+                await self._flush()
+            except psycopg.Error as error:
+                log.warning(
+                    "the database refuses or is away (%s); %d answers wait", in_brief(error), len(self._answered)
+                )
+                await self._record_again()
+            except Exception:  # a bug must not end the recording
+                log.exception("recording has broken; %d answers wait", len(self._answered))
+                await self._record_again()
+
+    async def _record_again(self) -> None:
+        await asyncio.sleep(RECORD_AGAIN_AFTER)
+        self._something.set()
+
+    async def _flush(self) -> None:
+        await self._projects.tell()
+        while self._answered:
+            batch = list(islice(self._answered, FLUSH))
+            for worker_id, attempts in groupby(batch, key=lambda attempt: attempt.delivery.worker_id):
+                await self._record(worker_id, list(attempts))
+            for _ in batch:
+                self._answered.popleft()
+            self._moved.set()
+            await self._projects.tell()
+        while self._unsent:
+            lease = self._unsent[0].lease
+            given_back = [delivery for delivery in self._unsent if delivery.lease == lease]
+            await self._store.release(lease, [delivery.id for delivery in given_back])
+            for delivery in given_back:
+                self._unsent.remove(delivery)
+            self._moved.set()
+        while self._doubtful:
+            await self._store.release(self._doubtful[0])
+            self._doubtful.pop(0)
+            self._moved.set()
+
+    async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
+        """Record a batch; where the database refuses the data of one of its rows, record the others one by one."""
+        try:
+            await self._store.record(worker_id, attempts)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            if len(attempts) == 1:
+                delivery = attempts[0].delivery.id
+                log.error(  # noqa: TRY400  the error's own text may hold the row
+                    "the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, in_brief(error)
+                )
+                return
+            for attempt in attempts:
+                await self._record(worker_id, [attempt])

@@ -1,0 +1,106 @@
+"""How a project stands, as this process sees it: its row, its sender, its answers of the last minute, what of it is stopped.
+
+What one process finds out it tells the database as an incident, which all others follow within a second.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from time import monotonic
+
+from notify_worker.model import Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.retry import RetryPolicy
+from notify_worker.senders import Sender
+from notify_worker.window import FOREIGN, Window, is_trouble
+
+log = logging.getLogger(__name__)
+
+APNS_AND_WEB = ("ios", "web")
+TOPICS = ("topic", "condition")
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one project stands."""
+
+    project: Project
+    sender: Sender
+    window: Window = field(default_factory=Window)
+    closed: frozenset[Scope] = frozenset()
+    found: list[Incident] = field(default_factory=list)
+    """What the database has not been told yet."""
+    changes: int = 0
+    """How often something was found out, or told."""
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How patiently its deliveries are retried."""
+        return RetryPolicy.of(self.project)
+
+    def lets(self, delivery: Delivery) -> bool:
+        """Say whether a request of this delivery may start, as far as pauses go. A probe always may."""
+        return delivery.probe or not any(stops(scope, delivery) for scope in self.closed)
+
+    def follow(self, project: Project, closed: Iterable[str] | None) -> None:
+        """Follow what the database says; `closed` is None where this process may know better what is stopped."""
+        self.project = project
+        if closed is None:
+            return
+        still = frozenset(Scope(scope) for scope in closed)
+        if Scope.PROJECT in self.closed - still:
+            self.window.clear()
+        self.closed = still
+
+    def heed(self, delivery: Delivery, outcome: Outcome) -> bool:
+        """Draw the consequences of an attempt for the project; say whether it counts against its delivery.
+
+        In an outage nothing counts: that FCM was away for two hours is no reason to give anything up.
+        """
+        now = monotonic()
+        self.window.attempted(outcome, now)
+        if outcome.pause is not None:
+            self._stop(outcome.pause, outcome.error, now)
+        elif is_trouble(outcome):
+            if self.window.is_outage(now):
+                self._stop(Pause(Scope.PROJECT), f"an outage, as it seems; the last answer: {outcome.error}", now)
+        elif delivery.probe:
+            self._go_on(delivery)
+        elif outcome.error_code == FOREIGN and self.window.credentials_are_foreign(now):
+            self._stop(Pause(Scope.PROJECT), f"most tokens belong to another sender: {outcome.error}", now)
+        if outcome.verdict is Verdict.UNREGISTERED and self.window.devices_vanish(now):
+            self._stop(Pause(Scope.DEVICES), "more than a fifth of the last minute's answers say unregistered", now)
+        return not (is_trouble(outcome) and Scope.PROJECT in self.closed)
+
+    def _stop(self, pause: Pause, because: str | None, now: float) -> None:
+        if pause.scope in self.closed:
+            return
+        self.closed |= {pause.scope}
+        exceeded = pause.lasts is not None and pause.scope is Scope.PROJECT
+        rate = self.window.accepted_per_second(now) if exceeded else None
+        self._find(Incident(self.project.name, pause.scope, because=because, lasts=pause.lasts, per_second=rate))
+        log.warning("project %s: %s stopped: %s", self.project.name, pause.scope.value, because)
+
+    def _go_on(self, delivery: Delivery) -> None:
+        for scope in self.closed & {Scope.PROJECT, Scope.APNS_WEB}:
+            if stops(scope, delivery):
+                self.closed -= {scope}
+                self._find(Incident(self.project.name, scope, over=True))
+                log.warning("project %s: a probe got through; %s goes on", self.project.name, scope.value)
+        self.window.clear()
+
+    def _find(self, incident: Incident) -> None:
+        self.found.append(incident)
+        self.changes += 1
+
+
+def stops(scope: Scope, delivery: Delivery) -> bool:
+    """Say whether an incident of this scope stops a delivery, as the SQL function of this name does."""
+    match scope:
+        case Scope.PROJECT:
+            return True
+        case Scope.APNS_WEB:
+            return delivery.platform in APNS_AND_WEB
+        case Scope.TOPICS:
+            return delivery.kind in TOPICS
+        case Scope.DEVICES:
+            return False

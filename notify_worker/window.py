@@ -1,0 +1,98 @@
+"""What a provider has answered for one project in the last minute, as far as this process has seen it.
+
+Pure: whoever asks says what time it is (seconds, `time.monotonic()`). It feeds blips, the outage, and the device breaker.
+"""
+
+from collections import Counter, deque
+
+from notify_worker.model import Outcome, Verdict
+
+LASTS = 60
+"""Seconds that the window looks back."""
+ENOUGH = 20
+"""With fewer answers no share says anything."""
+FEW = 3
+"""Where answers are few, so many attempts in a row are an outage."""
+FEW_WITHIN = 600.0
+"""Seconds in which those attempts have to end."""
+FOREIGN = "SENDER_ID_MISMATCH"
+"""FCM's code for a token of another sender."""
+RECENT = 10
+"""Seconds over which the rate is reckoned."""
+
+
+class Window:
+    """The answers of the last minute, counted by the second."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, Counter[str]]] = deque()
+        self._total: Counter[str] = Counter()
+        self._attempts: deque[tuple[float, bool]] = deque(maxlen=FEW)
+
+    def answered(self, outcome: Outcome, now: float) -> None:
+        """Take note of what one request came to."""
+        if not self._seconds or self._seconds[-1][0] != int(now):
+            self._seconds.append((int(now), Counter()))
+        found = kinds(outcome)
+        self._seconds[-1][1].update(found)
+        self._total.update(found)
+
+    def attempted(self, outcome: Outcome, now: float) -> None:
+        """Take note of what one attempt, with all its requests, came to."""
+        self._attempts.append((now, is_trouble(outcome)))
+
+    def clear(self) -> None:
+        """Forget it all: what has been is over."""
+        self._seconds.clear()
+        self._total.clear()
+        self._attempts.clear()
+
+    def blips_help(self, now: float) -> bool:
+        """Say whether a 5xx is worth another request within seconds: not where a tenth of the answers are 5xx."""
+        counts = self._counts(now)
+        return counts["all"] < ENOUGH or 10 * counts["5xx"] < counts["all"]
+
+    def is_outage(self, now: float) -> bool:
+        """Say whether nothing gets through: three quarters of the answers; where they are few, the last three attempts."""
+        counts = self._counts(now)
+        if counts["all"] >= ENOUGH:
+            return 4 * counts["trouble"] >= 3 * counts["all"]
+        return len(self._attempts) == FEW and all(trouble and now - at <= FEW_WITHIN for at, trouble in self._attempts)
+
+    def devices_vanish(self, now: float) -> bool:
+        """Say whether suspiciously many addresses are called unregistered: more than a fifth."""
+        counts = self._counts(now)
+        return counts["all"] >= ENOUGH and 5 * counts["unregistered"] > counts["all"]
+
+    def credentials_are_foreign(self, now: float) -> bool:
+        """Say whether most tokens are called another sender's: then it is the credentials that are."""
+        counts = self._counts(now)
+        return counts["all"] >= ENOUGH and 4 * counts[FOREIGN] >= 3 * counts["all"]
+
+    def accepted_per_second(self, now: float) -> float:
+        """Say how many messages a second were taken of late."""
+        return sum(counts["sent"] for second, counts in self._seconds if second > now - RECENT) / RECENT
+
+    def _counts(self, now: float) -> Counter[str]:
+        while self._seconds and self._seconds[0][0] <= now - LASTS:
+            self._total.subtract(self._seconds.popleft()[1])
+        return self._total
+
+
+def kinds(outcome: Outcome) -> list[str]:
+    """Name what an answer is counted as."""
+    found = ["all"]
+    if is_trouble(outcome):
+        found.append("trouble")
+    if outcome.http_status is not None and outcome.http_status >= 500:
+        found.append("5xx")
+    if outcome.verdict in (Verdict.SENT, Verdict.UNREGISTERED):
+        found.append(outcome.verdict.value)
+    if outcome.error_code == FOREIGN:
+        found.append(FOREIGN)
+    return found
+
+
+def is_trouble(outcome: Outcome) -> bool:
+    """Say whether this is the provider's trouble, or that of the way to it: a 5xx, no answer, no connection."""
+    return outcome.verdict is Verdict.UNKNOWN or (outcome.verdict is Verdict.RETRY and outcome.http_status is None)

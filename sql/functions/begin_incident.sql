@@ -1,0 +1,61 @@
+-- A worker found that something of a project is not worth a request: all of it, iOS and web, or topics; or that devices must not be
+-- retired any more. `lasts` is in seconds; null: until a probe gets through (of devices: until resume). `per_second` is what this
+-- worker has sent just before; after an exceeded quota all go on with half of what they sent together.
+-- What goes on already is not begun twice; a time that is later is taken over.
+create or replace function notify_worker.begin_incident(
+    project text,
+    scope text,
+    because text,
+    lasts double precision default null,
+    per_second double precision default null
+)
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    at timestamptz;
+    ends timestamptz;
+begin
+    perform from projects where name = begin_incident.project for update;   -- one after the other
+    at := clock_timestamp();
+    ends := case
+        when begin_incident.lasts is not null then at + make_interval(secs => begin_incident.lasts)
+        when begin_incident.scope = 'devices' then 'infinity'
+        else at + probe_wait(begin_incident.scope, 0)
+    end;
+
+    update stored_incidents as incident
+    set ended_at = incident.until
+    where incident.project = begin_incident.project
+        and incident.ended_at is null
+        and incident.probes is null
+        and incident.until <= at;
+
+    update stored_incidents as incident
+    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end
+    where incident.project = begin_incident.project
+        and incident.scope = begin_incident.scope
+        and incident.by = 'worker'
+        and incident.ended_at is null
+        and (incident.probes is null) = (begin_incident.lasts is not null or begin_incident.scope = 'devices');
+    if not found then
+        insert into stored_incidents (project, scope, by, began_at, until, because, probes, per_second)
+        values (
+            begin_incident.project,
+            begin_incident.scope,
+            'worker',
+            at,
+            ends,
+            begin_incident.because || case
+                when begin_incident.scope = 'devices' then '. ' || bring_back_devices(begin_incident.project, at)
+                else ''
+            end,
+            case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
+            greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
+        );
+    end if;
+    perform reckon_pause(begin_incident.project);
+end
+$$;
+comment on function notify_worker.begin_incident is 'A worker found that something of a project is not worth a request, or that devices must not be retired any more.';

@@ -1,0 +1,76 @@
+-- Puts off those deliveries of these notifications, which the caller has locked, that an open incident of their project stops: iOS
+-- and web, or topics, until its end or the next probe; of a project that is probed all but one. What expires before comes due
+-- then, to be ended. Returns the deliveries that are probes.
+create or replace function notify_worker.put_off(notification_ids bigint[], at timestamptz)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    incident stored_incidents;
+    stopped bigint[];
+    probe bigint;
+    probes bigint[] := '{}';
+begin
+    for incident in
+        select open.*
+        from stored_incidents as open
+        where open.ended_at is null
+            and open.by = 'worker'
+            and (open.probes is not null or open.scope = 'topics' and open.until > at)
+            and open.project in (select project from notifications where id = any (notification_ids))
+        order by open.scope, open.id
+    loop
+        stopped := array(
+            select delivery.id
+            from notifications as notification
+            join stored_deliveries as delivery
+                on delivery.notification_id = notification.id
+            where notification.id = any (notification_ids)
+                and notification.state = 'pending'
+                and notification.project = incident.project
+                and delivery.state = 'pending'
+                and delivery.due_at <= at
+                and stops(incident.scope, delivery)
+            order by delivery.due_at, delivery.id
+        );
+        continue when stopped = '{}';
+
+        probe := null;
+        if incident.scope = 'project' then
+            probe := stopped[1];        -- pick has taken this turn
+        elsif incident.until <= at then
+            update stored_incidents as lapsed
+            set probes = lapsed.probes + 1,
+                until = at + probe_wait(lapsed.scope, lapsed.probes + 1)
+            where lapsed.id in (
+                select id from stored_incidents where id = incident.id and until <= at for update skip locked
+            )
+            returning lapsed.until into incident.until;
+            if found then
+                probe := stopped[1];
+            else
+                incident.until := at + probe_wait(incident.scope, 1);
+            end if;
+        end if;
+        probes := probes || probe;
+
+        update stored_deliveries as delivery
+        set due_at = greatest(
+            at + interval '1 millisecond',
+            least(incident.until, expiry(notification, project.expires_after))
+        )
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where delivery.id = any (stopped)
+            and delivery.id is distinct from probe
+            and notification.id = delivery.notification_id;
+        if found then
+            perform settle(notification_ids);
+        end if;
+    end loop;
+    return array_remove(probes, null);
+end
+$$;
+comment on function notify_worker.put_off is 'Puts off the deliveries that an open incident of their project stops, and returns those that are probes.';
