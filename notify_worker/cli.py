@@ -118,7 +118,11 @@ def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:
     sandbox.add_argument("--quota", type=float, metavar="NUMBER", help="how many messages a second it takes")
     sandbox.add_argument("--token-lifetime", type=int, metavar="SECONDS", help="how long a bearer is good for")
     sandbox.add_argument(
-        "--fail", type=rate, action="append", default=[], metavar="FAULT=RATE",
+        "--fail",
+        type=rate,
+        action="append",
+        default=[],
+        metavar="FAULT=RATE",
         help="how often what goes wrong, such as 503=0.1 or dead=0.02; GET and POST /switch show and change it",
     )
     sandbox.add_argument(

@@ -7,9 +7,11 @@ from typing import assert_never
 
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_chain, wait_random
 
-from notify_worker.model import Delivery, OnUnknown, Outcome, Project, Verdict
+from notify_worker.model import Delivery, OnUnknown, Outcome, Project, Scope, Verdict
 
 NOTHING = timedelta()
+APNS_WAIT = timedelta(minutes=15)
+"""Between two tries while Apple or a browser's push service refuses the project's key."""
 REQUESTS_OF_A_BLIP = 3
 
 
@@ -36,6 +38,15 @@ class RetryPolicy:
         wait = min(self.first * (1 << doublings), self.longest)
         return max(wait, asked) * (1 + dice / 5)
 
+    def wait_beside_a_pause(self, delivery: Delivery, outcome: Outcome) -> timedelta:
+        """Say how long a delivery waits on its own while something of its project is paused.
+
+        Not at all, since the pause holds it back, and lets it go when it is over. But where nobody said what platform a
+        device is of, the pause of iOS and web can't hold it.
+        """
+        scope = outcome.pause.scope if outcome.pause else Scope.PROJECT
+        return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform is None else NOTHING
+
     def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, dice: float) -> timedelta | None:
         """Say how long until a delivery is due again after this outcome; None: never.
 
@@ -44,8 +55,8 @@ class RetryPolicy:
         match outcome.verdict:
             case Verdict.SENT | Verdict.FAILED | Verdict.UNREGISTERED:
                 return None
-            case Verdict.PAUSED:  # the pause is the clock: this is only for what it does not hold back
-                return (outcome.asked_to_wait or self.first) * (1 + dice / 5)
+            case Verdict.PAUSED:
+                return self.wait_beside_a_pause(delivery, outcome) + timedelta(seconds=dice)
             case Verdict.UNKNOWN if delivery.on_unknown is OnUnknown.HOLD:
                 return None
             case Verdict.UNKNOWN | Verdict.RETRY:

@@ -436,6 +436,38 @@ def test_the_sandbox_says_where_it_is_and_how_to_use_it_and_ends_on_sigterm(tmp_
     assert ended(sandbox) == Ended(0, "", "")
 
 
+def test_the_sandbox_can_be_told_what_goes_wrong(tmp_path: Path) -> None:
+    sandbox = start(
+        *("sandbox", "--port", "0", "--credentials", str(tmp_path / "key.json"), "--latency", "0.5", "--quota", "50"),
+        *("--token-lifetime", "60", "--fail", "503=0.1", "--fail", "dead=0.02"),
+    )
+    assert sandbox.stdout
+    url = sandbox.stdout.readline().removeprefix("a local FCM at ").strip()
+
+    with urlopen(f"{url}/switch", timeout=5) as answer:
+        switches = json.load(answer)
+    sandbox.send_signal(signal.SIGTERM)
+
+    assert ended(sandbox).code == 0
+    assert switches["fail"] == {"503": 0.1, "dead": 0.02}
+    assert (switches["latency"], switches["quota"], switches["token_lifetime"]) == (0.5, 50.0, 60)
+
+
+@pytest.mark.parametrize(
+    ("fail", "complaint"),
+    [
+        ("qouta=1", '"qouta" is no fault. Did you mean "quota"?'),
+        ("503=often", '"often" is no rate from 0 to 1'),
+        ("503", '"503" is not NAME=VALUE'),
+    ],
+)
+def test_what_can_not_go_wrong_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
+    told = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
+
+    assert (told.code, told.out) == (2, "")
+    assert told.err.endswith(f"{complaint}\n")
+
+
 def test_a_port_that_is_taken_is_named(cli: Cli, tmp_path: Path) -> None:
     with start_sandbox(tmp_path / "first.json") as box:
         port = box.url.rpartition(":")[2]
