@@ -45,8 +45,7 @@ def stamped(body: Mapping[str, Json], delivery: Delivery) -> Mapping[str, Json]:
     """
     body = identified(body, delivery.notification_id)
     ours = merged(lifetime(delivery), URGENCY.get(delivery.priority, {}))
-    if is_visible(body):
-        ours = merged(ours, tags(delivery.tag))
+    ours = merged(ours, tags(body, delivery.tag))
     if is_silent_on_ios(body):
         ours = merged(ours, IN_THE_BACKGROUND)
     return merged(without_rivals(ours, body), body)
@@ -71,23 +70,22 @@ def lifetime(delivery: Delivery) -> dict[str, Json]:
     return fields
 
 
-def tags(tag: str) -> dict[str, Json]:
-    """Say under which name a second copy replaces the first on the screen."""
-    return {
+def tags(body: Mapping[str, Json], tag: str) -> dict[str, Json]:
+    """Say under which name a second copy replaces the first, wherever a screen shows something of it by itself."""
+    places: dict[str, dict[str, Json]] = {
         "android": {"notification": {"tag": tag}},
         "apns": {"headers": {"apns-collapse-id": tag}},
         "webpush": {"notification": {"tag": tag}},
     }
+    return {platform: place for platform, place in places.items() if platform in visible_on(body)}
 
 
-def is_visible(body: Mapping[str, Json]) -> bool:
-    """Tell whether a phone shows something of this message by itself."""
-    return bool(
-        body.get("notification")
-        or part(body, "android").get("notification")
-        or part(body, "webpush").get("notification")
-        or part(part(body, "apns"), "payload", "aps").get("alert")
-    )
+def visible_on(body: Mapping[str, Json]) -> set[str]:
+    """List the platforms that show something of this message by themselves: what is data only there must stay so."""
+    if body.get("notification"):
+        return {"android", "apns", "webpush"}
+    shown = {platform for platform in ("android", "webpush") if part(body, platform).get("notification")}
+    return shown | ({"apns"} if part(body, "apns", "payload", "aps").get("alert") else set())
 
 
 def is_silent_on_ios(body: Mapping[str, Json]) -> bool:
@@ -116,9 +114,9 @@ def without_rivals(ours: Mapping[str, Json], body: Mapping[str, Json]) -> Mappin
         headers = {name: value for name, value in part(ours, platform, "headers").items() if name.lower() not in theirs}
         if platform in ours:
             ours[platform] = {**ours[platform], "headers": headers}
-    for successor in ANDROID_V2:
-        if body.get(successor) is not None:
-            ours[successor] = {"ttl": ours.pop("android")["ttl"]}
+    successors = [name for name in ANDROID_V2 if body.get(name) is not None]
+    if successors:
+        ours[successors[0]] = {"ttl": ours.pop("android")["ttl"]}
     return ours
 
 

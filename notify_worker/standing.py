@@ -61,9 +61,11 @@ class Standing:
         if outcome.pause is not None:
             self._stop(outcome.pause, outcome.error, now)
         elif is_trouble(outcome):
-            if self.window.is_outage(now):
+            last = delivery.attempts + 1 >= self.project.max_attempts
+            # Of many workers with few deliveries none may see three in a row: so nothing is given up while nothing gets through.
+            if self.window.is_outage(now) or (last and not self.window.gets_through(now)):
                 self._stop(Pause(Scope.PROJECT), f"an outage, as it seems; the last answer: {outcome.error}", now)
-        elif delivery.probe:
+        elif delivery.probe and outcome.verdict is not Verdict.PAUSED:
             self._go_on(delivery)
         elif outcome.error_code == FOREIGN and self.window.credentials_are_foreign(now):
             self._stop(Pause(Scope.PROJECT), f"most tokens belong to another sender: {outcome.error}", now)

@@ -28,6 +28,7 @@ class Window:
         self._seconds: deque[tuple[int, Counter[str]]] = deque()
         self._total: Counter[str] = Counter()
         self._attempts: deque[tuple[float, bool]] = deque(maxlen=FEW)
+        self._got_through_at = float("-inf")
 
     def answered(self, outcome: Outcome, now: float) -> None:
         """Take note of what one request came to."""
@@ -40,6 +41,8 @@ class Window:
     def attempted(self, outcome: Outcome, now: float) -> None:
         """Take note of what one attempt, with all its requests, came to."""
         self._attempts.append((now, is_trouble(outcome)))
+        if not is_trouble(outcome):
+            self._got_through_at = now
 
     def clear(self) -> None:
         """Forget it all: what has been is over."""
@@ -58,6 +61,10 @@ class Window:
         if counts["all"] >= ENOUGH:
             return 4 * counts["trouble"] >= 3 * counts["all"]
         return len(self._attempts) == FEW and all(trouble and now - at <= FEW_WITHIN for at, trouble in self._attempts)
+
+    def gets_through(self, now: float) -> bool:
+        """Say whether anything got through within the last ten minutes."""
+        return now - self._got_through_at <= FEW_WITHIN
 
     def devices_vanish(self, now: float) -> bool:
         """Say whether suspiciously many addresses are called unregistered: more than a fifth."""

@@ -1,5 +1,6 @@
 """What a message carries besides its words: the notification's id, its tag, how long it is good for, how urgent it is."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
@@ -28,9 +29,6 @@ def message(own: Mapping[str, Json], words: Words = DELIVERY.inline, **delivery:
         Words(title="Thank you"),
         Words(body="It is paid"),
         Words(message={"notification": {"title": "Thank you"}}),
-        Words(message={"android": {"notification": {"title_loc_key": "thanks"}}}),
-        Words(message={"apns": {"payload": {"aps": {"alert": "Thank you"}}}}),
-        Words(message={"webpush": {"notification": {"title": "Thank you"}}}),
     ],
 )
 def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Words) -> None:
@@ -39,6 +37,21 @@ def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Words) ->
     assert rendered["android"]["notification"]["tag"] == TAG
     assert rendered["apns"]["headers"]["apns-collapse-id"] == TAG
     assert rendered["webpush"]["notification"]["tag"] == TAG
+
+
+@pytest.mark.parametrize(
+    ("platform", "own"),
+    [
+        ("android", {"notification": {"title_loc_key": "thanks"}}),
+        ("apns", {"payload": {"aps": {"alert": "Thank you"}}}),
+        ("webpush", {"notification": {"title": "Thank you"}}),
+    ],
+)
+def test_what_one_platform_shows_carries_the_tag_there_and_stays_data_only_elsewhere(platform: str, own: Json) -> None:
+    rendered = body(replace(DELIVERY, inline=Words(message={platform: own})))
+
+    assert TAG in json.dumps(rendered[platform])
+    assert json.dumps(rendered).count(TAG) == 1
 
 
 def test_the_callers_own_tag_wins_on_the_platform_that_it_names() -> None:
@@ -85,6 +98,13 @@ def test_what_is_ours_goes_into_the_successor_of_android_as_fcm_refuses_a_messag
 
     assert "android" not in rendered
     assert rendered[spelling] == {"background_sync": {}, "data": {"a": "1", **ID}, "ttl": "86400s"}
+
+
+def test_who_writes_the_successor_of_android_twice_is_left_to_fcm_too() -> None:
+    rendered = message({"android_v2": {}, "androidV2": {}, "android": {"collapse_key": "a"}})
+
+    assert rendered["android"] == {"collapse_key": "a"}
+    assert rendered["androidV2"] == {}
 
 
 # ── what shows nothing ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,20 @@ begin
     set state = becomes.state,
         attempts = delivery.attempts + becomes.counted,
         tries = attempt.number,
-        due_at = coalesce(greatest(attempt.retry_at, notification.leased_at + interval '1 microsecond'), delivery.due_at),
+        due_at = case
+            when attempt.retry_at is null then delivery.due_at
+            else greatest(
+                least(
+                    attempt.retry_at,
+                    (
+                        select expiry(notification, project.expires_after)      -- due then, to be ended
+                        from projects as project
+                        where project.name = notification.project
+                    )
+                ),
+                notification.leased_at + interval '1 microsecond'
+            )
+        end,
         last_verdict = attempt.verdict,
         last_error_code = attempt.error_code,
         last_error = attempt.error,
