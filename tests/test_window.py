@@ -1,0 +1,303 @@
+"""What the answers of the last minute say: each threshold from both sides, by example; all of it against a plain list."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notify_worker.model import Outcome, Verdict
+from notify_worker.window import Window
+
+TAKEN = Outcome(Verdict.SENT, http_status=200)
+WRONG = Outcome(Verdict.FAILED, http_status=400, error_code="INVALID_ARGUMENT")
+GONE = Outcome(Verdict.UNREGISTERED, http_status=404, error_code="UNREGISTERED")
+OTHERS = Outcome(Verdict.FAILED, http_status=403, error_code="SENDER_ID_MISMATCH")
+DEVICE_QUOTA = Outcome(Verdict.RETRY, http_status=429, error_code="QUOTA_EXCEEDED")
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, error_code="UNAUTHENTICATED")
+BUSY = Outcome(Verdict.UNKNOWN, http_status=503, error_code="UNAVAILABLE")
+LOWEST_5XX = replace(BUSY, http_status=500)
+TOO_SLOW = Outcome(Verdict.UNKNOWN, http_status=408)
+SILENT = Outcome(Verdict.UNKNOWN, error_code="ReadTimeout")
+NEVER_LEFT = Outcome(Verdict.RETRY, error_code="ConnectError")
+
+TROUBLE = [BUSY, LOWEST_5XX, TOO_SLOW, SILENT, NEVER_LEFT]
+NO_TROUBLE = [TAKEN, WRONG, GONE, OTHERS, DEVICE_QUOTA, REFUSED_TOKEN]
+
+NOW = 1000.0
+
+
+def answered(*outcomes: Outcome, at: float = NOW) -> Window:
+    """A window that has seen these answers."""
+    window = Window()
+    answer(window, outcomes, at)
+    return window
+
+
+def answer(window: Window, outcomes: Iterable[Outcome], at: float = NOW) -> None:
+    for outcome in outcomes:
+        window.answered(outcome, at)
+
+
+def attempted(*came_to: tuple[float, Outcome]) -> Window:
+    """A window that has seen these attempts, and no answer."""
+    window = Window()
+    for at, outcome in came_to:
+        window.attempted(outcome, at)
+    return window
+
+
+# ── blips ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("taken", "busy", "help_"),
+    [
+        (0, 0, True),
+        (0, 19, True),
+        (0, 20, False),
+        (18, 2, False),
+        (19, 1, True),
+        (90, 10, False),
+        (91, 9, True),
+    ],
+)
+def test_blips_help_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(taken: int, busy: int, help_: bool) -> None:
+    window = answered(*[TAKEN] * taken, *[BUSY] * busy)
+
+    assert window.blips_help(NOW) is help_
+
+
+def test_only_a_5xx_speaks_against_blips() -> None:
+    others = [each for each in TROUBLE + NO_TROUBLE if each not in (BUSY, LOWEST_5XX)]
+
+    assert answered(*others * 20).blips_help(NOW)
+    assert not answered(*others * 20, *[LOWEST_5XX] * 20).blips_help(NOW)
+
+
+# ── an outage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("taken", "silent", "outage"),
+    [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False), (4, 15, False)],
+)
+def test_three_quarters_of_twenty_answers_are_an_outage(taken: int, silent: int, outage: bool) -> None:
+    window = answered(*[TAKEN] * taken, *[SILENT] * silent)
+
+    assert window.is_outage(NOW) is outage
+
+
+@pytest.mark.parametrize("outcome", TROUBLE)
+def test_no_answer_no_connection_and_a_5xx_are_the_providers_trouble(outcome: Outcome) -> None:
+    assert answered(*[outcome] * 20).is_outage(NOW)
+    assert attempted(*[(NOW, outcome)] * 3).is_outage(NOW)
+
+
+@pytest.mark.parametrize("outcome", NO_TROUBLE)
+def test_whatever_else_is_answered_is_no_trouble(outcome: Outcome) -> None:
+    assert not answered(*[outcome] * 20).is_outage(NOW)
+    assert not attempted(*[(NOW, outcome)] * 3).is_outage(NOW)
+
+
+def test_where_answers_are_few_the_last_three_attempts_decide() -> None:
+    two, three = [(NOW, SILENT)] * 2, [(NOW, SILENT)] * 3
+
+    assert not attempted(*two).is_outage(NOW)
+    assert attempted(*three).is_outage(NOW)
+    assert not attempted(*two, (NOW, TAKEN)).is_outage(NOW)
+    assert not attempted((NOW, TAKEN), *two).is_outage(NOW)
+    assert attempted((NOW, TAKEN), *three).is_outage(NOW)
+
+
+def test_three_attempts_are_an_outage_within_ten_minutes_alone() -> None:
+    window = attempted((NOW, SILENT), (NOW + 300, SILENT), (NOW + 599, SILENT))
+
+    assert window.is_outage(NOW + 600)
+    assert not window.is_outage(NOW + 600.1)
+
+
+def test_where_answers_are_enough_three_attempts_decide_nothing_until_these_are_out_of_the_minute() -> None:
+    window = attempted(*[(NOW, SILENT)] * 3)
+    answer(window, [TAKEN] * 19)
+    with_nineteen = window.is_outage(NOW)
+
+    answer(window, [TAKEN])
+
+    assert with_nineteen
+    assert not window.is_outage(NOW)
+    assert window.is_outage(NOW + 60)
+
+
+def test_what_gets_through_says_so_for_ten_minutes() -> None:
+    window = attempted((NOW, TAKEN), (NOW + 1, SILENT), (NOW + 2, BUSY), (NOW + 3, NEVER_LEFT))
+
+    assert window.gets_through(NOW + 600)
+    assert not window.gets_through(NOW + 600.1)
+    assert not Window().gets_through(NOW)
+
+
+@pytest.mark.parametrize("outcome", TROUBLE + NO_TROUBLE)
+def test_an_attempt_gets_through_where_it_meets_no_trouble(outcome: Outcome) -> None:
+    assert attempted((NOW, outcome)).gets_through(NOW) is (outcome in NO_TROUBLE)
+
+
+# ── devices, credentials ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("taken", "gone", "vanish"),
+    [(0, 19, False), (0, 20, True), (16, 4, False), (15, 5, True), (80, 20, False), (79, 21, True)],
+)
+def test_devices_vanish_where_more_than_a_fifth_is_unregistered(taken: int, gone: int, vanish: bool) -> None:
+    window = answered(*[TAKEN] * taken, *[GONE] * gone)
+
+    assert window.devices_vanish(NOW) is vanish
+
+
+@pytest.mark.parametrize(
+    ("taken", "others", "foreign"),
+    [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False)],
+)
+def test_the_credentials_are_foreign_where_three_quarters_of_the_tokens_are_anothers(
+    taken: int,
+    others: int,
+    foreign: bool,
+) -> None:
+    window = answered(*[TAKEN] * taken, *[OTHERS] * others)
+
+    assert window.credentials_are_foreign(NOW) is foreign
+
+
+def test_no_other_answer_accuses_devices_or_credentials() -> None:
+    others = [each for each in TROUBLE + NO_TROUBLE if each not in (GONE, OTHERS)]
+
+    assert not answered(*others * 20).devices_vanish(NOW)
+    assert not answered(*others * 20).credentials_are_foreign(NOW)
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_minute_slides_second_by_second() -> None:
+    window = Window()
+    for second in range(30):
+        window.answered(GONE, NOW + second)
+
+    assert window.devices_vanish(NOW + 69.9)  # twenty are left
+    assert not window.devices_vanish(NOW + 70)  # nineteen
+
+
+def test_each_answer_leaves_with_its_second_and_takes_along_all_that_it_was_counted_as() -> None:
+    window = answered(*[BUSY, GONE, OTHERS] * 20, at=NOW + 0.9)
+    answer(window, [TAKEN] * 20, at=NOW + 30)
+
+    assert (window.blips_help(NOW + 59.9), window.devices_vanish(NOW + 59.9)) == (False, True)
+    assert (window.blips_help(NOW + 60), window.devices_vanish(NOW + 60)) == (True, False)
+    assert not answered(*[OTHERS] * 20).credentials_are_foreign(NOW + 60)
+    assert not answered(*[SILENT] * 20).is_outage(NOW + 60)
+
+
+def test_what_is_cleared_is_forgotten_answers_attempts_and_rate() -> None:
+    window = attempted(*[(NOW, SILENT)] * 3)
+    answer(window, [BUSY, GONE, GONE, TAKEN] * 20)
+
+    window.clear()
+
+    assert window.blips_help(NOW)
+    assert not window.is_outage(NOW)
+    assert window.accepted_per_second(NOW) == 0
+    answer(window, [GONE] * 19)
+    assert not window.devices_vanish(NOW)
+    answer(window, [GONE])
+    assert window.devices_vanish(NOW)
+
+
+def test_the_rate_is_what_was_taken_over_ten_seconds() -> None:
+    window = Window()
+    for second in range(20):
+        answer(window, [TAKEN] * 50 + [DEVICE_QUOTA, BUSY, GONE], NOW + second)
+
+    assert window.accepted_per_second(NOW + 19.99) == 50
+    assert window.accepted_per_second(NOW + 20.5) == 45
+    assert window.accepted_per_second(NOW + 28.5) == 5
+    assert window.accepted_per_second(NOW + 29) == 0
+
+
+# ── against a plain list ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class PlainList:
+    """The same, by counting a list of all that ever was."""
+
+    answers: list[tuple[float, Outcome]] = field(default_factory=list)
+    attempts: list[tuple[float, Outcome]] = field(default_factory=list)
+    through: list[float] = field(default_factory=list)
+
+    def cleared(self) -> "PlainList":
+        """Nothing is left, but for this: that something got through stays true."""
+        return PlainList(through=self.through)
+
+    def said(self, now: float) -> dict[str, object]:
+        recent = [outcome for at, outcome in self.answers if int(at) > now - 60]
+        total = len(recent)
+        last = self.attempts[-3:]
+        return {
+            "blips_help": total < 20 or sum(each in (BUSY, LOWEST_5XX) for each in recent) / total < 0.1,
+            "is_outage": sum(each in TROUBLE for each in recent) / total >= 0.75
+            if total >= 20
+            else len(last) == 3 and all(outcome in TROUBLE and now - at <= 600 for at, outcome in last),
+            "devices_vanish": total >= 20 and sum(each == GONE for each in recent) / total > 0.2,
+            "credentials_are_foreign": total >= 20 and sum(each == OTHERS for each in recent) / total >= 0.75,
+            "gets_through": any(now - at <= 600 for at in self.through),
+            "accepted_per_second": sum(each == TAKEN for at, each in self.answers if int(at) > now - 10) / 10,
+        }
+
+
+def said(window: Window, now: float) -> dict[str, object]:
+    return {
+        "blips_help": window.blips_help(now),
+        "is_outage": window.is_outage(now),
+        "devices_vanish": window.devices_vanish(now),
+        "credentials_are_foreign": window.credentials_are_foreign(now),
+        "gets_through": window.gets_through(now),
+        "accepted_per_second": window.accepted_per_second(now),
+    }
+
+
+outcomes = st.sampled_from(TROUBLE + NO_TROUBLE)
+gaps = st.just(0.0) | st.floats(0, 2) | st.floats(0, 80) | st.sampled_from([1.0, 10.0, 59.0, 60.0, 300.0, 600.0])
+happenings = st.lists(
+    st.tuples(
+        gaps,
+        st.tuples(st.just("answered"), st.lists(outcomes, max_size=30) | outcomes.map(lambda each: [each] * 20))
+        | st.tuples(st.just("attempted"), outcomes.map(lambda each: [each]))
+        | st.just(("cleared", [])),
+    ),
+    max_size=12,
+)
+
+
+@given(st.floats(0, 10**6), happenings)
+def test_it_says_what_a_list_of_all_that_happened_says(
+    begun: float, happenings: list[tuple[float, tuple[str, list[Outcome]]]]
+) -> None:
+    window, model, now = Window(), PlainList(), begun
+
+    for gap, (what, outcomes) in happenings:
+        now += gap
+        assert said(window, now) == model.said(now)
+        if what == "cleared":
+            window.clear()
+            model = model.cleared()
+        for outcome in outcomes:
+            if what == "answered":
+                window.answered(outcome, now)
+                model.answers.append((now, outcome))
+            else:
+                window.attempted(outcome, now)
+                model.attempts.append((now, outcome))
+                model.through.extend([now] * (outcome in NO_TROUBLE))
+        assert said(window, now) == model.said(now)
