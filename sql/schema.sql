@@ -5,6 +5,36 @@
 CREATE SCHEMA notify_worker;
 
 
+CREATE TABLE notify_worker.projects (
+    name text NOT NULL,
+    firebase_project_id text,
+    credentials text,
+    sender text DEFAULT 'fcm'::text NOT NULL,
+    max_per_second integer,
+    max_attempts integer DEFAULT 10 NOT NULL,
+    first_retry_after interval DEFAULT '00:00:10'::interval NOT NULL,
+    longest_retry_after interval DEFAULT '00:15:00'::interval NOT NULL,
+    expires_after interval DEFAULT '1 day'::interval NOT NULL,
+    stale_after interval DEFAULT '270 days'::interval NOT NULL,
+    paused_until timestamp with time zone,
+    paused_because text,
+    CONSTRAINT projects_credentials_are_a_place CHECK ((credentials ~ '^(file:|env:)'::text)),
+    CONSTRAINT projects_max_attempts_is_positive CHECK ((max_attempts > 0)),
+    CONSTRAINT projects_max_per_second_is_positive CHECK ((max_per_second > 0)),
+    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after)))
+);
+COMMENT ON TABLE notify_worker.projects IS 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
+COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
+COMMENT ON COLUMN notify_worker.projects.credentials IS 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
+COMMENT ON COLUMN notify_worker.projects.sender IS 'What carries its messages: fcm or console.';
+COMMENT ON COLUMN notify_worker.projects.max_per_second IS 'What all workers together send of it. Null: 10,000, FCM''s default quota.';
+COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'How many attempts of a delivery count before it is given up.';
+COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
+COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The wait grows no further than this.';
+COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification that names no expires_at stays worth sending.';
+COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
+COMMENT ON COLUMN notify_worker.projects.paused_until IS 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
+
 CREATE TABLE notify_worker.notifications (
     id bigint NOT NULL,
     event_id text,
@@ -60,6 +90,35 @@ COMMENT ON COLUMN notify_worker.notifications.cancelled_at IS 'Ours. When a call
 COMMENT ON COLUMN notify_worker.notifications.retried_at IS 'Ours. When it was last put back in line by a call.';
 COMMENT ON COLUMN notify_worker.notifications.settled_because IS 'Ours. Why it ended where it never came to a delivery.';
 
+CREATE TABLE notify_worker.stored_deliveries (
+    id bigint NOT NULL,
+    notification_id bigint NOT NULL,
+    device_id bigint,
+    kind text NOT NULL,
+    address text NOT NULL,
+    platform text,
+    state text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    tries integer DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    last_verdict text,
+    last_error_code text,
+    last_error text,
+    sent_as text,
+    marked_by uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retried_at timestamp with time zone,
+    settled_at timestamp with time zone,
+    CONSTRAINT stored_deliveries_state CHECK ((state = ANY (ARRAY['pending'::text, 'sent'::text, 'failed'::text, 'expired'::text, 'cancelled'::text, 'held'::text])))
+)
+WITH (fillfactor='80');
+COMMENT ON TABLE notify_worker.stored_deliveries IS 'Behind the view deliveries: one notification to one address. Only the holder of the notification''s lease changes it.';
+COMMENT ON COLUMN notify_worker.stored_deliveries.attempts IS 'How many attempts count against the project''s max_attempts.';
+COMMENT ON COLUMN notify_worker.stored_deliveries.tries IS 'How many rows of the history are applied here.';
+COMMENT ON COLUMN notify_worker.stored_deliveries.due_at IS 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
+COMMENT ON COLUMN notify_worker.stored_deliveries.marked_by IS 'The lease under which a request of it was about to begin; only what is on hold when unknown is marked.';
+COMMENT ON COLUMN notify_worker.stored_deliveries.retried_at IS 'When a call gave it a fresh budget: attempts counts from there.';
+
 CREATE TABLE notify_worker.campaigns (
     name text NOT NULL,
     title text,
@@ -92,6 +151,7 @@ CREATE TABLE notify_worker.stored_attempts (
     error text,
     retry_at timestamp with time zone,
     sent_as text,
+    counts boolean DEFAULT true NOT NULL,
     late boolean DEFAULT false NOT NULL,
     recorded_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT stored_attempts_verdict CHECK ((verdict = ANY (ARRAY['sent'::text, 'retry'::text, 'failed'::text, 'unregistered'::text, 'unknown'::text, 'paused'::text])))
@@ -102,34 +162,8 @@ COMMENT ON COLUMN notify_worker.stored_attempts.lease IS 'An outcome is known by
 COMMENT ON COLUMN notify_worker.stored_attempts.finished_at IS 'Null: its worker was gone before it could say; the message may never have left.';
 COMMENT ON COLUMN notify_worker.stored_attempts.requests IS 'How many HTTP requests the attempt made.';
 COMMENT ON COLUMN notify_worker.stored_attempts.retry_at IS 'When the delivery was to be due again. Null: never.';
+COMMENT ON COLUMN notify_worker.stored_attempts.counts IS 'Whether it counts against the project''s max_attempts: not what was the project''s fault, or an outage''s, or a crash''s.';
 COMMENT ON COLUMN notify_worker.stored_attempts.late IS 'The lease had been taken over before this outcome was appended.';
-
-CREATE TABLE notify_worker.stored_deliveries (
-    id bigint NOT NULL,
-    notification_id bigint NOT NULL,
-    device_id bigint,
-    kind text NOT NULL,
-    address text NOT NULL,
-    platform text,
-    state text DEFAULT 'pending'::text NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL,
-    tries integer DEFAULT 0 NOT NULL,
-    due_at timestamp with time zone NOT NULL,
-    last_verdict text,
-    last_error_code text,
-    last_error text,
-    sent_as text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    retried_at timestamp with time zone,
-    settled_at timestamp with time zone,
-    CONSTRAINT stored_deliveries_state CHECK ((state = ANY (ARRAY['pending'::text, 'sent'::text, 'failed'::text, 'expired'::text, 'cancelled'::text, 'held'::text])))
-)
-WITH (fillfactor='80');
-COMMENT ON TABLE notify_worker.stored_deliveries IS 'Behind the view deliveries: one notification to one address. Only the holder of the notification''s lease changes it.';
-COMMENT ON COLUMN notify_worker.stored_deliveries.attempts IS 'How many attempts count against the project''s max_attempts.';
-COMMENT ON COLUMN notify_worker.stored_deliveries.tries IS 'How many rows of the history are applied here.';
-COMMENT ON COLUMN notify_worker.stored_deliveries.due_at IS 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
-COMMENT ON COLUMN notify_worker.stored_deliveries.retried_at IS 'When a call gave it a fresh budget: attempts counts from there.';
 
 CREATE TABLE notify_worker.devices (
     id bigint NOT NULL,
@@ -162,47 +196,22 @@ CREATE TABLE notify_worker.stored_incidents (
     until timestamp with time zone DEFAULT 'infinity'::timestamp with time zone NOT NULL,
     ended_at timestamp with time zone,
     because text,
+    probes integer,
+    per_second double precision,
     CONSTRAINT stored_incidents_by CHECK ((by = ANY (ARRAY['operator'::text, 'worker'::text]))),
     CONSTRAINT stored_incidents_scope CHECK ((scope = ANY (ARRAY['project'::text, 'apns_web'::text, 'topics'::text, 'devices'::text])))
 );
 COMMENT ON TABLE notify_worker.stored_incidents IS 'Behind the view incidents: pauses and breakers, past and present.';
 COMMENT ON COLUMN notify_worker.stored_incidents.scope IS 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
-COMMENT ON COLUMN notify_worker.stored_incidents.until IS 'When it ends by itself; infinity: when somebody resumes.';
+COMMENT ON COLUMN notify_worker.stored_incidents.until IS 'When it ends by itself, or the next probe is made; infinity: when somebody resumes.';
+COMMENT ON COLUMN notify_worker.stored_incidents.probes IS 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
+COMMENT ON COLUMN notify_worker.stored_incidents.per_second IS 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
 
 CREATE TABLE notify_worker.installation (
     digits text NOT NULL,
     installed_at timestamp with time zone DEFAULT now() NOT NULL
 );
 COMMENT ON TABLE notify_worker.installation IS 'One row: the eight digits that begin the tag of every message, so that two installations never replace each other''s.';
-
-CREATE TABLE notify_worker.projects (
-    name text NOT NULL,
-    firebase_project_id text,
-    credentials text,
-    sender text DEFAULT 'fcm'::text NOT NULL,
-    max_per_second integer,
-    max_attempts integer DEFAULT 10 NOT NULL,
-    first_retry_after interval DEFAULT '00:00:10'::interval NOT NULL,
-    longest_retry_after interval DEFAULT '00:15:00'::interval NOT NULL,
-    expires_after interval DEFAULT '1 day'::interval NOT NULL,
-    stale_after interval DEFAULT '270 days'::interval NOT NULL,
-    paused_until timestamp with time zone,
-    paused_because text,
-    CONSTRAINT projects_credentials_are_a_place CHECK ((credentials ~ '^(file:|env:)'::text)),
-    CONSTRAINT projects_max_attempts_is_positive CHECK ((max_attempts > 0)),
-    CONSTRAINT projects_max_per_second_is_positive CHECK ((max_per_second > 0)),
-    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after)))
-);
-COMMENT ON TABLE notify_worker.projects IS 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
-COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
-COMMENT ON COLUMN notify_worker.projects.credentials IS 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
-COMMENT ON COLUMN notify_worker.projects.sender IS 'What carries its messages: fcm or console.';
-COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'How many attempts of a delivery count before it is given up.';
-COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
-COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The wait grows no further than this.';
-COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification that names no expires_at stays worth sending.';
-COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
-COMMENT ON COLUMN notify_worker.projects.paused_until IS 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
 
 CREATE TABLE notify_worker.stored_workers (
     id integer NOT NULL,
@@ -217,6 +226,17 @@ CREATE TABLE notify_worker.stored_workers (
 COMMENT ON TABLE notify_worker.stored_workers IS 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
 COMMENT ON COLUMN notify_worker.stored_workers.lease_length IS 'How long the leases are that it takes.';
 COMMENT ON COLUMN notify_worker.stored_workers.ended_at IS 'When it left, or was found dead and its work put back in line.';
+
+CREATE TABLE notify_worker.stored_allowances (
+    project text NOT NULL,
+    worker_id integer NOT NULL,
+    left_over double precision NOT NULL,
+    climbed double precision NOT NULL,
+    spent_at timestamp with time zone NOT NULL
+);
+COMMENT ON TABLE notify_worker.stored_allowances IS 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
+COMMENT ON COLUMN notify_worker.stored_allowances.left_over IS 'Messages; below zero where a receiver had more devices than the claim knew.';
+COMMENT ON COLUMN notify_worker.stored_allowances.climbed IS 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
 
 
 CREATE UNLOGGED SEQUENCE notify_worker.awake_until
@@ -294,6 +314,9 @@ ALTER TABLE ONLY notify_worker.notifications
 ALTER TABLE ONLY notify_worker.projects
     ADD CONSTRAINT projects_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY notify_worker.stored_allowances
+    ADD CONSTRAINT stored_allowances_pkey PRIMARY KEY (project, worker_id);
+
 ALTER TABLE ONLY notify_worker.stored_deliveries
     ADD CONSTRAINT stored_deliveries_pkey PRIMARY KEY (id);
 
@@ -323,6 +346,10 @@ CREATE INDEX stored_deliveries_dead_letter_idx ON notify_worker.stored_deliverie
 CREATE UNIQUE INDEX stored_deliveries_device_once ON notify_worker.stored_deliveries USING btree (notification_id, device_id);
 
 CREATE INDEX stored_incidents_open_idx ON notify_worker.stored_incidents USING btree (project) WHERE (ended_at IS NULL);
+
+CREATE INDEX stored_incidents_rate_idx ON notify_worker.stored_incidents USING btree (project, id) WHERE (per_second IS NOT NULL);
+
+CREATE INDEX stored_workers_here_idx ON notify_worker.stored_workers USING btree (id) WHERE (ended_at IS NULL);
 
 
 CREATE VIEW notify_worker.attempts AS
@@ -407,7 +434,7 @@ CREATE VIEW notify_worker.incidents AS
     began_at,
     COALESCE(ended_at,
         CASE
-            WHEN (until <= now()) THEN until
+            WHEN ((probes IS NULL) AND (until <= now())) THEN until
             ELSE NULL::timestamp with time zone
         END) AS ended_at,
     because
@@ -425,6 +452,7 @@ CREATE VIEW notify_worker.ledger AS
             notifications.due_at,
             notifications.lease,
             notifications.leased_by,
+            notifications.leased_at,
             notifications.settled_at,
             notifications.settled_because
            FROM notify_worker.notifications
@@ -436,6 +464,7 @@ CREATE VIEW notify_worker.ledger AS
             notifications.due_at,
             notifications.lease,
             notifications.leased_by,
+            notifications.leased_at,
             notifications.settled_at,
             notifications.settled_because
            FROM notify_worker.notifications
@@ -447,6 +476,7 @@ CREATE VIEW notify_worker.ledger AS
             notifications.due_at,
             notifications.lease,
             notifications.leased_by,
+            notifications.leased_at,
             notifications.settled_at,
             notifications.settled_because
            FROM notify_worker.notifications
@@ -459,7 +489,7 @@ CREATE VIEW notify_worker.ledger AS
             stored.settled_at,
             count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND (NOT attempt.late))) AS sent,
             count(*) FILTER (WHERE ((attempt.verdict = 'sent'::text) AND attempt.late)) AS sent_late,
-            count(*) FILTER (WHERE ((attempt.verdict <> 'paused'::text) AND (attempt.finished_at IS NOT NULL) AND (NOT attempt.late) AND (attempt.recorded_at > COALESCE(stored.retried_at, '-infinity'::timestamp with time zone)))) AS counted
+            count(*) FILTER (WHERE (attempt.counts AND (NOT attempt.late) AND (attempt.recorded_at > COALESCE(stored.retried_at, '-infinity'::timestamp with time zone)))) AS counted
            FROM ((notification
              JOIN notify_worker.stored_deliveries stored ON ((stored.notification_id = notification.id)))
              LEFT JOIN notify_worker.stored_attempts attempt ON ((attempt.delivery_id = stored.id)))
@@ -492,15 +522,21 @@ CREATE VIEW notify_worker.ledger AS
              JOIN delivery ON ((delivery.notification_id = notification.id)))
           WHERE (notification.lease IS NULL)
         UNION ALL
-         SELECT 'nothing is due for longer than a lease and 5 s'::text,
+         SELECT 'nothing is due for longer than a lease and 5 s while nobody claims'::text,
             0,
             count(*) AS count
            FROM notification
           WHERE ((notification.state = 'pending'::text) AND (notification.due_at < ((now() - '00:00:05'::interval) - COALESCE(( SELECT max(stored_workers.lease_length) AS max
                    FROM notify_worker.stored_workers
-                  WHERE (stored_workers.ended_at IS NULL)), '00:02:00'::interval))) AND (NOT (EXISTS ( SELECT
+                  WHERE (stored_workers.ended_at IS NULL)), '00:02:00'::interval))) AND (NOT (notification.project IN ( SELECT projects.name
                    FROM notify_worker.projects
-                  WHERE ((projects.name = notification.project) AND (projects.paused_until > now()))))))
+                  WHERE (projects.paused_until > now())
+                UNION ALL
+                 SELECT incident.project
+                   FROM notify_worker.stored_incidents incident
+                  WHERE ((incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL))))) AND (NOT (notification.project IN ( SELECT notification_1.project
+                   FROM notification notification_1
+                  WHERE (notification_1.leased_at > (now() - '00:00:10'::interval))))))
         UNION ALL
          SELECT 'no lease is of a worker that is gone'::text,
             0,
@@ -610,7 +646,9 @@ CREATE VIEW notify_worker.status AS
           WHERE ((stored_workers.ended_at IS NULL) AND (stored_workers.seen_at > (now() - '00:00:10'::interval)))) AS workers,
     ( SELECT count(*) AS count
            FROM notify_worker.projects
-          WHERE (projects.paused_until > now())) AS paused_projects,
+          WHERE ((projects.paused_until > now()) OR (EXISTS ( SELECT
+                   FROM notify_worker.stored_incidents incident
+                  WHERE ((incident.project = projects.name) AND (incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL)))))) AS paused_projects,
     ( SELECT count(*) AS count
            FROM ( SELECT
                    FROM notify_worker.stored_attempts
@@ -666,6 +704,51 @@ CREATE FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) RETURNS 
 $$;
 COMMENT ON FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) IS 'Gives notifications a delivery for every live device that has none yet, or one to the address.';
 
+CREATE FUNCTION notify_worker.allowance(project text, worker_id integer, OUT left_over double precision, OUT climbed double precision, OUT fills_at double precision) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    before stored_allowances;
+    since double precision := 60;
+begin
+    select * into before
+    from stored_allowances as stored
+    where stored.project = allowance.project
+        and stored.worker_id = allowance.worker_id;
+    if found then
+        since := greatest(0, date_part('epoch', clock_timestamp() - before.spent_at));
+    end if;
+
+    climbed := coalesce(before.climbed, 0.2) + 0.8 / 60 * case
+        when before.left_over < 1 then 2 * least(since, 1) - since     -- it was all spent: more was wanted, for a second
+        else - since
+    end;
+    climbed := least(1, greatest(0.2, climbed));
+    fills_at := coalesce(share(allowance.project), 'infinity') * climbed;
+    left_over := least(greatest(1, fills_at / 4), coalesce(before.left_over + fills_at * since, 'infinity'));
+end
+$$;
+COMMENT ON FUNCTION notify_worker.allowance(project text, worker_id integer, OUT left_over double precision, OUT climbed double precision, OUT fills_at double precision) IS 'Says what a worker may claim of a project just now, by its share of the project''s rate.';
+
+CREATE FUNCTION notify_worker.allowed_in(worker_id integer) RETURNS double precision
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select min(greatest(0.005, (greatest(1, allowance.fills_at / 8) - allowance.left_over) / allowance.fills_at))
+    from projects_due(clock_timestamp()) as due (project)
+    cross join lateral allowance(due.project, allowed_in.worker_id) as allowance
+    where allowance.left_over < 1
+        and not exists (
+            select from stored_incidents as incident
+            where incident.project = due.project
+                and incident.scope = 'project'
+                and incident.ended_at is null
+                and incident.until > clock_timestamp()
+        )
+$$;
+COMMENT ON FUNCTION notify_worker.allowed_in(worker_id integer) IS 'Says in how many seconds this worker may claim again, where only its allowance is used up.';
+
 CREATE FUNCTION notify_worker.apply_history(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -681,7 +764,20 @@ begin
     set state = becomes.state,
         attempts = delivery.attempts + becomes.counted,
         tries = attempt.number,
-        due_at = coalesce(greatest(attempt.retry_at, notification.leased_at + interval '1 microsecond'), delivery.due_at),
+        due_at = case
+            when attempt.retry_at is null then delivery.due_at
+            else greatest(
+                least(
+                    attempt.retry_at,
+                    (
+                        select expiry(notification, project.expires_after)      -- due then, to be ended
+                        from projects as project
+                        where project.name = notification.project
+                    )
+                ),
+                notification.leased_at + interval '1 microsecond'
+            )
+        end,
         last_verdict = attempt.verdict,
         last_error_code = attempt.error_code,
         last_error = attempt.error,
@@ -700,7 +796,7 @@ begin
                     when attempt.verdict = 'unknown' and notification.on_unknown = 'hold' then 'held'
                     else 'failed'
                 end as state,
-                case when attempt.verdict = 'paused' or attempt.finished_at is null then 0 else 1 end as counted
+                attempt.counts::integer as counted
         ) as becomes
     where notification.id = any (notification_ids)
         and notification.lease is not null
@@ -714,6 +810,102 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.apply_history(notification_ids bigint[]) IS 'What the history holds for the open deliveries of these notifications, under their present leases, becomes their state.';
+
+CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision DEFAULT NULL::double precision, per_second double precision DEFAULT NULL::double precision) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    at timestamptz;
+    ends timestamptz;
+begin
+    perform from projects where name = begin_incident.project for update;   -- one after the other
+    at := clock_timestamp();
+    ends := case
+        when begin_incident.lasts is not null then at + make_interval(secs => begin_incident.lasts)
+        when begin_incident.scope = 'devices' then 'infinity'
+        else at + probe_wait(begin_incident.scope, 0)
+    end;
+
+    update stored_incidents as incident
+    set ended_at = incident.until
+    where incident.project = begin_incident.project
+        and incident.ended_at is null
+        and incident.probes is null
+        and incident.until <= at;
+
+    update stored_incidents as incident
+    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end
+    where incident.project = begin_incident.project
+        and incident.scope = begin_incident.scope
+        and incident.by = 'worker'
+        and incident.ended_at is null
+        and (incident.probes is null) = (begin_incident.lasts is not null or begin_incident.scope = 'devices');
+    if not found then
+        insert into stored_incidents (project, scope, by, began_at, until, because, probes, per_second)
+        values (
+            begin_incident.project,
+            begin_incident.scope,
+            'worker',
+            at,
+            ends,
+            begin_incident.because || case
+                when begin_incident.scope = 'devices' then '. ' || bring_back_devices(begin_incident.project, at)
+                else ''
+            end,
+            case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
+            greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
+        );
+    end if;
+    perform reckon_pause(begin_incident.project);
+end
+$$;
+COMMENT ON FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision, per_second double precision) IS 'A worker found that something of a project is not worth a request, or that devices must not be retired any more.';
+
+CREATE FUNCTION notify_worker.bring_back_devices(project text, at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select format(
+        'What was retired in the minute before comes back by: update notify_worker.devices set retired_at = null, retired_because = null '
+            || 'where project = %L and retired_because = %L and retired_at between %L and %L',
+        project,
+        'FCM calls it unregistered',
+        at - interval '1 minute',
+        at + interval '1 second'
+    )
+$$;
+COMMENT ON FUNCTION notify_worker.bring_back_devices(project text, at timestamp with time zone) IS 'Writes the statement that brings back the devices which were retired in the minute before a breaker stopped that.';
+
+CREATE FUNCTION notify_worker.bring_forward(project text, waited_until timestamp with time zone) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    with waiting as (
+        select notification.id
+        from notifications as notification
+        where notification.state = 'pending'
+            and notification.project = bring_forward.project
+            and notification.lane in (0, 1)
+            and notification.due_at = bring_forward.waited_until
+            and notification.lease is null
+        order by notification.id
+        limit 10000
+        for update skip locked
+    ), brought_forward as (
+        update stored_deliveries as delivery
+        set due_at = clock_timestamp()
+        from waiting
+        where delivery.notification_id = waiting.id
+            and delivery.state = 'pending'
+            and delivery.due_at = bring_forward.waited_until
+    )
+    update notifications as notification
+    set due_at = clock_timestamp()
+    from waiting
+    where notification.id = waiting.id
+$$;
+COMMENT ON FUNCTION notify_worker.bring_forward(project text, waited_until timestamp with time zone) IS 'What was put off until the end of an incident is due now.';
 
 CREATE FUNCTION notify_worker.bury(worker_id integer, seen_at timestamp with time zone) RETURNS integer
     LANGUAGE plpgsql
@@ -737,6 +929,8 @@ begin
     if not found then
         return 0;
     end if;
+
+    delete from stored_allowances as allowance where allowance.worker_id = bury.worker_id;
 
     select array_agg(id) into held
     from (
@@ -930,7 +1124,7 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.check_project(project text) IS 'Refuses a project that is not there, and suggests the nearest name.';
 
-CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, expires_in double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb)
+CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, again_in double precision)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -942,6 +1136,7 @@ declare
     again bigint[];     -- these have deliveries already
     lapsed bigint[];    -- and of these, a lease ran out
     picked bigint[];
+    probes bigint[];
 begin
     select worker.lease_length into length
     from stored_workers as worker
@@ -962,11 +1157,15 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from pick(most, at);
+    from pick(claim.worker_id, most, at);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
     if picked = '{}' then
+        again_in := allowed_in(claim.worker_id);
+        if again_in is not null then
+            return next;
+        end if;
         return;
     end if;
     if lapsed is not null then
@@ -978,6 +1177,7 @@ begin
     end if;
     perform settle_unsendable(picked);
     perform expand(fresh);
+    probes := put_off(picked, at);
 
     update notifications
     set lease = claim.lease,
@@ -1001,7 +1201,9 @@ begin
         notification.priority,
         delivery.attempts,
         delivery.tries,
+        delivery.id = any (probes),
         date_part('epoch', expiry(notification, project.expires_after)) - date_part('epoch', at),
+        date_part('epoch', expiry(notification, project.expires_after)),
         installation.digits || '-' || notification.id,
         notification.title,
         notification.body,
@@ -1016,7 +1218,8 @@ begin
             'image', campaign.image,
             'data', campaign.data,
             'message', campaign.message
-        ) end
+        ) end,
+        null::double precision
     from unnest(picked) as pick (id)
     join notifications as notification
         on notification.id = pick.id
@@ -1032,12 +1235,44 @@ begin
     where notification.state = 'pending'
     order by notification.lane, notification.id;
     if not found then
-        delivery_id := null;
+        again_in := 0;
         return next;
+        return;
     end if;
+
+    perform spend(claimed.project, claim.worker_id, claimed.messages)
+    from (
+        select notification.project, count(*) as messages
+        from unnest(picked) as pick (id)
+        join notifications as notification
+            on notification.id = pick.id
+        join stored_deliveries as delivery
+            on delivery.notification_id = notification.id
+            and delivery.state = 'pending'
+            and delivery.due_at <= at
+        where notification.state = 'pending'
+        group by notification.project
+    ) as claimed;
 end
 $$;
 COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
+
+CREATE FUNCTION notify_worker.closed(project notify_worker.projects) RETURNS text[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select array(
+        select 'project'
+        where project.paused_until > clock_timestamp()
+        union
+        select incident.scope
+        from stored_incidents as incident
+        where incident.project = closed.project.name
+            and incident.ended_at is null
+            and (incident.probes is not null or incident.until > clock_timestamp())
+    )
+$$;
+COMMENT ON FUNCTION notify_worker.closed(project notify_worker.projects) IS 'Lists what of a project is not to be sent just now: the scopes of its open incidents.';
 
 CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
     LANGUAGE sql STABLE
@@ -1158,6 +1393,33 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.drop_old_partitions(older_than interval) IS 'Drops the months of the history that ended longer ago than `older_than`. Returns how many.';
 
+CREATE FUNCTION notify_worker.end_incident(project text, scope text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    waited_until timestamptz;
+begin
+    update stored_incidents as incident
+    set ended_at = clock_timestamp()
+    where incident.project = end_incident.project
+        and incident.scope = end_incident.scope
+        and incident.by = 'worker'
+        and incident.probes is not null
+        and incident.ended_at is null
+    returning incident.until into waited_until;
+    if not found then
+        return;
+    end if;
+    if scope <> 'project' then
+        perform bring_forward(end_incident.project, waited_until);
+    end if;
+    perform reckon_pause(end_incident.project);
+    perform ring();
+end
+$$;
+COMMENT ON FUNCTION notify_worker.end_incident(project text, scope text) IS 'A probe got through: what waited for it goes on.';
+
 CREATE FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, OUT id integer, OUT name text) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -1238,7 +1500,8 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
             format('%s: attempt %s by %s came to %s', delivery.name, attempt.number, attempt.worker, attempt.verdict)
                 || coalesce(': ' || attempt.error, '')
                 || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.sent_as, '') else '' end
-                || coalesce(', to be tried again at ' || attempt.retry_at, '')
+                || coalesce(case when attempt.verdict <> 'paused' then ', to be tried again at ' || attempt.retry_at end, '')
+                || case when attempt.finished_at is not null and not attempt.counts and attempt.verdict <> 'paused' then ' (not counted)' else '' end
                 || case when attempt.late then ' (late: its lease had been taken over)' else '' end
         from delivery
         join stored_attempts as attempt
@@ -1255,14 +1518,41 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
         union all
         select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
         union all
-        select incident.began_at, 3, format('project %s was paused by %s%s', incident.project,
-            case incident.by when 'operator' then 'an operator' else 'a worker' end, coalesce(': ' || incident.because, ''))
+        select
+            moment.at,
+            3,
+            case incident.scope
+                when 'project' then format('project %s was ', incident.project)
+                when 'apns_web' then format('iOS and web of project %s were ', incident.project)
+                else format('topics of project %s were ', incident.project)
+            end || moment.what
         from notification
         join stored_incidents as incident
             on incident.project = notification.project
-            and incident.scope = 'project'
+            and incident.scope in ('project', 'apns_web', 'topics')
             and incident.began_at <= coalesce(notification.settled_at, now())
-            and coalesce(incident.ended_at, least(incident.until, now())) >= notification.created_at
+        cross join lateral (
+            select coalesce(incident.ended_at, case when incident.probes is null and incident.until <= now() then incident.until end) as at
+        ) as ended
+        cross join lateral (
+            values
+                (
+                    incident.began_at,
+                    'paused by ' || case incident.by when 'operator' then 'an operator' else 'a worker' end
+                        || coalesce(': ' || incident.because, '')
+                ),
+                (ended.at, 'resumed')
+        ) as moment (at, what)
+        where coalesce(ended.at, now()) >= notification.created_at
+            and moment.at <= coalesce(notification.settled_at, now())
+            and (
+                incident.scope = 'project'
+                or exists (
+                    select from stored_deliveries as stopped
+                    where stopped.notification_id = notification.id
+                        and stops(incident.scope, stopped)
+                )
+            )
         union all
         select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_because, '')
         from notification
@@ -1279,11 +1569,8 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
                 else format('it is pending, due at %s', due_at)
             end
         from notification
-        left join lateral (
-            select paused_until as until, coalesce(paused_because, 'no reason given') as because
-            from projects
-            where name = notification.project and paused_until > now()
-        ) as paused on true
+        left join lateral pause_of(notification.project) as paused
+            on true
         where settled_at is null
     ) as line
     order by line.at, line.rank
@@ -1373,12 +1660,8 @@ CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with tim
         order by delivery.settled_at desc nulls last
         limit 1
     ) as last on true
-    left join lateral (
-        select coalesce(project.paused_because, 'no reason given') as because
-        from projects as project
-        where project.name = notification.project
-            and project.paused_until > now()
-    ) as paused on true
+    left join lateral pause_of(notification.project) as paused
+        on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since
     order by notification.id desc
@@ -1426,6 +1709,8 @@ CREATE FUNCTION notify_worker.leave(worker_ids integer[]) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
+    delete from stored_allowances where worker_id = any (leave.worker_ids);
+
     update stored_workers
     set ended_at = clock_timestamp()
     where id = any (leave.worker_ids)
@@ -1451,6 +1736,32 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.look_again(notification_ids bigint[]) IS 'Looks once more at the devices of receivers whose every address turned out to be gone: for a rotated token.';
+
+CREATE FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) RETURNS SETOF bigint
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    with mine as (
+        select delivery.id, notification.lease
+        from unnest(mark.delivery_ids, mark.leases) as asked (delivery_id, lease)
+        join stored_deliveries as delivery
+            on delivery.id = asked.delivery_id
+        join notifications as notification
+            on notification.id = delivery.notification_id
+            and notification.lease = asked.lease
+        where delivery.state = 'pending'
+            and delivery.due_at <= notification.leased_at
+            and notification.due_at > clock_timestamp()
+        order by delivery.id
+        for update of delivery skip locked
+    )
+    update stored_deliveries as delivery
+    set marked_by = mine.lease
+    from mine
+    where delivery.id = mine.id
+    returning delivery.id
+$$;
+COMMENT ON FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) IS 'Writes down that requests of these deliveries are about to begin, and returns those of which that is so.';
 
 CREATE FUNCTION notify_worker.may_take_over(notification_id bigint) RETURNS boolean
     LANGUAGE sql
@@ -1511,7 +1822,7 @@ CREATE FUNCTION notify_worker.next_due_in() RETURNS double precision
 $$;
 COMMENT ON FUNCTION notify_worker.next_due_in() IS 'Says in how many seconds the next notification is due that is not due yet; null: there is none.';
 
-CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, sent_as text)
+CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, sent_as text, counts boolean)
     LANGUAGE sql IMMUTABLE
     AS $$
     select *
@@ -1527,7 +1838,8 @@ CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery
         error_code text,
         error text,
         retry_in double precision,
-        sent_as text
+        sent_as text,
+        counts boolean
     )
 $$;
 COMMENT ON FUNCTION notify_worker.outcomes_of(outcomes jsonb) IS 'Reads the outcomes that a worker hands to record, as rows.';
@@ -1538,56 +1850,92 @@ CREATE FUNCTION notify_worker.pause(project text, because text) RETURNS void
     AS $$
 begin
     perform check_project(pause.project);
-    update projects
-    set paused_until = 'infinity',
-        paused_because = pause.because
-    where name = pause.project;
-
     insert into stored_incidents (project, by, because)
     values (pause.project, 'operator', pause.because);
+    perform reckon_pause(pause.project);
 end
 $$;
 COMMENT ON FUNCTION notify_worker.pause(project text, because text) IS 'Sends nothing of a project until somebody resumes it; no probe lifts this.';
 
-CREATE FUNCTION notify_worker.pick(most integer, due_by timestamp with time zone) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
+CREATE FUNCTION notify_worker.pause_of(project text) RETURNS TABLE(until text, because text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select
+        case
+            when incident.probes is null then projects.paused_until::text
+            else 'a probe gets through, the next one at ' || greatest(incident.until, now())
+        end,
+        coalesce(projects.paused_because, incident.because, 'no reason given')
+    from projects
+    left join stored_incidents as incident
+        on incident.project = projects.name
+        and incident.scope = 'project'
+        and incident.ended_at is null
+        and incident.probes is not null
+        and incident.until >= coalesce(projects.paused_until, '-infinity')
+    where projects.name = pause_of.project
+        and (projects.paused_until > now() or incident.id is not null)
+    limit 1
+$$;
+COMMENT ON FUNCTION notify_worker.pause_of(project text) IS 'Says until when a project is paused, in words, and why. No row: it is not.';
+
+CREATE FUNCTION notify_worker.per_second(project notify_worker.projects) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    select least(
+        coalesce(project.max_per_second, 10000),
+        (
+            select
+                incident.per_second * (1 + greatest(0,
+                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60))
+            from notify_worker.stored_incidents as incident
+            where incident.project = project.name
+                and incident.per_second is not null
+            order by incident.id desc
+            limit 1
+        )
+    )
+$$;
+COMMENT ON FUNCTION notify_worker.per_second(project notify_worker.projects) IS 'Says how many messages a second all workers together may send of a project.';
+
+CREATE FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 #variable_conflict use_column
 declare
-    in_line text[] := array(
-        select line.project
-        from projects_in_line() as line (project)
-        where not exists (
-                select from projects
-                where projects.name = line.project
-                    and projects.paused_until > due_by
-            )
-            and exists (
-                select
-                from (values (0::smallint), (1::smallint)) as lane (number)
-                cross join lateral (
-                    select from notifications as notification
-                    where notification.state = 'pending'
-                        and notification.project = line.project
-                        and notification.lane = lane.number
-                        and notification.due_at <= due_by
-                    order by notification.due_at    -- so that the index is read, and one row of it
-                    limit 1
-                ) as due
-            )
-        order by random()       -- no project is always the last to take its share
-    );
+    in_line text[] := array(select project from projects_due(due_by) as due (project) order by random());
     of_project text;
     left_over integer := most;
     projects_left integer := cardinality(in_line);
     share integer;
+    of_lane smallint;
+    for_normal integer;
     taken integer;
 begin
     foreach of_project in array in_line loop
         share := ceil(left_over::numeric / projects_left);
-        for of_lane in 0..1 loop
-            exit when share <= 0;
+        projects_left := projects_left - 1;
+        select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
+        if share >= 1 then
+            share := least(share, probes_allowed(of_project, due_by));
+        end if;
+        continue when share < 1;
+
+        -- A tenth, and of a small share now and then one.
+        select count(*) into for_normal
+        from (
+            select from notifications as notification
+            where notification.state = 'pending'
+                and notification.project = of_project
+                and notification.lane = 1
+                and notification.due_at <= due_by
+            order by notification.due_at
+            limit floor(share / 10.0 + random())::integer
+        ) as waiting;
+
+        foreach of_lane in array array[0, 1] loop
             return query
             select notification.id, notification.expanded_at, notification.lease
             from notifications as notification
@@ -1596,22 +1944,96 @@ begin
                 and notification.lane = of_lane
                 and notification.due_at <= due_by
             order by notification.due_at
-            limit share
+            limit case of_lane when 0 then share - for_normal else share end
             for update skip locked;
             get diagnostics taken = row_count;
             share := share - taken;
             left_over := left_over - taken;
         end loop;
-        projects_left := projects_left - 1;
     end loop;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.pick(most integer, due_by timestamp with time zone) IS 'Locks up to `most` due notifications and lists them: of each project that is not paused its share, high before normal.';
+COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
 
 CREATE FUNCTION notify_worker.presence_key() RETURNS integer
     LANGUAGE sql IMMUTABLE
     AS $$select 1853321330$$;
 COMMENT ON FUNCTION notify_worker.presence_key() IS 'The first half of the advisory lock that a worker''s session holds while it lives.';
+
+CREATE FUNCTION notify_worker.probe_wait(scope text, probes integer) RETURNS interval
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select case
+        when scope = 'apns_web' then interval '15 minutes'
+        else least(interval '5 minutes', interval '10 seconds' * power(2, least(probes, 10)))
+    end
+$$;
+COMMENT ON FUNCTION notify_worker.probe_wait(scope text, probes integer) IS 'Says how long after a probe, or after the beginning, the next one is made.';
+
+CREATE FUNCTION notify_worker.probes_allowed(project text, due_by timestamp with time zone) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    if not exists (
+        select from stored_incidents as incident
+        where incident.project = probes_allowed.project
+            and incident.scope = 'project'
+            and incident.ended_at is null
+            and incident.probes is not null
+    ) then
+        return 2147483647;
+    end if;
+
+    update stored_incidents as incident
+    set probes = incident.probes + 1,
+        until = due_by + probe_wait(incident.scope, incident.probes + 1)
+    where incident.id in (
+        select lapsed.id
+        from stored_incidents as lapsed
+        where lapsed.project = probes_allowed.project
+            and lapsed.scope = 'project'
+            and lapsed.ended_at is null
+            and lapsed.probes is not null
+            and lapsed.until <= due_by
+        for update skip locked
+    );
+    if not found then
+        return 0;
+    end if;
+    perform reckon_pause(probes_allowed.project);
+    return 1;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.probes_allowed(project text, due_by timestamp with time zone) IS 'Says how many notifications may be claimed of a project as far as its incidents go: any number, one as a probe, or none.';
+
+CREATE FUNCTION notify_worker.projects_due(due_by timestamp with time zone) RETURNS SETOF text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select line.project
+    from projects_in_line() as line (project)
+    where not exists (
+            select from projects
+            where projects.name = line.project
+                and projects.paused_until > projects_due.due_by
+        )
+        and exists (
+            select
+            from (values (0::smallint), (1::smallint)) as lane (number)
+            cross join lateral (
+                select from notifications as notification
+                where notification.state = 'pending'
+                    and notification.project = line.project
+                    and notification.lane = lane.number
+                    and notification.due_at <= projects_due.due_by
+                order by notification.due_at    -- so that the index is read, and one row of it
+                limit 1
+            ) as due
+        )
+$$;
+COMMENT ON FUNCTION notify_worker.projects_due(due_by timestamp with time zone) IS 'Lists the projects that are not paused and have something due.';
 
 CREATE FUNCTION notify_worker.projects_in_line() RETURNS SETOF text
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1740,6 +2162,101 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.put_back_in_line(notification_id bigint, only_delivery bigint) IS 'What retry and retry_delivery do: the whole notification, or one delivery of it.';
 
+CREATE FUNCTION notify_worker.put_off(notification_ids bigint[], at timestamp with time zone) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    incident stored_incidents;
+    stopped bigint[];
+    probe bigint;
+    probes bigint[] := '{}';
+begin
+    for incident in
+        select open.*
+        from stored_incidents as open
+        where open.ended_at is null
+            and open.by = 'worker'
+            and (open.probes is not null or open.scope = 'topics' and open.until > at)
+            and open.project in (select project from notifications where id = any (notification_ids))
+        order by open.scope, open.id
+    loop
+        stopped := array(
+            select delivery.id
+            from notifications as notification
+            join stored_deliveries as delivery
+                on delivery.notification_id = notification.id
+            where notification.id = any (notification_ids)
+                and notification.state = 'pending'
+                and notification.project = incident.project
+                and delivery.state = 'pending'
+                and delivery.due_at <= at
+                and stops(incident.scope, delivery)
+            order by delivery.due_at, delivery.id
+        );
+        continue when stopped = '{}';
+
+        probe := null;
+        if incident.scope = 'project' then
+            probe := stopped[1];        -- pick has taken this turn
+        elsif incident.until <= at then
+            update stored_incidents as lapsed
+            set probes = lapsed.probes + 1,
+                until = at + probe_wait(lapsed.scope, lapsed.probes + 1)
+            where lapsed.id in (
+                select id from stored_incidents where id = incident.id and until <= at for update skip locked
+            )
+            returning lapsed.until into incident.until;
+            if found then
+                probe := stopped[1];
+            else
+                incident.until := at + probe_wait(incident.scope, 1);
+            end if;
+        end if;
+        probes := probes || probe;
+
+        update stored_deliveries as delivery
+        set due_at = greatest(
+            at + interval '1 millisecond',
+            least(incident.until, expiry(notification, project.expires_after))
+        )
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where delivery.id = any (stopped)
+            and delivery.id is distinct from probe
+            and notification.id = delivery.notification_id;
+        if found then
+            perform settle(notification_ids);
+        end if;
+    end loop;
+    return array_remove(probes, null);
+end
+$$;
+COMMENT ON FUNCTION notify_worker.put_off(notification_ids bigint[], at timestamp with time zone) IS 'Puts off the deliveries that an open incident of their project stops, and returns those that are probes.';
+
+CREATE FUNCTION notify_worker.reckon_pause(project text) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    update projects
+    set paused_until = latest.until,
+        paused_because = latest.because
+    from (values (1)) as always
+    left join lateral (
+        select incident.until, incident.because
+        from stored_incidents as incident
+        where incident.project = reckon_pause.project
+            and incident.scope = 'project'
+            and incident.ended_at is null
+            and (incident.probes is not null or incident.until > clock_timestamp())
+        order by incident.until desc, incident.id
+        limit 1
+    ) as latest on true
+    where projects.name = reckon_pause.project
+$$;
+COMMENT ON FUNCTION notify_worker.reckon_pause(project text) IS 'Writes down until when a project sends nothing, by its open incidents.';
+
 CREATE FUNCTION notify_worker.record(worker_id integer, outcomes jsonb) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -1755,7 +2272,7 @@ begin
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
-        verdict, requests, http_status, error_code, error, retry_at, sent_as, late
+        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late
     )
     select
         outcome.delivery_id,
@@ -1772,6 +2289,7 @@ begin
         outcome.error,
         at + make_interval(secs => outcome.retry_in),
         outcome.sent_as,
+        outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
         notification.lease is distinct from outcome.lease
     from (select distinct on (delivery_id, lease) * from outcomes_of(outcomes)) as outcome
     join stored_deliveries as delivery
@@ -1901,15 +2419,21 @@ CREATE FUNCTION notify_worker.resume(project text) RETURNS void
     AS $$
 begin
     perform check_project(resume.project);
+    perform bring_forward(resume.project, incident.until)
+    from stored_incidents as incident
+    where incident.project = resume.project
+        and incident.scope in ('apns_web', 'topics')
+        and incident.ended_at is null;
+
+    update stored_incidents as incident
+    set ended_at = case when incident.probes is null then least(incident.until, now()) else now() end    -- one that ended by itself ended then
+    where incident.project = resume.project
+        and incident.ended_at is null;
+
     update projects
     set paused_until = null,
         paused_because = null
     where name = resume.project;
-
-    update stored_incidents as incident
-    set ended_at = least(incident.until, now())     -- one that ended by itself ended then
-    where incident.project = resume.project
-        and incident.ended_at is null;
     perform ring();
 end
 $$;
@@ -2191,6 +2715,21 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.settle_unsendable(notification_ids bigint[]) IS 'Settles the notifications that can''t be sent: expired, campaign retired, campaign or project missing, too big.';
 
+CREATE FUNCTION notify_worker.share(project text) RETURNS double precision
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select per_second(of_project) / greatest(1, (
+        select count(*)
+        from stored_workers
+        where ended_at is null
+            and seen_at > clock_timestamp() - interval '5 seconds'
+    ))
+    from projects as of_project
+    where of_project.name = share.project
+$$;
+COMMENT ON FUNCTION notify_worker.share(project text) IS 'Says how many messages a second one worker may send of a project.';
+
 CREATE FUNCTION notify_worker.somebody_writes() RETURNS boolean
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -2211,27 +2750,23 @@ CREATE FUNCTION notify_worker.something_is_due() RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    select exists (
-        select
-        from projects_in_line() as line (project)
-        cross join (values (0::smallint), (1::smallint)) as lane (number)
-        where not exists (
-                select from projects
-                where projects.name = line.project
-                    and projects.paused_until > clock_timestamp()
-            )
-            and exists (
-                select from notifications as notification
-                where notification.state = 'pending'
-                    and notification.project = line.project
-                    and notification.lane = lane.number
-                    and notification.due_at <= clock_timestamp()
-                order by notification.due_at    -- so that the index is read, and one row of it
-                limit 1
-            )
-    )
+    select exists (select from projects_due(clock_timestamp()))
 $$;
 COMMENT ON FUNCTION notify_worker.something_is_due() IS 'Says whether a notification of a project that is not paused is due.';
+
+CREATE FUNCTION notify_worker.spend(project text, worker_id integer, messages bigint) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    insert into stored_allowances (project, worker_id, left_over, climbed, spent_at)
+    select spend.project, spend.worker_id, left_over - spend.messages, climbed, clock_timestamp()
+    from allowance(spend.project, spend.worker_id)
+    on conflict on constraint stored_allowances_pkey do update
+    set left_over = excluded.left_over,
+        climbed = excluded.climbed,
+        spent_at = excluded.spent_at
+$$;
+COMMENT ON FUNCTION notify_worker.spend(project text, worker_id integer, messages bigint) IS 'Takes what a worker has claimed from its allowance of that project.';
 
 CREATE FUNCTION notify_worker.stay_awake() RETURNS void
     LANGUAGE sql
@@ -2254,6 +2789,18 @@ CREATE FUNCTION notify_worker.still_here(worker_ids integer[]) RETURNS SETOF int
     returning id
 $$;
 COMMENT ON FUNCTION notify_worker.still_here(worker_ids integer[]) IS 'A worker says that it lives, under each id that it has or had. Returns those that still are its own.';
+
+CREATE FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    select case scope
+        when 'project' then true
+        when 'apns_web' then coalesce(delivery.platform in ('ios', 'web'), false)
+        when 'topics' then delivery.kind in ('topic', 'condition')
+        else false
+    end
+$$;
+COMMENT ON FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) IS 'Says whether an incident of this scope stops a delivery.';
 
 CREATE FUNCTION notify_worker.suspects() RETURNS TABLE(worker_id integer, seen_at timestamp with time zone)
     LANGUAGE sql STABLE
@@ -2341,7 +2888,7 @@ begin
     perform apply_history(notification_ids);
 
     insert into stored_attempts
-        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at)
+        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at, counts)
     select
         delivery.id,
         notification.id,
@@ -2352,7 +2899,8 @@ begin
         'unknown',
         'WORKER_GONE',
         'the worker was gone before it could say what became of this',
-        case when notification.on_unknown = 'resend' then clock_timestamp() end
+        case when notification.on_unknown = 'resend' or delivery.marked_by is distinct from notification.lease then clock_timestamp() end,
+        false
     from notifications as notification
     join stored_deliveries as delivery
         on delivery.notification_id = notification.id
@@ -2387,6 +2935,12 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
             and device.kind = delivery.kind
             and device.address = delivery.address
         where device.retired_at is null
+            and not (outcome.verdict = 'unregistered' and exists (
+                select from stored_incidents as incident
+                where incident.project = notification.project
+                    and incident.scope = 'devices'
+                    and incident.ended_at is null
+            ))
             and case outcome.verdict
                 when 'unregistered' then device.registered_at <= clock_timestamp() - make_interval(secs => outcome.started_ago)
                 when 'sent' then device.seen_at < clock_timestamp() - interval '1 day'

@@ -24,6 +24,7 @@ from psycopg.rows import dict_row
 from notify_worker import sandbox
 from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import Sandbox
+from notify_worker.sandbox.switches import Changes
 from tests.conftest import created
 from tests.waiting import until
 
@@ -294,9 +295,9 @@ class Shop:
 
 
 @contextmanager
-def a_shop(server: str, template: str, folder: Path, *, latency: float = 0.0) -> Iterator[Shop]:
-    """Open a shop, on a database of its own; `latency` is the seconds that FCM takes."""
-    with created(server, template) as name, sandbox.start(folder / "sandbox.json", latency=latency) as box:
+def a_shop(server: str, template: str, folder: Path, **switches: Unpack[Changes]) -> Iterator[Shop]:
+    """Open a shop, on a database of its own; `switches` are the local FCM's, such as the seconds of its `latency`."""
+    with created(server, template) as name, sandbox.start(folder / "sandbox.json", **switches) as box:
         shop = Shop(make_conninfo(server, dbname=name), box, folder)
         try:
             yield shop

@@ -92,6 +92,7 @@ def test_with_a_fifth_of_mixed_faults_each_notification_ends_as_its_answers_say(
         assert requests == sum(attempt["requests"] for attempt in attempts[address]), address
         assert shown[address] == fate.shown, f"{address} was shown {shown[address]} times"
         assert_attempts_are_as_the_table_says(attempts[address], fate, address)
+    assert shop.box.received == sum(shop.box.requests_for(address) for address in fates)
     assert shop.box.doubles == sum(fate.shown == 2 for fate in fates.values())
     assert shop.value("select count(distinct worker) from notify_worker.attempts") == 2
     assert shop.rows("select * from notify_worker.incidents") == []
