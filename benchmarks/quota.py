@@ -27,9 +27,12 @@ BACKLOG = """
     from generate_series(1, %s) as number
 """
 INCIDENTS = """
-    select to_char(began_at, 'HH24:MI:SS'), to_char(ended_at, 'HH24:MI:SS'), round(per_second::numeric, 1), because
-    from notify_worker.incidents
-    join notify_worker.stored_incidents using (project, scope, by, began_at, because)
+    select
+        to_char(began_at, 'HH24:MI:SS'),
+        to_char(least(until, ended_at), 'HH24:MI:SS'),
+        round(per_second::numeric, 1),
+        because
+    from notify_worker.stored_incidents
     order by began_at
 """
 

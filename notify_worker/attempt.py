@@ -65,14 +65,17 @@ class Try:
 
     async def run(self) -> Attempt | None:
         """Make the attempt. None: no request could start before the lease is over, the worker stops, or a pause begins."""
+        broken = False
         try:
             self.outcome = await self._render_and_send()
-        except Exception:  # a bug costs this delivery alone
+        except Exception:  # a bug costs this delivery alone, and says nothing of the provider
+            broken = True
             log.exception("delivery %d broke", self.delivery.id)
             self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
         if self.outcome is None:
             return None
-        counts = self.standing.heed(self.delivery, self.outcome) if self.requests else True
+        heard = self.requests and not broken
+        counts = self.standing.heed(self.delivery, self.outcome, self.started) if heard else True
         dice = random.random()  # noqa: S311  jitter
         return Attempt(
             delivery=self.delivery,
@@ -95,7 +98,8 @@ class Try:
         if not self._may_start():
             return self.outcome
         async with self.places:
-            if self._may_start() and await self._is_marked():
+            # Asked again after the mark, for which the database may have taken its time.
+            if self._may_start() and await self._is_marked() and self._may_start():
                 if not self.requests:
                     self.started = monotonic()
                 self.requests += 1
@@ -128,7 +132,7 @@ class Try:
 
     def _mendable(self, outcome: Outcome | None) -> bool:
         """Say whether the same request may be made again within seconds."""
-        if outcome is None or not outcome.mendable:
+        if outcome is None or not outcome.mendable or not self._may_start():
             return False
         if outcome.verdict is Verdict.PAUSED:  # its token was refused: it surely has not arrived
             return True

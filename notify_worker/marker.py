@@ -36,6 +36,7 @@ class Marker:
             except psycopg.Error as error:
                 log.warning("the database refuses or is away (%s); %d stay unsent", in_brief(error), len(batch))
             finally:
+                latest = {delivery.id: delivery.lease for delivery, _ in batch}  # an older lease of it is over
                 for delivery, written in batch:
                     if not written.done():
-                        written.set_result(delivery.id in marked)
+                        written.set_result(delivery.id in marked and latest[delivery.id] == delivery.lease)

@@ -29,6 +29,8 @@ class Standing:
     closed: frozenset[Scope] = frozenset()
     found: list[Incident] = field(default_factory=list)
     """What the database has not been told yet."""
+    since: dict[Scope, float] = field(default_factory=dict)
+    """When this process came to know what is stopped (`time.monotonic()`)."""
     changes: int = 0
     """How often something was found out, or told."""
 
@@ -49,9 +51,10 @@ class Standing:
         still = frozenset(Scope(scope) for scope in closed)
         if Scope.PROJECT in self.closed - still:
             self.window.clear()
+        self.since.update(dict.fromkeys(still - self.closed, monotonic()))
         self.closed = still
 
-    def heed(self, delivery: Delivery, outcome: Outcome) -> bool:
+    def heed(self, delivery: Delivery, outcome: Outcome, started: float = float("inf")) -> bool:
         """Draw the consequences of an attempt for the project; say whether it counts against its delivery.
 
         In an outage nothing counts: that FCM was away for two hours is no reason to give anything up.
@@ -62,13 +65,14 @@ class Standing:
             self._stop(outcome.pause, outcome.error, now)
         elif is_trouble(outcome):
             last = delivery.attempts + 1 >= self.project.max_attempts
-            # Of many workers with few deliveries none may see three in a row: so nothing is given up while nothing gets through.
+            # Of many workers with few deliveries none may see three in a row; yet nothing is given up in an outage.
             if self.window.is_outage(now) or (last and not self.window.gets_through(now)):
                 self._stop(Pause(Scope.PROJECT), f"an outage, as it seems; the last answer: {outcome.error}", now)
+        elif outcome.error_code == FOREIGN:  # of a probe too: it says that FCM is there, and not that others are taken
+            if self.window.credentials_are_foreign(now):
+                self._stop(Pause(Scope.PROJECT), f"most tokens belong to another sender: {outcome.error}", now)
         elif delivery.probe and outcome.verdict is not Verdict.PAUSED:
-            self._go_on(delivery)
-        elif outcome.error_code == FOREIGN and self.window.credentials_are_foreign(now):
-            self._stop(Pause(Scope.PROJECT), f"most tokens belong to another sender: {outcome.error}", now)
+            self._go_on(delivery, started)
         if outcome.verdict is Verdict.UNREGISTERED and self.window.devices_vanish(now):
             self._stop(Pause(Scope.DEVICES), "more than a fifth of the last minute's answers say unregistered", now)
         return not (is_trouble(outcome) and Scope.PROJECT in self.closed)
@@ -77,14 +81,16 @@ class Standing:
         if pause.scope in self.closed:
             return
         self.closed |= {pause.scope}
+        self.since[pause.scope] = now
         exceeded = pause.lasts is not None and pause.scope is Scope.PROJECT
         rate = self.window.accepted_per_second(now) if exceeded else None
         self._find(Incident(self.project.name, pause.scope, because=because, lasts=pause.lasts, per_second=rate))
         log.warning("project %s: %s stopped: %s", self.project.name, pause.scope.value, because)
 
-    def _go_on(self, delivery: Delivery) -> None:
+    def _go_on(self, delivery: Delivery, started: float) -> None:
+        """End what this probe was for: not what began while it was in flight."""
         for scope in self.closed & {Scope.PROJECT, Scope.APNS_WEB}:
-            if stops(scope, delivery):
+            if stops(scope, delivery) and self.since.get(scope, 0) < started:
                 self.closed -= {scope}
                 self._find(Incident(self.project.name, scope, over=True))
                 log.warning("project %s: a probe got through; %s goes on", self.project.name, scope.value)

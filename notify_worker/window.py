@@ -11,6 +11,8 @@ LASTS = 60
 """Seconds that the window looks back."""
 ENOUGH = 20
 """With fewer answers no share says anything."""
+LATEST = 100
+"""Where answers are many, the latest of them alone may say it: a minute of good ones is no reason to go on."""
 FEW = 3
 """Where answers are few, so many attempts in a row are an outage."""
 FEW_WITHIN = 600.0
@@ -27,6 +29,7 @@ class Window:
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, Counter[str]]] = deque()
         self._total: Counter[str] = Counter()
+        self._latest: deque[bool] = deque(maxlen=LATEST)
         self._attempts: deque[tuple[float, bool]] = deque(maxlen=FEW)
         self._got_through_at = float("-inf")
 
@@ -37,6 +40,7 @@ class Window:
         found = kinds(outcome)
         self._seconds[-1][1].update(found)
         self._total.update(found)
+        self._latest.append(is_trouble(outcome))
 
     def attempted(self, outcome: Outcome, now: float) -> None:
         """Take note of what one attempt, with all its requests, came to."""
@@ -48,6 +52,7 @@ class Window:
         """Forget it all: what has been is over."""
         self._seconds.clear()
         self._total.clear()
+        self._latest.clear()
         self._attempts.clear()
 
     def blips_help(self, now: float) -> bool:
@@ -56,10 +61,11 @@ class Window:
         return counts["all"] < ENOUGH or 10 * counts["5xx"] < counts["all"]
 
     def is_outage(self, now: float) -> bool:
-        """Say whether nothing gets through: three quarters of the answers; where they are few, the last three attempts."""
+        """Say whether nothing gets through: three quarters of the answers, or of the latest; of few, the last three."""
         counts = self._counts(now)
         if counts["all"] >= ENOUGH:
-            return 4 * counts["trouble"] >= 3 * counts["all"]
+            of_the_minute = 4 * counts["trouble"] >= 3 * counts["all"]
+            return of_the_minute or (len(self._latest) == LATEST and 4 * sum(self._latest) >= 3 * LATEST)
         return len(self._attempts) == FEW and all(trouble and now - at <= FEW_WITHIN for at, trouble in self._attempts)
 
     def gets_through(self, now: float) -> bool:
@@ -77,8 +83,9 @@ class Window:
         return counts["all"] >= ENOUGH and 4 * counts[FOREIGN] >= 3 * counts["all"]
 
     def accepted_per_second(self, now: float) -> float:
-        """Say how many messages a second were taken of late."""
-        return sum(counts["sent"] for second, counts in self._seconds if second > now - RECENT) / RECENT
+        """Say how many messages a second were taken of late; where there was nothing to send at first, since then."""
+        recent = [(second, counts["sent"]) for second, counts in self._seconds if second > now - RECENT]
+        return sum(sent for _, sent in recent) / max(1.0, now - recent[0][0]) if recent else 0.0
 
     def _counts(self, now: float) -> Counter[str]:
         while self._seconds and self._seconds[0][0] <= now - LASTS:

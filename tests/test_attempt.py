@@ -311,17 +311,20 @@ async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
     assert standing.closed == {Scope.PROJECT}
 
 
-async def test_a_blip_is_not_mended_into_a_pause() -> None:
-    sender, places = ready(a=[MENDABLE]), Places(1)
+async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
+    """Side by side, since a blip's waits are real."""
+    sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
     standing = project(sender)
     running = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
+    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
     await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
 
     standing.follow(standing.project, ["project"])
-    result = await running
+    paused, expired = await asyncio.gather(running, expiring)
 
-    assert (result.outcome, result.requests, result.counts) == (MENDABLE, 1, False)
-    assert result.retry_in is not None
+    assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
+    assert paused.retry_in is not None
+    assert (expired.outcome, expired.requests, expired.counts) == (MENDABLE, 1, True)
 
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
@@ -352,14 +355,6 @@ async def test_what_expires_while_it_waits_for_a_place_leaves_without_a_request(
 
     assert await late is None
     assert sender.asked == []
-
-
-async def test_what_expires_between_two_requests_keeps_what_the_first_came_to() -> None:
-    sender = ready(a=[MENDABLE])
-
-    result = await made(attempt(sender, expires_by=monotonic() + A_BLIP / 2))
-
-    assert (result.outcome, result.requests) == (MENDABLE, 1)
 
 
 @pytest.mark.xfail(
@@ -436,7 +431,7 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     book, standing = Book(sender, places), project(sender, closed=(Scope.PROJECT,))
     stopping.set()
 
-    hold = {"places": places, "mark": book.mark, "on_unknown": OnUnknown.HOLD}
+    hold: dict[str, Any] = {"places": places, "mark": book.mark, "on_unknown": OnUnknown.HOLD}
     await attempt(sender, standing=standing, **hold).run()
     await attempt(sender, stopping=stopping, **hold).run()
     await attempt(sender, expires_by=monotonic() - 1, **hold).run()

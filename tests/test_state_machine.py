@@ -1,30 +1,40 @@
 """Everything that can happen to notifications, in any order: the SQL against a plain model of it, on a real database.
 
-The first half is the model: what CONTRACT.md says of states, leases, history, devices and pauses, in Python and in memory. The second
-half does the same things to both and compares them after each step. Nothing sleeps: time passes by setting back every moment that
-the database holds. Whatever ends, ends half a minute off the full minutes in which time passes here, so that the seconds that a test
-takes decide nothing.
+The first half is the model: what CONTRACT.md says of states, leases, history, devices and pauses, in memory. The second half does
+the same things to both and compares them after each step. Nothing sleeps: time passes by setting back every moment that the
+database holds. Whatever ends, ends half a minute off the full minutes in which time passes here, so that the seconds that a
+test takes decide nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString
+from itertools import cycle
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from psycopg.errors import ObjectInUse
 from psycopg.sql import SQL, Identifier
 
 from tests import store_words
 
+Rule = TypeVar("Rule", bound=Callable[..., None])
+
 MINUTE = 60.0
 LEASE = 9.5 * MINUTE
-EXPIRES_AFTER = 24.5 * 60 * MINUTE
+EXPIRES_AFTER = 8.5 * 60 * MINUTE
 APNS_WAIT = 15 * MINUTE
 TICK = 1e-6
 
@@ -36,9 +46,28 @@ PROJECTS = ("default", "shop")
 RECEIVERS = ("ada", "bob")
 ADDRESSES = ("fcm:1", "fcm:2", "fcm:3", "fcm:4")
 PLATFORMS = ("android", "ios", None)
+WISHES = (
+    {"receiver_id": "ada"},
+    {"receiver_id": "ada"},
+    {"receiver_id": "bob"},
+    {"receiver_id": "ada", "campaign": "sale"},
+    {"kind": "token", "address": "fcm:5"},
+    {"kind": "topic", "address": "tents"},
+    {"kind": "topic", "address": "boats", "project": "shop"},
+)
+AT_ONCE = (0.0, None)
+TIMES = (AT_ONCE, AT_ONCE, AT_ONCE, (0.0, 2.5 * MINUTE), (90.5 * MINUTE, None), (90.5 * MINUTE, 120.5 * MINUTE))
+"""After which time it is to be sent, and after which it is no more worth it."""
 
 
-# ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Named:
+    """Is printed by its name, and not field by field."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
 
 
 @dataclass(eq=False)
@@ -53,13 +82,15 @@ class Device:
 
 
 @dataclass(eq=False)
-class Delivery:
+class Delivery(Named):
     """One notification to one address."""
 
     address: str
     kind: str
     platform: str | None
     due: float
+    id: int = 0
+    """As the database numbers it."""
     state: str = "pending"
     unregistered: bool = False
     """It failed since its address is gone."""
@@ -67,6 +98,9 @@ class Delivery:
     """How many rows of the history count since it was last put back in line."""
     marked_under: str | None = None
     """The lease under which a request of it was about to begin."""
+
+    def __repr__(self) -> str:
+        return f"<delivery {self.id}>"
 
 
 @dataclass(frozen=True)
@@ -101,7 +135,7 @@ class Lease:
 
 
 @dataclass(eq=False)
-class Notification:
+class Notification(Named):
     """The wish to tell somebody something, once."""
 
     id: int
@@ -144,19 +178,20 @@ class Notification:
 
 
 @dataclass(eq=False)
-class Worker:
+class Worker(Named):
     """A worker and its session; a dead one until somebody buries it."""
 
     words: store_words.Worker
     session: psycopg.Connection
     alive: bool = True
+    buried: bool = False
 
     def __repr__(self) -> str:
         return f"<worker {self.words.id}{'' if self.alive else ', dead'}>"
 
 
 @dataclass(eq=False)
-class Hand:
+class Hand(Named):
     """A delivery in a worker's hands: what it was given by a claim, and at last what became of it."""
 
     notification: Notification
@@ -195,7 +230,7 @@ class Model:
     def __init__(self) -> None:
         self.time = 0.0
         self.notifications: list[Notification] = []
-        self.devices: dict[tuple[str, str], Device] = {}
+        self.devices: dict[str, Device] = {}
         self.campaigns: dict[str, bool] = {}
         """Whether it is retired."""
         self.history: list[Row] = []
@@ -211,13 +246,13 @@ class Model:
 
     # What the application does
 
-    def register(self, project: str, receiver: str, address: str, platform: str | None, replaces: str | None) -> None:
-        before = self.devices.get((project, address))
-        self.devices[project, address] = Device(receiver, platform or (before and before.platform), self.now())
-        if replaces in (None, address) or (project, replaces) not in self.devices:
+    def register(self, receiver: str, address: str, platform: str | None, replaces: str | None) -> None:
+        before = self.devices.get(address)
+        self.devices[address] = Device(receiver, platform or (before.platform if before else None), self.now())
+        if replaces == address or replaces not in self.devices:
             return
-        for (of_project, known), device in self.devices.items():
-            if of_project == project and known != address and replaces in (known, device.followed_by):
+        for known, device in self.devices.items():
+            if known != address and replaces in (known, device.followed_by):
                 device.live = False
                 device.followed_by = address
 
@@ -253,7 +288,7 @@ class Model:
                 return 0
         elif only is None and notification.expanded:
             again += self.add_deliveries(notification)
-        if notification.expanded and not again or only and not again:
+        if not again and (only or notification.expanded):
             return 0
         now = self.now()
         notification.due = min(now, notification.due) if notification.state == "pending" else now
@@ -264,8 +299,10 @@ class Model:
 
     def reaches(self, notification: Notification, delivery: Delivery) -> bool:
         """Whether the delivery's address is still the receiver's."""
-        device = self.devices.get((notification.project, delivery.address))
-        return notification.receiver is None or bool(device and device.live and device.receiver == notification.receiver)
+        device = self.devices.get(delivery.address)
+        return notification.receiver is None or bool(
+            device and device.live and device.receiver == notification.receiver
+        )
 
     def resume(self, project: str) -> None:
         self.paused.discard(project)
@@ -306,7 +343,7 @@ class Model:
     def claim(
         self, worker: Worker, token: str, busy: list[Notification], probes: set[tuple[int, str]]
     ) -> set[tuple[int, str]]:
-        """Take all that is due and that nobody has locked; return what is to be sent. `probes`: those that the database chose."""
+        """Take all that is due and not locked; return what is to be sent. `probes`: those that the database chose."""
         picked = [each for each in self.due() if each not in busy]
         for notification in picked:
             self.take_over(notification)
@@ -342,22 +379,26 @@ class Model:
         self.settle(notification)
 
     def drop_moved_devices(self, notification: Notification) -> None:
-        """Where a device was replaced, its successor is told, once; what is for a device that is gone ends as unregistered."""
+        """Where a device was replaced, its successor is told, once; what is for one that is gone ends as unregistered."""
         if notification.receiver is None or not notification.expanded:
             return
-        changed = False
-        for delivery in notification.in_state("pending"):
-            if self.reaches(notification, delivery):
-                continue
-            changed = True
-            successor = self.devices[notification.project, delivery.address].followed_by
-            device = self.devices.get((notification.project, successor)) if successor else None
-            told = {each.address for each in notification.deliveries}
-            if successor and device and device.live and device.receiver == notification.receiver and successor not in told:
+        told = {each.address for each in notification.deliveries}
+        gone = [delivery for delivery in notification.in_state("pending") if not self.reaches(notification, delivery)]
+        for delivery in gone:
+            successor = self.devices[delivery.address].followed_by
+            device = self.devices.get(successor or "")
+            if (
+                successor
+                and device
+                and device.live
+                and device.receiver == notification.receiver
+                and successor not in told
+            ):
                 delivery.address, delivery.platform = successor, device.platform
+                told.add(successor)
             else:
                 delivery.state, delivery.unregistered = "failed", True
-        if changed:
+        if gone:
             self.settle(notification)
 
     def settle_unsendable(self, notification: Notification) -> None:
@@ -383,16 +424,14 @@ class Model:
         due = self.now() if notification.expanded else notification.due
         told = {delivery.address for delivery in notification.deliveries}
         if notification.receiver is None:
-            assert notification.address and notification.kind
+            assert notification.address
+            assert notification.kind
             found = [] if told else [Delivery(notification.address, notification.kind, None, due)]
         else:
             found = [
                 Delivery(address, "token", device.platform, due)
-                for (project, address), device in self.devices.items()
-                if project == notification.project
-                and device.live
-                and device.receiver == notification.receiver
-                and address not in told
+                for address, device in self.devices.items()
+                if device.live and device.receiver == notification.receiver and address not in told
             ]
         notification.deliveries += found
         return found
@@ -441,19 +480,16 @@ class Model:
             row = self.write(Row(hand.delivery, hand.outcome, self.now(), late=not holds))
             if holds and hand.notification.lease:
                 hand.notification.lease.recorded[hand.delivery] = row
-        for hand in hands:
-            if holds_still(hand) and hand.notification not in busy:
-                self.apply_history(hand.notification)
-        for hand in hands:
-            if hand.notification not in busy and hand.notification.deliveries:
-                self.settle(hand.notification)
+        for notification in unlocked(filter(holds_still, hands), busy):
+            self.apply_history(notification)
+            self.settle(notification)
         for hand in hands:
             self.apply_late(hand, busy)
             self.touch_device(hand)
         return added
 
     def apply_late(self, hand: Hand, busy: list[Notification]) -> None:
-        """A late answer that says sent settles what is held, or pending and unleased. Any other stands in the history only."""
+        """A late answer that says sent settles what is held, or pending and unleased. Others stand in the history only."""
         notification, delivery = hand.notification, hand.delivery
         if notification in busy or notification.lease or not hand.outcome or hand.outcome.verdict != "sent":
             return
@@ -463,20 +499,21 @@ class Model:
 
     def touch_device(self, hand: Hand) -> None:
         """An address that FCM calls unregistered is retired, if it has not registered again since the request began."""
-        device = self.devices.get((hand.notification.project, hand.address))
+        device = self.devices.get(hand.address)
         if device and hand.outcome and hand.outcome.verdict == "unregistered" and device.registered < hand.began:
             device.live = False
 
     def release(self, hands: list[Hand], busy: list[Notification]) -> None:
         """What was not sent is due again at once; nothing is counted."""
-        for hand in hands:
+        held = [hand for hand in hands if holds_still(hand)]
+        theirs = unlocked(held, busy)
+        for hand in held:
             lease = hand.notification.lease
-            if lease and lease.token == hand.lease and hand.notification not in busy and hand.delivery in lease.out:
+            if lease and hand.notification in theirs and hand.delivery in lease.out:
                 lease.out.remove(hand.delivery)
                 hand.delivery.due = self.now()
-        for hand in hands:
-            if hand.notification not in busy:
-                self.settle(hand.notification)
+        for notification in theirs:
+            self.settle(notification)
 
     def bury(self, worker: Worker, busy: list[Notification]) -> int:
         theirs = [each for each in self.held_by(worker) if each not in busy]
@@ -531,3 +568,539 @@ class Model:
 def holds_still(hand: Hand) -> bool:
     lease = hand.notification.lease
     return lease is not None and lease.token == hand.lease
+
+
+def unlocked(hands: Iterable[Hand], busy: list[Notification]) -> list[Notification]:
+    return list(dict.fromkeys(hand.notification for hand in hands if hand.notification not in busy))
+
+
+# ── the database, and what is done to both ──────────────────────────────────────────────────────────────────────────────
+
+
+class Database:
+    """A migrated database that is emptied again and again, and whose clock can be put forward."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+        self.connection = psycopg.connect(conninfo, autocommit=True)
+        self.other = psycopg.connect(conninfo)
+        """The business transaction of somebody who has rows locked."""
+        self.connection.execute("set search_path = notify_worker")
+        # Time passes by days here, and the history has no partition for what was before this month.
+        self.connection.execute(
+            SQL(
+                "create table stored_attempts_before partition of stored_attempts for values from (minvalue) to ({})"
+            ).format(datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+        )
+        moments: dict[str, list[str]] = {}
+        for each in self.rows(
+            """
+            select class.relname as in_table, attribute.attname as moment
+            from pg_class as class
+            join pg_attribute as attribute
+                on attribute.attrelid = class.oid
+                and attribute.atttypid = 'timestamptz'::regtype
+            where class.relnamespace = 'notify_worker'::regnamespace
+                and class.relkind in ('r', 'p')
+                and not class.relispartition
+                and class.relname not like 'procrastinate%'
+            """
+        ):
+            moments.setdefault(each["in_table"], []).append(each["moment"])
+        self.set_back = (
+            SQL(";")
+            .join(
+                SQL("update {} set {}").format(
+                    Identifier(table),
+                    SQL(", ").join(SQL("{0} = {0} - {{0}}").format(Identifier(each)) for each in columns),
+                )
+                for table, columns in moments.items()
+            )
+            .as_string()
+        )
+
+    def rows(self, statement: LiteralString, *values: object) -> list[store_words.Row]:
+        return store_words.rows(self.connection, statement, *values)
+
+    def value(self, statement: LiteralString, *values: object) -> Any:
+        return store_words.value(self.connection, statement, *values)
+
+    def empty(self) -> None:
+        self.connection.execute(
+            """
+            truncate notifications, stored_deliveries, stored_attempts, devices, campaigns, projects,
+                stored_incidents, stored_allowances, stored_workers, procrastinate_jobs cascade
+            """
+        )
+        for project in PROJECTS:
+            self.connection.execute(
+                "insert into projects (name, expires_after) values (%s, make_interval(secs => %s))",
+                [project, EXPIRES_AFTER],
+            )
+
+    def put_forward(self, seconds: float) -> None:
+        """Let time pass: every moment lies longer ago."""
+        self.connection.execute(SQL(self.set_back).format(timedelta(seconds=seconds)))
+
+    @contextmanager
+    def locked(self, notifications: Iterable[Notification]) -> Iterator[None]:
+        """Somebody's transaction has these rows locked."""
+        numbers = [each.id for each in notifications]
+        if not numbers:
+            yield
+            return
+        self.other.execute("select from notify_worker.notifications where id = any (%s) for update", [numbers])
+        yield
+        self.other.rollback()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.other.close()
+
+
+def one_of(which: str) -> st.SearchStrategy[Any]:
+    """One of those that the machine has of these now."""
+    return st.runner().flatmap(lambda machine: st.sampled_from(getattr(machine, which)))
+
+
+def some_of(which: str, least: int = 1) -> st.SearchStrategy[list[Any]]:
+    return st.runner().flatmap(
+        lambda machine: (
+            st.lists(st.sampled_from(getattr(machine, which)), min_size=least, max_size=3, unique=True)
+            if getattr(machine, which)
+            else st.just([])
+        )
+    )
+
+
+def there_are(which: str) -> Callable[[Rule], Rule]:
+    needs: Callable[[Rule], Rule] = precondition(lambda machine: bool(getattr(machine, which)))
+    return needs
+
+
+maybe_busy: st.SearchStrategy[list[Notification]] = st.just([]) | some_of("notifications", least=0)
+"""What somebody else's transaction has locked."""
+projects = st.sampled_from(PROJECTS)
+receivers = st.sampled_from(RECEIVERS)
+addresses = st.sampled_from(ADDRESSES)
+outcomes = st.sampled_from(
+    [
+        Outcome("sent"),
+        Outcome("failed"),
+        Outcome("unregistered"),
+        Outcome("retry", retry_in=1.5 * MINUTE),
+        Outcome("retry", counts=False, retry_in=1.5 * MINUTE),
+        Outcome("retry"),
+        Outcome("unknown", retry_in=90.5 * MINUTE),
+        Outcome("unknown", counts=False, retry_in=1.5 * MINUTE),
+        Outcome("unknown"),
+        Outcome("paused", counts=False, retry_in=0.0),
+    ]
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """Does everything to the database and to the model, and compares what they answer."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database = database
+        self.model = Model()
+        self.workers: list[Worker] = []
+        self.hands: list[Hand] = []
+        self.safe: set[Notification] = set()
+        """What was cancelled with the answer true, and not put back in line since."""
+        database.empty()
+
+    @initialize()
+    def open_the_shop(self) -> None:
+        self.enter()
+        self.enter()
+        for receiver, address, platform in zip(("ada", "ada", "bob"), ADDRESSES, PLATFORMS, strict=False):
+            self.register(receiver, address, platform, None)
+
+    def teardown(self) -> None:
+        for worker in self.workers:
+            worker.session.close()
+
+    # Of whom and of what there are some just now
+
+    @property
+    def notifications(self) -> list[Notification]:
+        return self.model.notifications
+
+    @property
+    def deliveries(self) -> list[tuple[Notification, Delivery]]:
+        return [(each, delivery) for each in self.notifications for delivery in each.deliveries]
+
+    @property
+    def pending(self) -> list[Notification]:
+        return [each for each in self.notifications if each.state == "pending"]
+
+    @property
+    def due(self) -> list[Notification]:
+        return self.model.due() if self.living else []
+
+    @property
+    def ended(self) -> list[Notification]:
+        """What can be retried, and what a worker holds, which is refused."""
+        return [each for each in self.notifications if each.state != "pending" or each.lease]
+
+    @property
+    def given_up(self) -> list[tuple[Notification, Delivery]]:
+        return [(each, delivery) for each, delivery in self.deliveries if delivery.state in GIVEN_UP]
+
+    @property
+    def stopped(self) -> list[str]:
+        return sorted(self.model.paused | {each.project for each in self.model.incidents})
+
+    @property
+    def probed(self) -> list[Incident]:
+        return [each for each in self.model.incidents if each.probed]
+
+    @property
+    def living(self) -> list[Worker]:
+        return [each for each in self.workers if each.alive]
+
+    @property
+    def dead(self) -> list[Worker]:
+        return [each for each in self.workers if not each.alive and not each.buried]
+
+    @property
+    def holders(self) -> list[Worker]:
+        return [each for each in self.living if self.model.held_by(each)]
+
+    @property
+    def answers(self) -> list[Hand]:
+        """What an outcome may come of, or come of again: a worker gives nothing back that it has sent."""
+        return [each for each in self.hands if not each.given_back]
+
+    @property
+    def unsent(self) -> list[Hand]:
+        return [each for each in self.answers if each.outcome is None and each.worker.alive]
+
+    # The application
+
+    @rule(
+        wishes=st.lists(
+            st.tuples(st.sampled_from(WISHES), st.sampled_from(TIMES), st.booleans()), min_size=1, max_size=3
+        )
+    )
+    def insert(self, wishes: list[tuple[dict[str, str], tuple[float, float | None], bool]]) -> None:
+        for of, (send_in, expires_in), hold in wishes:
+            self.insert_one(of, send_in, expires_in, hold=hold)
+
+    def insert_one(self, of: dict[str, str], send_in: float, expires_in: float | None, *, hold: bool) -> None:
+        now = datetime.now(UTC)
+        number = store_words.insert(
+            self.database.connection,
+            **of,
+            on_unknown="hold" if hold else "resend",
+            send_at=now + timedelta(seconds=send_in) if send_in else None,
+            expires_at=now + timedelta(seconds=expires_in) if expires_in else None,
+        )
+        created = self.model.now()
+        self.notifications.append(
+            Notification(
+                id=number,
+                project=of.get("project", "default"),
+                receiver=of.get("receiver_id"),
+                address=of.get("address"),
+                kind=of.get("kind"),
+                campaign=of.get("campaign"),
+                hold=hold,
+                created=created + send_in,
+                due=created + send_in,
+                expires=created + expires_in if expires_in else None,
+            )
+        )
+
+    @rule(receiver=receivers, address=addresses, platform=st.sampled_from(PLATFORMS), replaces=st.none() | addresses)
+    def register(self, receiver: str, address: str, platform: str | None, replaces: str | None) -> None:
+        self.database.value(
+            "select register_device(%s, 'token', %s, %s, replaces => %s)", receiver, address, platform, replaces
+        )
+        self.model.register(receiver, address, platform, replaces)
+
+    @rule(address=addresses)
+    def retire(self, address: str) -> None:
+        was_live = self.database.value("select retire_device('token', %s)", address)
+        device = self.model.devices.get(address)
+        assert was_live == bool(device and device.live)
+        if device:
+            device.live = False
+
+    @there_are("pending")
+    @rule(becomes=st.sampled_from(["there", "retired", "deleted"]))
+    def the_campaign(self, becomes: str) -> None:
+        self.database.connection.execute("delete from campaigns")
+        self.model.campaigns.clear()
+        if becomes != "deleted":
+            self.database.connection.execute(
+                "insert into campaigns (name, title, retired_at) values ('sale', 'Now', case when %s then now() end)",
+                [becomes == "retired"],
+            )
+            self.model.campaigns["sale"] = becomes == "retired"
+
+    @there_are("pending")
+    @rule(notification=one_of("pending"))
+    def expire(self, notification: Notification) -> None:
+        self.database.connection.execute(
+            "update notifications set expires_at = clock_timestamp() where id = %s", [notification.id]
+        )
+        notification.expires = self.model.now()
+
+    @there_are("notifications")
+    @rule(notification=one_of("notifications"))
+    def cancel(self, notification: Notification) -> None:
+        nothing_left = self.database.value("select cancel(%s::bigint)", notification.id)
+        assert nothing_left == self.model.cancel(notification)
+        if nothing_left:
+            self.safe.add(notification)
+
+    @there_are("ended")
+    @rule(notification=one_of("ended"))
+    def retry(self, notification: Notification) -> None:
+        self.put_back(notification, None, "select retry(%s::bigint)", notification.id)
+
+    @there_are("given_up")
+    @rule(which=one_of("given_up"))
+    def retry_delivery(self, which: tuple[Notification, Delivery]) -> None:
+        notification, delivery = which
+        self.put_back(notification, delivery, "select retry_delivery(%s)", delivery.id)
+
+    def put_back(
+        self, notification: Notification, delivery: Delivery | None, statement: LiteralString, number: int
+    ) -> None:
+        if notification.lease:
+            with pytest.raises(ObjectInUse):
+                self.database.value(statement, number)
+            return
+        assert self.database.value(statement, number) == self.model.retry(notification, delivery)
+        if notification.state == "pending":
+            self.safe.discard(notification)
+
+    # Pauses
+
+    @rule(project=projects)
+    def pause(self, project: str) -> None:
+        self.database.value("select pause(%s, 'a rehearsal')", project)
+        self.model.paused.add(project)
+
+    @there_are("stopped")
+    @rule(project=one_of("stopped"))
+    def resume(self, project: str) -> None:
+        self.database.value("select resume(%s)", project)
+        self.model.resume(project)
+
+    @rule(project=projects, scope=st.sampled_from(["topics", "apns_web"]))
+    def begin_an_incident(self, project: str, scope: str) -> None:
+        lasts = 30.5 * MINUTE if scope == "topics" else None
+        self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, scope, lasts)
+        self.model.begin(project, scope, lasts or APNS_WAIT)
+
+    @there_are("probed")
+    @rule(incident=one_of("probed"))
+    def a_probe_gets_through(self, incident: Incident) -> None:
+        self.database.value("select end_incident(%s, %s)", incident.project, incident.scope)
+        self.model.end(incident)
+
+    # Workers
+
+    @precondition(lambda machine: len(machine.living) < 2)
+    @rule()
+    def enter(self) -> None:
+        session = psycopg.connect(self.database.conninfo, autocommit=True)
+        self.workers.append(Worker(store_words.enter(session, timedelta(seconds=LEASE)), session))
+
+    @there_are("due")
+    @rule(worker=one_of("living"), busy=maybe_busy)
+    def claim(self, worker: Worker, busy: list[Notification]) -> None:
+        self.let_pass(MINUTE)
+        with self.database.locked(busy):
+            claimed = store_words.claim(worker.session, worker.words)
+        now = {(each["notification_id"], each["address"]) for each in claimed}
+        probes = {(each["notification_id"], each["address"]) for each in claimed if each["probe"]}
+        token = claimed[0]["lease"] if claimed else ""
+
+        assert self.model.claim(worker, token, busy, probes) == now
+        assert len(now) == len(claimed), "each delivery once"
+        self.learn_numbers()
+        for row in claimed:
+            self.take(worker, row)
+
+    @there_are("due")
+    @rule(worker=one_of("living"), became=st.lists(outcomes, min_size=1, max_size=3))
+    def claim_and_answer(self, worker: Worker, became: list[Outcome]) -> None:
+        """Nothing comes between."""
+        before = len(self.hands)
+        self.claim(worker, [])
+        for hand, outcome in zip(self.hands[before:], cycle(became), strict=False):
+            self.record([hand], outcome, [])
+
+    def take(self, worker: Worker, row: store_words.Row) -> None:
+        notification = next(each for each in self.notifications if each.id == row["notification_id"])
+        delivery = next(each for each in notification.deliveries if each.address == row["address"])
+        assert notification not in self.safe, "what was cancelled in time does not arrive"
+        assert delivery.id == row["delivery_id"]
+        assert (delivery.attempts, delivery.platform) == (row["attempts"], row["platform"])
+        self.hands.append(
+            Hand(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
+        )
+
+    @there_are("unsent")
+    @rule(hands=some_of("unsent"))
+    def mark(self, hands: list[Hand]) -> None:
+        begun = store_words.mark(
+            hands[0].worker.session, *[{"delivery_id": each.id, "lease": each.lease} for each in hands]
+        )
+
+        assert set(begun) == self.model.mark(hands)
+
+    @there_are("answers")
+    @rule(hands=some_of("answers"), outcome=outcomes, busy=maybe_busy)
+    def record(self, hands: list[Hand], outcome: Outcome, busy: list[Notification]) -> None:
+        """In time or late, of the living and of the dead, for the first time or again."""
+        worker = hands[0].worker
+        hands = [each for each in hands if each.worker is worker]
+        for hand in hands:
+            hand.outcome = hand.outcome or outcome
+        with self.database.locked(busy):
+            added = store_words.record(self.database.connection, worker.words, *map(self.as_recorded, hands))
+
+        assert added == self.model.record(hands, busy)
+
+    def as_recorded(self, hand: Hand) -> store_words.Row:
+        assert hand.outcome
+        return {
+            "delivery_id": hand.id,
+            "notification_id": hand.notification.id,
+            "lease": hand.lease,
+            "verdict": hand.outcome.verdict,
+            "counts": hand.outcome.counts,
+            "retry_in": hand.outcome.retry_in,
+            "requests": 1,
+            "started_ago": self.model.time - hand.began + 1,
+            "finished_ago": 0,
+        }
+
+    @there_are("unsent")
+    @rule(hands=some_of("unsent"), busy=maybe_busy)
+    def release(self, hands: list[Hand], busy: list[Notification]) -> None:
+        hands = [each for each in hands if each.lease == hands[0].lease]
+        with self.database.locked(busy):
+            self.database.value("select release(%s, %s)", hands[0].lease, [each.id for each in hands])
+
+        self.model.release(hands, busy)
+        for hand in hands:
+            hand.given_back = True
+
+    @there_are("holders")
+    @rule(worker=one_of("holders"))
+    def crash(self, worker: Worker) -> None:
+        self.database.value("select pg_terminate_backend(%s, 10000)", worker.session.info.backend_pid)
+        worker.session.close()
+        worker.alive = False
+
+    @there_are("dead")
+    @rule(worker=one_of("dead"), busy=maybe_busy)
+    def bury(self, worker: Worker, busy: list[Notification]) -> None:
+        with self.database.locked(busy):
+            buried = store_words.bury(self.database.connection, worker.words)
+
+        assert buried == self.model.bury(worker, busy)
+        worker.buried = True
+
+    @there_are("pending")
+    @rule(seconds=st.sampled_from([10 * MINUTE, 120 * MINUTE]))
+    def let_pass(self, seconds: float) -> None:
+        self.database.put_forward(seconds)
+        self.model.time += seconds
+
+    # What holds after each step
+
+    @invariant()
+    def the_database_is_as_the_model_says(self) -> None:
+        self.learn_numbers()
+        self.notifications_are_as_the_model_says()
+        self.deliveries_are_as_the_model_says()
+        self.the_history_is_as_the_model_says()
+        self.the_ledger_balances()
+
+    def learn_numbers(self) -> None:
+        numbers = {
+            (each["notification_id"], each["address"]): each["id"]
+            for each in self.database.rows("select id, notification_id, address from stored_deliveries")
+        }
+        for notification in self.notifications:
+            for delivery in notification.deliveries:
+                delivery.id = numbers.get((notification.id, delivery.address), 0)
+            notification.deliveries.sort(key=lambda delivery: delivery.id)
+
+    def notifications_are_as_the_model_says(self) -> None:
+        found = {
+            each["id"]: (each["state"], each["lease"] and str(each["lease"]), each["due"])
+            for each in self.database.rows(
+                "select id, state, lease, state = 'pending' and due_at <= clock_timestamp() as due from notifications"
+            )
+        }
+
+        now = self.model.now()
+        assert found == {
+            each.id: (each.state, each.lease.token if each.lease else None, each.state == "pending" and each.due <= now)
+            for each in self.notifications
+        }
+
+    def deliveries_are_as_the_model_says(self) -> None:
+        found = [
+            (each["notification_id"], each["address"], each["state"], each["attempts"])
+            for each in self.database.rows("select * from stored_deliveries order by notification_id, id")
+        ]
+
+        assert found == [
+            (notification.id, delivery.address, delivery.state, delivery.attempts)
+            for notification, delivery in self.deliveries
+        ]
+
+    def the_history_is_as_the_model_says(self) -> None:
+        found = self.database.rows("select * from stored_attempts order by delivery_id, recorded_at, number")
+
+        assert sorted((each["delivery_id"], each["verdict"], each["counts"], each["late"]) for each in found) == sorted(
+            (each.delivery.id, each.outcome.verdict, each.outcome.counts, each.late) for each in self.model.history
+        )
+        for _, delivery in self.deliveries:
+            numbers = [each["number"] for each in found if each["delivery_id"] == delivery.id and not each["late"]]
+            assert numbers == list(range(1, len(numbers) + 1)), "each row has the next number"
+
+    def the_ledger_balances(self) -> None:
+        expected = {"nothing is due for longer than a lease and 5 s while nobody claims"}  # time leaps here
+        if any(each.buried and self.model.held_by(each) for each in self.workers):
+            expected.add("no lease is of a worker that is gone")  # it was locked; it comes back when its lease ends
+        assert set(store_words.unbalanced(self.database.connection)) <= expected
+
+
+@pytest.fixture
+def emptied(database: str) -> Iterator[Database]:
+    emptied = Database(database)
+    yield emptied
+    emptied.close()
+
+
+def rehearse(emptied: Database, **how: Any) -> None:
+    """Let Hypothesis find an order of things after which the database is not as the model says."""
+
+    class On(Machine):
+        def __init__(self) -> None:
+            super().__init__(emptied)
+
+    unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+    run_state_machine_as_test(On, settings=settings(unhurried, **how))
+
+
+def test_whatever_happens_the_database_is_as_the_model_says(emptied: Database) -> None:
+    rehearse(emptied, max_examples=50, stateful_step_count=30, derandomize=True)
+
+
+@pytest.mark.slow
+def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Database) -> None:
+    rehearse(emptied, max_examples=3_000, stateful_step_count=60, database=None)

@@ -52,7 +52,9 @@ begin
                 else ''
             end,
             case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
-            greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
+            case when begin_incident.per_second is not null then
+                greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
+            end
         );
     end if;
     perform reckon_pause(begin_incident.project);

@@ -8,6 +8,7 @@ as $$
 declare
     waited_until timestamptz;
 begin
+    perform from projects where name = end_incident.project for update;   -- as begin_incident, and in its order
     update stored_incidents as incident
     set ended_at = clock_timestamp()
     where incident.project = end_incident.project

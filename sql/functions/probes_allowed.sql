@@ -16,6 +16,12 @@ begin
         return 2147483647;
     end if;
 
+    -- In the order of begin_incident; whoever has it just now changes what is to be decided here.
+    perform from projects where name = probes_allowed.project for update skip locked;
+    if not found then
+        return 0;
+    end if;
+
     update stored_incidents as incident
     set probes = incident.probes + 1,
         until = due_by + probe_wait(incident.scope, incident.probes + 1)

@@ -1,0 +1,31 @@
+"""What an open incident puts off when it is claimed for the first time: later it is sent, and once."""
+
+import psycopg
+import pytest
+
+from tests.store_words import claim, deliveries, enter, insert, value
+from tests.waiting import until
+
+SOON = 0.2
+"""Seconds that the incident lasts."""
+
+
+@pytest.mark.parametrize("kind", ["topic", "condition"])
+def test_what_waits_for_the_quota_of_topics_from_its_first_claim_on_has_one_delivery(
+    connection: psycopg.Connection, kind: str
+) -> None:
+    worker = enter(connection)
+    value(connection, "select notify_worker.begin_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)
+    waiting = insert(connection, kind=kind, address="'news' in topics" if kind == "condition" else "news")
+    assert claim(connection, worker) == []
+
+    until("the quota is there again", lambda: not closed(connection), within=5)
+
+    assert [each["notification_id"] for each in claim(connection, worker)] == [waiting]
+    assert len(deliveries(connection, waiting)) == 1
+
+
+def closed(connection: psycopg.Connection) -> list[str]:
+    """What of the project is not to be sent just now."""
+    scopes: list[str] = value(connection, "select notify_worker.closed(projects) from notify_worker.projects")
+    return scopes
