@@ -72,6 +72,11 @@ def in_brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {said or str(error).partition(chr(10))[0]}"
 
 
+def without_detail(error: psycopg.Error) -> psycopg.Error:
+    """Leave out the DETAIL, which may hold a whole row: procrastinate logs whatever a job of it raises."""
+    return type(error)(error.diag.message_primary or str(error).partition("\n")[0])
+
+
 async def configure(connection: AsyncConnection[Any]) -> None:
     """Make a connection ours: our schema's names, one statement a transaction, and commits that are durable.
 
@@ -223,8 +228,11 @@ class Store:
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:
-            await cursor.execute(statement, values)
-            return await cursor.fetchall()
+            try:
+                await cursor.execute(statement, values)
+                return await cursor.fetchall()
+            except psycopg.Error as error:
+                raise without_detail(error) from None
 
     async def _value(self, statement: LiteralString, *values: object) -> Any:
         rows = await self._rows(statement, *values)

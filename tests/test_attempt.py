@@ -357,9 +357,6 @@ async def test_what_expires_while_it_waits_for_a_place_leaves_without_a_request(
     assert sender.asked == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a bug of a sender counts as the provider's trouble, and three of them as an outage"
-)
 async def test_a_bug_costs_its_delivery_alone_however_often_it_comes() -> None:
     sender = ready(a=[RuntimeError("a bug")] * 3)
     standing = project(sender)
@@ -370,7 +367,6 @@ async def test_a_bug_costs_its_delivery_alone_however_often_it_comes() -> None:
     assert standing.closed == frozenset()
 
 
-@pytest.mark.xfail(strict=True, reason="a probe that got through ends a pause too that began after its request")
 async def test_a_probe_to_ios_that_gets_through_does_not_end_a_pause_that_began_while_it_was_in_flight() -> None:
     probing, other = ScriptedSender(), ready(a=[QUOTA])
     standing = project(probing, closed=(Scope.APNS_WEB,))
@@ -451,7 +447,6 @@ async def test_what_may_be_sent_twice_is_not_marked() -> None:
     assert book.written == []
 
 
-@pytest.mark.xfail(strict=True, reason="whether a request may start is not asked again after the wait for the mark")
 @pytest.mark.parametrize("what", ["the worker stops", "a pause begins", "it expires", "its lease ends"])
 async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(what: str) -> None:
     sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05

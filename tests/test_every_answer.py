@@ -237,7 +237,7 @@ class Answer:
     on_unknown: Literal["resend", "hold"] = "resend"
 
     def __str__(self) -> str:
-        return " ".join((self.fault, self.where, self.platform or self.kind, self.on_unknown))
+        return " ".join((self.credentials or self.fault, self.where, self.platform or self.kind, self.on_unknown))
 
 
 TABLE = [
@@ -289,7 +289,7 @@ TABLE = [
     Answer("quota", over_quota(60), PROJECT_QUOTA),
     Answer("quota", over_quota(60), PROJECT_QUOTA, kind="topic", platform=None),
     Answer("bare429", over_quota(60), an_empty(429)),
-    Answer("in-7s429", over_quota(7), bare(429), where="hostile"),
+    Answer("in-90s429", over_quota(90), bare(429), where="hostile"),
     Answer("on-a-date429", over_quota(30), bare(429), where="hostile"),
     # 429 of a topic, or of a device
     Answer("topicquota", TOPICS_PAUSED, TOPIC_QUOTA, kind="topic", platform=None),
@@ -362,7 +362,7 @@ HOSTILE: Mapping[str, Act] = {
     "empty200": answer(200),
     "stalled200": then_stall(answer(200, content_length="500")),
     "moved301": answer(301, location="http://127.0.0.1:9/"),
-    "in-7s429": answer(429, retry_after="7"),
+    "in-90s429": answer(429, retry_after="90"),
     "on-a-date429": until_a_date,
     "in-a-week503": answer(503, retry_after="604800"),
     "reset": reset,
@@ -531,11 +531,11 @@ def fit_to_compare(line: str) -> str:
 # The specification
 
 
-def broken(rows: list[Answer], is_broken: Callable[[Answer], bool], reason: str) -> pytest.MarkDecorator:
+def each_answer(is_broken: Callable[[Answer], bool], reason: str) -> pytest.MarkDecorator:
     """Each row, with those that are known to be broken."""
     known = pytest.mark.xfail(strict=True, reason=reason)
     return pytest.mark.parametrize(
-        "row", [pytest.param(row, marks=known if is_broken(row) else (), id=str(row)) for row in rows]
+        "row", [pytest.param(row, marks=known if is_broken(row) else (), id=str(row)) for row in ROWS]
     )
 
 
@@ -543,8 +543,7 @@ def is_apns_for_android(row: Answer) -> bool:
     return (row.fault, row.platform) == ("thirdparty", "android")
 
 
-@broken(
-    ROWS,
+@each_answer(
     lambda row: is_apns_for_android(row) or row.fault == "apidisabled",
     "what is of Android waits for nothing while iOS and web are paused; where to look is cut off after 300 characters",
 )
@@ -581,7 +580,7 @@ def read(row: Answer) -> tuple[int | None, str | None]:
     return int(found["status"]) if found["status"] else None, row.code or found["code"]
 
 
-@broken(ROWS, is_apns_for_android, "what is of Android waits for nothing while iOS and web are paused")
+@each_answer(is_apns_for_android, "what is of Android waits for nothing while iOS and web are paused")
 def test_explain_says_of_each_answer_what_came_of_it(facts: dict[Answer, Facts], row: Answer) -> None:
     found = facts[row]
     phone = f"delivery {found.delivery['id']} ({row.platform or row.kind} …{found.delivery['address']})"
@@ -597,11 +596,7 @@ def test_explain_says_of_each_answer_what_came_of_it(facts: dict[Answer, Facts],
     assert (sorted(lines), last) == (sorted(expected[:-1]), expected[-1])
 
 
-@broken(
-    [row for row in ROWS if row.where == "sandbox"],
-    lambda row: row.fault in ("thirdparty", "topicquota"),
-    "an incident without a rate of its own lets the project send one message in five seconds",
-)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.where == "sandbox"], ids=str)
 def test_beside_each_answer_the_rest_of_its_project_goes_on_or_waits(facts: dict[Answer, Facts], row: Answer) -> None:
     assert facts[row].went_on == row.fate.goes_on
 
@@ -634,12 +629,6 @@ def verdicts(shop: Shop, number: int) -> list[str]:
     return [attempt["verdict"] for attempt in shop.attempts(number)]
 
 
-one_in_five_seconds = pytest.mark.xfail(
-    strict=True, reason="an incident without a rate of its own lets the project send one message in five seconds"
-)
-
-
-@one_in_five_seconds
 def test_a_probe_that_gets_through_ends_the_pause_and_what_waited_is_sent(shop: Shop) -> None:
     shop.start_worker()
     first = shop.notify("oncehtml404:phone")
@@ -661,7 +650,6 @@ def test_a_probe_that_gets_through_ends_the_pause_and_what_waited_is_sent(shop: 
     assert "project default was resumed" in story
 
 
-@one_in_five_seconds
 def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) -> None:
     shop.start_worker()
     first = shop.notify("denied:first")
@@ -683,19 +671,19 @@ def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) 
     assert len({attempt["notification_id"] for attempt in by_time[1:]}) == 2, "the same delivery was probed with twice"
 
 
-@pytest.mark.xfail(strict=True, reason="what was put off at its first claim is taken for new at the next: unreachable")
 def test_ios_and_web_wait_for_a_probe_while_android_goes_on(shop: Shop) -> None:
     shop.start_worker()
     first = tell(shop, "default", "oncethirdparty:first", "token", "ios")
     until("iOS and web are paused", lambda: verdicts(shop, first) == ["paused"], within=5)
     waiting = [tell(shop, "default", f"app:{platform}", "token", platform) for platform in ("ios", "web")]
     android = tell(shop, "default", "app:android", "token", "android")
-    until("what is of Android is sent", lambda: shop.state(android) == "sent", within=4)
+    until("what is of Android is sent", lambda: shop.state(android) == "sent", within=5)
+    until("the others wait", lambda: all(shop.delivery(each)["due_in"] > 800 for each in (first, *waiting)), within=5)
     assert [verdicts(shop, number) for number in waiting] == [[], []]
 
     let_the_wait_be_over(shop)
 
-    until("all are sent", lambda: shop.all_sent(4), within=4)
+    until("all are sent", lambda: shop.all_sent(4), within=5)
     assert shop.value("select count(*) from notify_worker.incidents where ended_at is null") == 0
     assert shop.box.received == 5
 
@@ -743,7 +731,10 @@ def test_an_update_of_a_project_is_followed_by_a_worker_that_runs(shop: Shop) ->
 
     shop.connection.execute("update notify_worker.projects set credentials = null where name = 'rekeyed'")
     until("the pause is known", lambda: bool(shop.rows("select from notify_worker.incidents")), within=5)
-    let_the_wait_be_over(shop, "rekeyed")
 
-    until("with the key of before it is sent", lambda: shop.state(paused) == "sent", within=5)
+    def is_sent_by_a_probe() -> bool:  # not by the first one, perhaps: the worker reads the rows once a second
+        let_the_wait_be_over(shop, "rekeyed")
+        return shop.state(paused) == "sent"
+
+    until("with the key of before it is sent", is_sent_by_a_probe, within=5)
     assert shop.delivery(paused)["attempts"] == 1

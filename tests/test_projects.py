@@ -346,9 +346,6 @@ async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
     assert len(rows(connection, INCIDENTS)) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="words that Postgres can't hold keep an incident, and all that comes after it, untold"
-)
 async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_same(
     connection: psycopg.Connection, store: Store
 ) -> None:
@@ -457,58 +454,37 @@ async def under_way(connection: psycopg.Connection) -> None:
 
 
 @pytest.mark.usefixtures("slow_answers")
-@pytest.mark.parametrize("told", [True, False], ids=["told", "found out"])
-async def test_a_reading_that_began_before_does_not_reopen_what_is_stopped(
-    connection: psycopg.Connection,
-    database: str,
-    store: Store,
-    told: bool,
+@pytest.mark.parametrize("news", ["it is stopped", "it goes on"])
+@pytest.mark.parametrize("order", ["read, find", "read, find, tell", "find, read, tell"])
+async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_found(
+    connection: psycopg.Connection, database: str, store: Store, order: str, news: str
 ) -> None:
+    before, meanwhile = order.split("read")
     projects = Projects(store, Post().open_sender)
     await projects.read()
     standing = knows(projects)
-    with connected(database) as somebody:
-        somebody.execute("select pg_advisory_lock(5)")
-        reading = asyncio.create_task(projects.read(anew=True))
-        await under_way(connection)
-
+    if news == "it goes on":
         standing.heed(DELIVERY, REVOKED)
-        if told:
+        await projects.tell()
+    now = {Scope.PROJECT} if news == "it is stopped" else set()
+
+    async def do(steps: str) -> None:
+        if "find" in steps:
+            standing.heed(*((DELIVERY, REVOKED) if news == "it is stopped" else (PROBE, TAKEN)))
+        if "tell" in steps:
             await projects.tell()
-        somebody.execute("select pg_advisory_unlock(5)")
-        await reading
 
-    assert standing.closed == {Scope.PROJECT}
-    await projects.tell()
-    await projects.read(anew=True)
-    assert standing.closed == {Scope.PROJECT}
-
-
-@pytest.mark.usefixtures("slow_answers")
-@pytest.mark.parametrize("told", [True, False], ids=["told", "found out"])
-async def test_a_reading_that_began_before_does_not_stop_what_a_probe_has_opened(
-    connection: psycopg.Connection,
-    database: str,
-    store: Store,
-    told: bool,
-) -> None:
-    projects = Projects(store, Post().open_sender)
-    await projects.read()
-    standing = knows(projects)
-    standing.heed(DELIVERY, REVOKED)
-    await projects.tell()
     with connected(database) as somebody:
         somebody.execute("select pg_advisory_lock(5)")
+        await do(before)
         reading = asyncio.create_task(projects.read(anew=True))
         await under_way(connection)
 
-        standing.heed(PROBE, TAKEN)
-        if told:
-            await projects.tell()
+        await do(meanwhile)
         somebody.execute("select pg_advisory_unlock(5)")
         await reading
 
-    assert standing.closed == frozenset()
+    assert standing.closed == now
     await projects.tell()
     await projects.read(anew=True)
-    assert standing.closed == frozenset()
+    assert standing.closed == now

@@ -1,9 +1,9 @@
 """Everything that can happen to notifications, in any order: the SQL against a plain model of it, on a real database.
 
-The first half is the model: what CONTRACT.md says of states, leases, history, devices and pauses, in memory. The second half does
-the same things to both and compares them after each step. Nothing sleeps: time passes by setting back every moment that the
-database holds. Whatever ends, ends half a minute off the full minutes in which time passes here, so that the seconds that a
-test takes decide nothing.
+The first half is the model: what CONTRACT.md says of states, leases, history, devices and pauses, in memory. The second half
+does the same things to both and compares them after each step. Nothing sleeps: time passes by setting back every moment that
+the database holds. Whatever ends, ends half a minute off the full minutes in which time passes here, so that the seconds that
+a test takes decide nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -309,6 +309,10 @@ class Model:
         for incident in [each for each in self.incidents if each.project == project]:
             self.end(incident)
 
+    def a_probe_got_through(self, project: str) -> None:
+        for incident in [each for each in self.incidents if each.project == project and each.probed]:
+            self.end(incident)
+
     def begin(self, project: str, scope: str, lasts: float) -> None:
         now = self.now()
         self.incidents = [each for each in self.incidents if each.probed or each.until > now]
@@ -545,7 +549,7 @@ class Model:
             elif row.outcome.verdict in ("failed", "unregistered"):
                 delivery.state = "failed"
             elif row.outcome.retry_in is not None:
-                delivery.due = row.recorded + row.outcome.retry_in
+                delivery.due = min(row.recorded + row.outcome.retry_in, notification.expiry)
             else:
                 delivery.state = "held" if notification.hold and row.outcome.verdict == "unknown" else "failed"
 
@@ -683,6 +687,7 @@ maybe_busy: st.SearchStrategy[list[Notification]] = st.just([]) | some_of("notif
 projects = st.sampled_from(PROJECTS)
 receivers = st.sampled_from(RECEIVERS)
 addresses = st.sampled_from(ADDRESSES)
+waits = st.sampled_from([MINUTE, MINUTE, 10 * MINUTE, 120 * MINUTE])
 outcomes = st.sampled_from(
     [
         Outcome("sent"),
@@ -738,10 +743,6 @@ class Machine(RuleBasedStateMachine):
         return [each for each in self.notifications if each.state == "pending"]
 
     @property
-    def due(self) -> list[Notification]:
-        return self.model.due() if self.living else []
-
-    @property
     def ended(self) -> list[Notification]:
         """What can be retried, and what a worker holds, which is refused."""
         return [each for each in self.notifications if each.state != "pending" or each.lease]
@@ -755,12 +756,12 @@ class Machine(RuleBasedStateMachine):
         return sorted(self.model.paused | {each.project for each in self.model.incidents})
 
     @property
-    def probed(self) -> list[Incident]:
-        return [each for each in self.model.incidents if each.probed]
-
-    @property
     def living(self) -> list[Worker]:
         return [each for each in self.workers if each.alive]
+
+    @property
+    def claimants(self) -> list[Worker]:
+        return self.living if self.pending else []
 
     @property
     def dead(self) -> list[Worker]:
@@ -866,8 +867,7 @@ class Machine(RuleBasedStateMachine):
     @there_are("given_up")
     @rule(which=one_of("given_up"))
     def retry_delivery(self, which: tuple[Notification, Delivery]) -> None:
-        notification, delivery = which
-        self.put_back(notification, delivery, "select retry_delivery(%s)", delivery.id)
+        self.put_back(*which, "select retry_delivery(%s)", which[1].id)
 
     def put_back(
         self, notification: Notification, delivery: Delivery | None, statement: LiteralString, number: int
@@ -882,80 +882,75 @@ class Machine(RuleBasedStateMachine):
 
     # Pauses
 
-    @rule(project=projects)
-    def pause(self, project: str) -> None:
-        self.database.value("select pause(%s, 'a rehearsal')", project)
-        self.model.paused.add(project)
+    @rule(project=projects, what=st.sampled_from(["project", "topics", "apns_web"]))
+    def stop(self, project: str, what: str) -> None:
+        """An operator pauses a project, or a worker finds that something of it is not worth a request."""
+        if what == "project":
+            self.database.value("select pause(%s, 'a rehearsal')", project)
+            self.model.paused.add(project)
+        else:
+            lasts = 30.5 * MINUTE if what == "topics" else None
+            self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
+            self.model.begin(project, what, lasts or APNS_WAIT)
 
     @there_are("stopped")
-    @rule(project=one_of("stopped"))
-    def resume(self, project: str) -> None:
-        self.database.value("select resume(%s)", project)
-        self.model.resume(project)
-
-    @rule(project=projects, scope=st.sampled_from(["topics", "apns_web"]))
-    def begin_an_incident(self, project: str, scope: str) -> None:
-        lasts = 30.5 * MINUTE if scope == "topics" else None
-        self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, scope, lasts)
-        self.model.begin(project, scope, lasts or APNS_WAIT)
-
-    @there_are("probed")
-    @rule(incident=one_of("probed"))
-    def a_probe_gets_through(self, incident: Incident) -> None:
-        self.database.value("select end_incident(%s, %s)", incident.project, incident.scope)
-        self.model.end(incident)
+    @rule(project=one_of("stopped"), by_a_probe=st.booleans())
+    def go_on(self, project: str, by_a_probe: bool) -> None:
+        if by_a_probe:
+            self.database.value("select end_incident(%s, 'apns_web')", project)
+            self.model.a_probe_got_through(project)
+        else:
+            self.database.value("select resume(%s)", project)
+            self.model.resume(project)
 
     # Workers
 
-    @precondition(lambda machine: len(machine.living) < 2)
-    @rule()
     def enter(self) -> None:
         session = psycopg.connect(self.database.conninfo, autocommit=True)
         self.workers.append(Worker(store_words.enter(session, timedelta(seconds=LEASE)), session))
 
-    @there_are("due")
-    @rule(worker=one_of("living"), busy=maybe_busy)
-    def claim(self, worker: Worker, busy: list[Notification]) -> None:
-        self.let_pass(MINUTE)
+    @there_are("claimants")
+    @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
+    def claim(self, worker: Worker, after: float, busy: list[Notification], marked: bool) -> None:
+        """A worker claims all that is due by now. `marked`: it begins with the requests of it, too."""
+        self.let_pass(after)
         with self.database.locked(busy):
             claimed = store_words.claim(worker.session, worker.words)
         now = {(each["notification_id"], each["address"]) for each in claimed}
         probes = {(each["notification_id"], each["address"]) for each in claimed if each["probe"]}
-        token = claimed[0]["lease"] if claimed else ""
 
-        assert self.model.claim(worker, token, busy, probes) == now
+        assert self.model.claim(worker, claimed[0]["lease"] if claimed else "", busy, probes) == now
         assert len(now) == len(claimed), "each delivery once"
         self.learn_numbers()
-        for row in claimed:
-            self.take(worker, row)
+        hands = [self.take(worker, row) for row in claimed]
+        if marked:
+            self.mark(hands)
 
-    @there_are("due")
-    @rule(worker=one_of("living"), became=st.lists(outcomes, min_size=1, max_size=3))
-    def claim_and_answer(self, worker: Worker, became: list[Outcome]) -> None:
+    @there_are("claimants")
+    @rule(worker=one_of("claimants"), after=waits, became=st.lists(outcomes, min_size=1, max_size=3))
+    def claim_and_answer(self, worker: Worker, after: float, became: list[Outcome]) -> None:
         """Nothing comes between."""
         before = len(self.hands)
-        self.claim(worker, [])
+        self.claim(worker, after, [], marked=False)
         for hand, outcome in zip(self.hands[before:], cycle(became), strict=False):
             self.record([hand], outcome, [])
 
-    def take(self, worker: Worker, row: store_words.Row) -> None:
+    def take(self, worker: Worker, row: store_words.Row) -> Hand:
         notification = next(each for each in self.notifications if each.id == row["notification_id"])
         delivery = next(each for each in notification.deliveries if each.address == row["address"])
         assert notification not in self.safe, "what was cancelled in time does not arrive"
         assert delivery.id == row["delivery_id"]
         assert (delivery.attempts, delivery.platform) == (row["attempts"], row["platform"])
-        self.hands.append(
-            Hand(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
-        )
+        hand = Hand(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
+        self.hands.append(hand)
+        return hand
 
     @there_are("unsent")
     @rule(hands=some_of("unsent"))
     def mark(self, hands: list[Hand]) -> None:
-        begun = store_words.mark(
-            hands[0].worker.session, *[{"delivery_id": each.id, "lease": each.lease} for each in hands]
-        )
+        claimed = [{"delivery_id": each.id, "lease": each.lease} for each in hands]
 
-        assert set(begun) == self.model.mark(hands)
+        assert set(store_words.mark(self.database.connection, *claimed)) == self.model.mark(hands)
 
     @there_are("answers")
     @rule(hands=some_of("answers"), outcome=outcomes, busy=maybe_busy)
@@ -1010,9 +1005,8 @@ class Machine(RuleBasedStateMachine):
 
         assert buried == self.model.bury(worker, busy)
         worker.buried = True
+        self.enter()
 
-    @there_are("pending")
-    @rule(seconds=st.sampled_from([10 * MINUTE, 120 * MINUTE]))
     def let_pass(self, seconds: float) -> None:
         self.database.put_forward(seconds)
         self.model.time += seconds

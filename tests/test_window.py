@@ -89,6 +89,26 @@ def test_three_quarters_of_twenty_answers_are_an_outage(taken: int, silent: int,
     assert window.is_outage(NOW) is outage
 
 
+def test_three_quarters_of_the_latest_hundred_are_an_outage_however_good_the_minute_was() -> None:
+    window = answered(*[TAKEN] * 1000, *[SILENT] * 74)
+    before = window.is_outage(NOW)
+
+    answer(window, [SILENT])
+
+    assert not before
+    assert window.is_outage(NOW)
+    answer(window, [TAKEN] * 26)
+    assert not window.is_outage(NOW)
+
+
+def test_the_latest_hundred_say_nothing_while_they_are_not_a_hundred() -> None:
+    window = answered(*[SILENT] * 79)
+
+    answer(window, [TAKEN] * 20, NOW + 60)
+
+    assert not window.is_outage(NOW + 60)
+
+
 @pytest.mark.parametrize("outcome", TROUBLE)
 def test_no_answer_no_connection_and_a_5xx_are_the_providers_trouble(outcome: Outcome) -> None:
     assert answered(*[outcome] * 20).is_outage(NOW)
@@ -219,10 +239,18 @@ def test_the_rate_is_what_was_taken_over_ten_seconds() -> None:
     for second in range(20):
         answer(window, [TAKEN] * 50 + [DEVICE_QUOTA, BUSY, GONE], NOW + second)
 
-    assert window.accepted_per_second(NOW + 19.99) == 50
-    assert window.accepted_per_second(NOW + 20.5) == 45
-    assert window.accepted_per_second(NOW + 28.5) == 5
+    assert window.accepted_per_second(NOW + 20) == 50
+    assert window.accepted_per_second(NOW + 25) == 50 * 4 / 9
     assert window.accepted_per_second(NOW + 29) == 0
+
+
+def test_the_rate_of_a_process_that_has_just_begun_is_that_since_then() -> None:
+    window = answered(*[TAKEN] * 50)
+
+    assert window.accepted_per_second(NOW + 0.1) == 50
+    assert window.accepted_per_second(NOW + 1) == 50
+    assert window.accepted_per_second(NOW + 2.5) == 20
+    assert Window().accepted_per_second(NOW) == 0
 
 
 # ── against a plain list ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,17 +271,26 @@ class PlainList:
     def said(self, now: float) -> dict[str, object]:
         recent = [outcome for at, outcome in self.answers if int(at) > now - 60]
         total = len(recent)
+        latest = [outcome for _, outcome in self.answers[-100:]]
         last = self.attempts[-3:]
+        seconds = [(int(at), outcome) for at, outcome in self.answers if int(at) > now - 10]
         return {
             "blips_help": total < 20 or sum(each in (BUSY, LOWEST_5XX) for each in recent) / total < 0.1,
-            "is_outage": sum(each in TROUBLE for each in recent) / total >= 0.75
+            "is_outage": share(recent) >= 0.75 or (len(latest) == 100 and share(latest) >= 0.75)
             if total >= 20
             else len(last) == 3 and all(outcome in TROUBLE and now - at <= 600 for at, outcome in last),
             "devices_vanish": total >= 20 and sum(each == GONE for each in recent) / total > 0.2,
             "credentials_are_foreign": total >= 20 and sum(each == OTHERS for each in recent) / total >= 0.75,
             "gets_through": any(now - at <= 600 for at in self.through),
-            "accepted_per_second": sum(each == TAKEN for at, each in self.answers if int(at) > now - 10) / 10,
+            "accepted_per_second": sum(each == TAKEN for _, each in seconds) / max(1, now - seconds[0][0])
+            if seconds
+            else 0,
         }
+
+
+def share(outcomes: list[Outcome]) -> float:
+    """How much of this is trouble."""
+    return sum(each in TROUBLE for each in outcomes) / len(outcomes)
 
 
 def said(window: Window, now: float) -> dict[str, object]:

@@ -46,7 +46,7 @@ class FcmSender:
         # The whole is what the lease is reckoned with, so each phase ends before it and can say what it was.
         self._whole = request_timeout.total_seconds()
         self._before = self._whole / 3
-        self._timeouts = {"pool": self._before, "connect": self._before, "read": 0.9 * self._whole}
+        self._timeouts = {"pool": self._before, "connect": self._before, "read": 0.97 * self._whole}
 
     @classmethod
     async def open(cls, project: Project, fcm_url: str, request_timeout: timedelta, in_flight: int) -> Self:

@@ -16,6 +16,7 @@ as $$
 declare
     at timestamptz;
     ends timestamptz;
+    half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
     perform from projects where name = begin_incident.project for update;   -- one after the other
     at := clock_timestamp();
@@ -33,7 +34,8 @@ begin
         and incident.until <= at;
 
     update stored_incidents as incident
-    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end
+    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end,
+        per_second = greatest(incident.per_second, half)    -- whoever was refused at once has sent nothing, and knows least
     where incident.project = begin_incident.project
         and incident.scope = begin_incident.scope
         and incident.by = 'worker'
@@ -52,9 +54,7 @@ begin
                 else ''
             end,
             case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
-            case when begin_incident.per_second is not null then
-                greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
-            end
+            case when half is not null then greatest(1, half) end
         );
     end if;
     perform reckon_pause(begin_incident.project);

@@ -9,8 +9,8 @@ as $$
         coalesce(project.max_per_second, 10000),
         (
             select
-                incident.per_second * (1 + greatest(0,
-                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60))
+                incident.per_second * power(2, least(60, greatest(0,
+                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60)))
             from notify_worker.stored_incidents as incident
             where incident.project = project.name
                 and incident.per_second is not null
