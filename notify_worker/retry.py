@@ -13,6 +13,7 @@ NOTHING = timedelta()
 APNS_WAIT = timedelta(minutes=15)
 """Between two tries while Apple or a browser's push service refuses the project's key."""
 REQUESTS_OF_A_BLIP = 3
+APNS_AND_WEB = ("ios", "web")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,11 @@ class RetryPolicy:
     def wait_beside_a_pause(self, delivery: Delivery, outcome: Outcome) -> timedelta:
         """Say how long a delivery waits on its own while something of its project is paused.
 
-        Not at all, since the pause holds it back, and lets it go when it is over. But where nobody said what platform a
-        device is of, the pause of iOS and web can't hold it.
+        Not at all, since the pause holds it back, and lets it go when it is over. But the pause of iOS and web can't hold
+        what is of another platform, or where nobody said of which.
         """
         scope = outcome.pause.scope if outcome.pause else Scope.PROJECT
-        return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform is None else NOTHING
+        return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform not in APNS_AND_WEB else NOTHING
 
     def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, dice: float) -> timedelta | None:
         """Say how long until a delivery is due again after this outcome; None: never.

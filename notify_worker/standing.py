@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from notify_worker.model import Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
-from notify_worker.retry import RetryPolicy
+from notify_worker.retry import APNS_AND_WEB, RetryPolicy
 from notify_worker.senders import Sender
 from notify_worker.window import FOREIGN, Window, is_trouble
 
 log = logging.getLogger(__name__)
 
-APNS_AND_WEB = ("ios", "web")
 TOPICS = ("topic", "condition")
+WORDS = {
+    Scope.PROJECT: "all messages",
+    Scope.APNS_WEB: "iOS and web",
+    Scope.TOPICS: "topics",
+    Scope.DEVICES: "retirements of devices",
+}
 
 
 @dataclass(slots=True)
@@ -60,7 +65,7 @@ class Standing:
         In an outage nothing counts: that FCM was away for two hours is no reason to give anything up.
         """
         now = monotonic()
-        self.window.attempted(outcome, now)
+        self.window.attempted(outcome, now, first=delivery.tries == 0)
         if outcome.pause is not None:
             self._stop(outcome.pause, outcome.error, now)
         elif is_trouble(outcome):
@@ -85,7 +90,7 @@ class Standing:
         exceeded = pause.lasts is not None and pause.scope is Scope.PROJECT
         rate = self.window.accepted_per_second(now) if exceeded else None
         self._find(Incident(self.project.name, pause.scope, because=because, lasts=pause.lasts, per_second=rate))
-        log.warning("project %s: %s stopped: %s", self.project.name, pause.scope.value, because)
+        log.warning("project %s: %s stop: %s", self.project.name, WORDS[pause.scope], because)
 
     def _go_on(self, delivery: Delivery, started: float) -> None:
         """End what this probe was for: not what began while it was in flight."""
@@ -93,7 +98,7 @@ class Standing:
             if stops(scope, delivery) and self.since.get(scope, 0) < started:
                 self.closed -= {scope}
                 self._find(Incident(self.project.name, scope, over=True))
-                log.warning("project %s: a probe got through; %s goes on", self.project.name, scope.value)
+                log.warning("project %s: a probe got through; %s go on", self.project.name, WORDS[scope])
         self.window.clear()
 
     def _find(self, incident: Incident) -> None:

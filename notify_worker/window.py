@@ -40,10 +40,14 @@ class Window:
         found = kinds(outcome)
         self._seconds[-1][1].update(found)
         self._total.update(found)
-        self._latest.append(is_trouble(outcome))
 
-    def attempted(self, outcome: Outcome, now: float) -> None:
-        """Take note of what one attempt, with all its requests, came to."""
+    def attempted(self, outcome: Outcome, now: float, *, first: bool = True) -> None:
+        """Take note of what one attempt, with all its requests, came to.
+
+        What failed before is no witness of an outage: at the end of a backlog nothing else may be left.
+        """
+        if first:
+            self._latest.append(is_trouble(outcome))
         self._attempts.append((now, is_trouble(outcome)))
         if not is_trouble(outcome):
             self._got_through_at = now

@@ -298,6 +298,20 @@ async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_reques
     assert (places.taken, places.waiting) == (0, 0)
 
 
+async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
+    gone = Outcome(Verdict.UNREGISTERED, http_status=404)
+    sender = ready(a=[gone] * 20)
+    standing = project(sender)
+
+    for _ in range(19):
+        await made(attempt(sender, standing=standing))
+    before = standing.closed
+    await made(attempt(sender, standing=standing))
+
+    assert before == frozenset()
+    assert standing.closed == {Scope.DEVICES}
+
+
 async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
     sender = ScriptedSender()
     standing = project(sender)
@@ -324,6 +338,7 @@ async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_deliv
 
     assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
     assert paused.retry_in is not None
+    assert paused.finished - paused.started < 2  # and waits for no third request
     assert (expired.outcome, expired.requests, expired.counts) == (MENDABLE, 1, True)
 
 
@@ -437,6 +452,20 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     assert (book.written, sender.asked) == ([], [])
 
 
+async def test_what_waits_for_a_place_when_a_pause_begins_is_not_marked() -> None:
+    sender, places = ready(), Places(1)
+    book, standing = Book(sender, places), project(sender)
+
+    async with places:
+        hold = attempt(sender, standing=standing, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)
+        waiting = asyncio.create_task(hold.run())
+        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+        standing.follow(standing.project, ["project"])
+
+    assert await waiting is None
+    assert (book.written, sender.asked) == ([], [])
+
+
 async def test_what_may_be_sent_twice_is_not_marked() -> None:
     sender, places = ready(), Places(1)
     book = Book(sender, places, allows=False)
@@ -484,13 +513,13 @@ async def test_a_refused_token_and_what_never_left_are_mended_where_a_5xx_is_not
         ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
     )
     book = Book(hold, places)
-    a_tenth_is_5xx = [SENT] * 18 + [MENDABLE] * 2
+    many_are_5xx = [SENT] * 17 + [MENDABLE] * 3
 
     of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
         made(attempt(hold, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)),
         made(attempt(probing, probe=True)),
-        made(attempt(busy, standing=project(busy, *a_tenth_is_5xx))),
-        made(attempt(never_left, standing=project(never_left, *a_tenth_is_5xx))),
+        made(attempt(busy, standing=project(busy, *many_are_5xx))),
+        made(attempt(never_left, standing=project(never_left, *many_are_5xx))),
         made(attempt(calm, standing=project(calm, *[SENT] * 20))),
     )
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -566,22 +566,10 @@ def fit_to_compare(line: str) -> str:
 # The specification
 
 
-def each_answer(is_broken: Callable[[Answer], bool], reason: str) -> pytest.MarkDecorator:
-    """Each row, with those that are known to be broken."""
-    known = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize(
-        "row", [pytest.param(row, marks=known if is_broken(row) else (), id=str(row)) for row in ROWS]
-    )
+each_answer = pytest.mark.parametrize("row", ROWS, ids=str)
 
 
-def is_apns_for_android(row: Answer) -> bool:
-    return (row.fault, row.platform) == ("thirdparty", "android")
-
-
-@each_answer(
-    lambda row: is_apns_for_android(row) or row.fault == "apidisabled",
-    "what is of Android waits for nothing while iOS and web are paused; where to look is cut off after 300 characters",
-)
+@each_answer
 def test_each_answer_has_its_verdict_and_its_consequences(facts: dict[Answer, Facts], row: Answer) -> None:
     fate, found = row.fate, facts[row]
 
@@ -615,7 +603,7 @@ def read(row: Answer) -> tuple[int | None, str | None]:
     return int(found["status"]) if found["status"] else None, row.code or found["code"]
 
 
-@each_answer(is_apns_for_android, "what is of Android waits for nothing while iOS and web are paused")
+@each_answer
 def test_explain_says_of_each_answer_what_came_of_it(facts: dict[Answer, Facts], row: Answer) -> None:
     found = facts[row]
     phone = f"delivery {found.delivery['id']} ({row.platform or row.kind} …{found.delivery['address']})"

@@ -86,9 +86,6 @@ def test_nothing_secret_is_logged_recorded_or_printed_whatever_happens(shop: Sho
         assert leaks(printed(shop, *arguments), shop, keys) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="procrastinate logs what its job raised, DETAIL and all; the store could leave that out"
-)
 def test_a_claim_that_the_database_refuses_is_logged_without_the_row(shop: Shop) -> None:
     refuse(shop, "notifications", "lease is null or event_id is distinct from 'unclaimable'")
 

@@ -690,8 +690,10 @@ waits = st.sampled_from([MINUTE, MINUTE, 10 * MINUTE, 120 * MINUTE])
 outcomes = st.sampled_from(
     [
         Outcome("sent"),
-        Outcome("failed"),
+        Outcome("sent"),
         Outcome("unregistered"),
+        Outcome("unregistered"),
+        Outcome("failed"),
         Outcome("retry", retry_in=1.5 * MINUTE),
         Outcome("retry", counts=False, retry_in=1.5 * MINUTE),
         Outcome("retry"),
@@ -820,8 +822,13 @@ class Machine(RuleBasedStateMachine):
             )
         )
 
-    @there_are("pending")
-    @rule(receiver=receivers, address=addresses, platform=st.sampled_from(PLATFORMS), replaces=st.none() | addresses)
+    @there_are("in_use")
+    @rule(
+        receiver=receivers,
+        address=addresses,
+        platform=st.sampled_from(PLATFORMS),
+        replaces=st.none() | one_of("in_use"),
+    )
     def register(self, receiver: str, address: str, platform: str | None, replaces: str | None) -> None:
         self.database.value(
             "select register_device(%s, 'token', %s, %s, replaces => %s)", receiver, address, platform, replaces
@@ -885,10 +892,15 @@ class Machine(RuleBasedStateMachine):
 
     # Pauses
 
-    @there_are("pending")
-    @rule(project=projects, what=st.sampled_from(["project", "topics", "apns_web"]))
-    def stop(self, project: str, what: str) -> None:
-        """An operator pauses a project, or a worker finds that something of it is not worth a request."""
+    @there_are("claimants")
+    @rule(
+        project=projects,
+        what=st.sampled_from(["topics", "apns_web", "project"]),
+        worker=one_of("claimants"),
+        wishes=wishes,
+    )
+    def stop(self, project: str, what: str, worker: Worker, wishes: list[Wish]) -> None:
+        """A worker finds that something of a project is not worth a request, or an operator pauses it; and business goes on."""
         if what == "project":
             self.database.value("select pause(%s, 'a rehearsal')", project)
             self.model.paused.add(project)
@@ -896,6 +908,8 @@ class Machine(RuleBasedStateMachine):
             lasts = 30.5 * MINUTE if what == "topics" else None
             self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
             self.model.begin(project, what, lasts or APNS_WAIT)
+        self.insert(wishes)
+        self.claim(worker, MINUTE, [], marked=False)
 
     @there_are("stopped")
     @rule(project=one_of("stopped"), by_a_probe=st.booleans())

@@ -41,7 +41,7 @@ TOKEN_REQUEST_TIMEOUT = 10.0
 THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 """Reached without the proxy that the environment may name."""
 
-LONGEST_LINE = 300
+LONGEST_LINE = 600
 
 log = logging.getLogger(__name__)
 

@@ -38,12 +38,13 @@ BADLY_SET_UP = Pause(Scope.PROJECT)
 
 LOOK_AT: Mapping[int, str] = MappingProxyType(
     {
-        401: "Look at the project's credentials: FCM takes no token of theirs.",
+        401: "Look at the project's credentials: FCM refuses every token that they give.",
         403: "Look whether the FCM API is enabled and the service account has the role "
         "Firebase Cloud Messaging API Admin.",
         404: "Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL.",
     }
 )
+LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebase console, Cloud Messaging."
 LOOK_BETWEEN = "Look at NOTIFY_WORKER_FCM_URL, and for a proxy that answers in FCM's place."
 
 
@@ -165,10 +166,10 @@ def wait(answer: Answer, pause: Pause | None) -> timedelta | None:
 
 def told(answer: Answer, pause: Pause | None) -> str:
     """Write what happened; where it stops the project, also where to look."""
-    what = f"{answer.status} {answer.code}: {answer.said}"
-    if pause != BADLY_SET_UP:
-        return what
-    return f"{what.rstrip('.')}. {LOOK_AT.get(answer.status, LOOK_BETWEEN)}"
+    what = f"{answer.status} {answer.code}: {answer.said}".rstrip(".")
+    if answer.accuses_apns:
+        return f"{what}. {LOOK_AT_APNS}"
+    return f"{what}. {LOOK_AT.get(answer.status, LOOK_BETWEEN)}" if pause == BADLY_SET_UP else what
 
 
 def read(response: httpx.Response, body: bytes) -> Answer:
@@ -179,20 +180,27 @@ def read(response: httpx.Response, body: bytes) -> Answer:
     apns_reasons = [text_in(each, "reason") for each in details(found, "google.firebase.fcm.v1.ApnsError")]
     quotas = violations(found, "google.rpc.QuotaFailure", "violations")
     content_type = response.headers.get("content-type", "no content type")
+    fields = violations(found, "google.rpc.BadRequest", "fieldViolations")
+    nothing = f"{len(body)} bytes of {content_type}, not an error of FCM" if body else "an empty body"
     return Answer(
         status=response.status_code,
-        said=text_in(found, "error", "message") or f"{len(body)} bytes of {content_type}, not an error of FCM",
+        said=with_fields(text_in(found, "error", "message") or nothing, fields),
         code=fcm_code or reason or code_in(found, "error", "status") or f"HTTP_{response.status_code}",
         fcm_code=fcm_code,
         reason=reason,
         apns_reason=next(filter(None, apns_reasons), None),
-        wrong_fields=tuple(
-            text_in(each, "field") for each in violations(found, "google.rpc.BadRequest", "fieldViolations")
-        ),
+        wrong_fields=tuple(text_in(each, "field") for each in fields),
         exceeded=" ".join(text_in(each, key) or "" for each in quotas for key in ("subject", "description")),
         name=text_in(found, "name"),
         retry_after=retry_after(response.headers.get("retry-after", "")),
     )
+
+
+def with_fields(said: str, fields: list[Json]) -> str:
+    """Add which field is wrong, and why, where the message itself does not say so."""
+    more = [f"{text_in(each, 'field') or '?'}: {text_in(each, 'description') or '?'}" for each in fields]
+    new = [each for each in more if each.partition(": ")[2] not in said]
+    return f"{said.rstrip('.')} ({'; '.join(new)})" if new else said
 
 
 def parse(body: bytes) -> Json:

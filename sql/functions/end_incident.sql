@@ -20,9 +20,7 @@ begin
     if not found then
         return;
     end if;
-    if scope <> 'project' then
-        perform bring_forward(end_incident.project, waited_until);
-    end if;
+    perform bring_forward(end_incident.project, waited_until);
     perform reckon_pause(end_incident.project);
     perform ring();
 end

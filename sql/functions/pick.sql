@@ -16,15 +16,42 @@ declare
     of_lane smallint;
     for_normal integer;
     taken integer;
+    allowed integer;
 begin
     foreach of_project in array in_line loop
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
         if share >= 1 then
-            share := least(share, probes_allowed(of_project, due_by));
+            allowed := probes_allowed(of_project, due_by);
+            share := least(share, allowed);
         end if;
         continue when share < 1;
+
+        -- Every other probe is what has come last: else what fails each time would be asked again and again, and all else wait.
+        if allowed = 1 and exists (
+            select from stored_incidents as incident
+            where incident.project = of_project
+                and incident.scope = 'project'
+                and incident.ended_at is null
+                and incident.probes % 2 = 0
+        ) then
+            foreach of_lane in array array[1, 0] loop
+                return query
+                select notification.id, notification.expanded_at, notification.lease
+                from notifications as notification
+                where notification.state = 'pending'
+                    and notification.project = of_project
+                    and notification.lane = of_lane
+                    and notification.due_at <= due_by
+                order by notification.due_at desc
+                limit 1
+                for update skip locked;
+                exit when found;
+            end loop;
+            left_over := left_over - 1;
+            continue;
+        end if;
 
         -- A tenth, and of a small share now and then one.
         select count(*) into for_normal

@@ -20,6 +20,7 @@ begin
             and (open.probes is not null or open.scope = 'topics' and open.until > at)
             and open.project in (select project from notifications where id = any (notification_ids))
         order by open.scope, open.id
+        for share       -- whoever ends it waits, and then brings forward what is put off here
     loop
         stopped := array(
             select delivery.id

@@ -6,10 +6,15 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
     perform check_project(resume.project);
+    perform from projects where name = resume.project for update;   -- as begin_incident, and in its order
+    perform from stored_incidents as incident
+    where incident.project = resume.project
+        and incident.ended_at is null
+    for update;     -- what a claim is just now putting off is brought forward too
     perform bring_forward(resume.project, incident.until)
     from stored_incidents as incident
     where incident.project = resume.project
-        and incident.scope in ('apns_web', 'topics')
+        and incident.until < 'infinity'
         and incident.ended_at is null;
 
     update stored_incidents as incident
