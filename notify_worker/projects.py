@@ -45,7 +45,8 @@ class Projects:
         # Else what was read may be older than what this process has found out.
         current = self._changes() == before and not any(self.found())
         for project, closed in rows:
-            self._follow(project, closed if current else None)
+            new = project.name not in self._standings
+            self._follow(project, closed if current or new else None)
         for gone in self._standings.keys() - {project.name for project, _ in rows}:
             del self._standings[gone]
 

@@ -29,7 +29,7 @@ class Window:
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, Counter[str]]] = deque()
         self._total: Counter[str] = Counter()
-        self._latest: deque[bool] = deque(maxlen=LATEST)
+        self._latest: deque[tuple[float, bool]] = deque(maxlen=LATEST)
         self._attempts: deque[tuple[float, bool]] = deque(maxlen=FEW)
         self._got_through_at = float("-inf")
 
@@ -47,7 +47,7 @@ class Window:
         What failed before is no witness of an outage: at the end of a backlog nothing else may be left.
         """
         if first:
-            self._latest.append(is_trouble(outcome))
+            self._latest.append((now, is_trouble(outcome)))
         self._attempts.append((now, is_trouble(outcome)))
         if not is_trouble(outcome):
             self._got_through_at = now
@@ -69,7 +69,8 @@ class Window:
         counts = self._counts(now)
         if counts["all"] >= ENOUGH:
             of_the_minute = 4 * counts["trouble"] >= 3 * counts["all"]
-            return of_the_minute or (len(self._latest) == LATEST and 4 * sum(self._latest) >= 3 * LATEST)
+            latest = [trouble for at, trouble in self._latest if now - at <= LASTS]
+            return of_the_minute or (len(latest) == LATEST and 4 * sum(latest) >= 3 * LATEST)
         return len(self._attempts) == FEW and all(trouble and now - at <= FEW_WITHIN for at, trouble in self._attempts)
 
     def gets_through(self, now: float) -> bool:

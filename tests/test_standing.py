@@ -134,6 +134,18 @@ def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attemp
     assert counts == [True] * counts.index(False) + [False] * (40 - counts.index(False))
 
 
+@pytest.mark.parametrize(("tries", "outage"), [(0, True), (1, False)])
+def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
+    tries: int, outage: bool
+) -> None:
+    project = standing()
+    answer(project, *[TAKEN] * 1000)
+
+    answer(project, *[SILENT] * 100, delivery=replace(DELIVERY, tries=tries))
+
+    assert (begun(project) == [Scope.PROJECT]) is outage
+
+
 def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_delivery() -> None:
     project = standing()
     answer(project, REVOKED)

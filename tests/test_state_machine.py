@@ -900,7 +900,7 @@ class Machine(RuleBasedStateMachine):
         wishes=wishes,
     )
     def stop(self, project: str, what: str, worker: Worker, wishes: list[Wish]) -> None:
-        """A worker finds that something of a project is not worth a request, or an operator pauses it; and business goes on."""
+        """A worker finds that something of a project is not worth a request, or an operator pauses it. Business goes on."""
         if what == "project":
             self.database.value("select pause(%s, 'a rehearsal')", project)
             self.model.paused.add(project)
