@@ -186,3 +186,39 @@ def attempts(connection: psycopg.Connection, notification_id: int) -> list[Row]:
 def unbalanced(connection: psycopg.Connection) -> list[str]:
     """The lines of the ledger that do not balance."""
     return [line["what"] for line in rows(connection, "select * from notify_worker.ledger where not balanced")]
+
+
+def begin(
+    connection: psycopg.Connection,
+    scope: str = "project",
+    project: str = "default",
+    *,
+    because: str = "its key was refused",
+    lasts: float | None = None,
+    per_second: float | None = None,
+) -> None:
+    """A worker found that this is not worth a request."""
+    statement: LiteralString = "select notify_worker.begin_incident(%s, %s, %s, %s, %s)"
+    connection.execute(statement, [project, scope, because, lasts, per_second])
+
+
+def end(connection: psycopg.Connection, scope: str = "project", project: str = "default") -> None:
+    """A probe got through."""
+    connection.execute("select notify_worker.end_incident(%s, %s)", [project, scope])
+
+
+def let_pass(connection: psycopg.Connection, **time: float) -> None:
+    """Let time pass, as `timedelta` names it: what stands in the tables was then longer ago. Workers stay alive."""
+    for table, columns in {
+        "projects": ["paused_until"],
+        "devices": ["registered_at", "seen_at", "retired_at"],
+        "notifications": ["created_at", "due_at", "send_at", "expires_at", "expanded_at", "leased_at", "settled_at"],
+        "stored_deliveries": ["created_at", "due_at", "settled_at"],
+        "stored_incidents": ["began_at", "until", "ended_at"],
+        "stored_allowances": ["spent_at"],
+    }.items():
+        earlier = [SQL("{0} = {0} - %(time)s").format(Identifier(column)) for column in columns]
+        connection.execute(
+            SQL("update notify_worker.{} set {}").format(Identifier(table), SQL(", ").join(earlier)),
+            {"time": timedelta(**time)},
+        )

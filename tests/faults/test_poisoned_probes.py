@@ -1,7 +1,6 @@
 """Deliveries that fail each time, in a project that waits for a probe: others must not wait for all of them."""
 
 import psycopg
-import pytest
 
 from tests.store_words import Worker, claim_one, enter, insert, outcome, record, value
 
@@ -10,7 +9,6 @@ SOON_ENOUGH = 3
 """Probes; they end up five minutes apart."""
 
 
-@pytest.mark.xfail(strict=True, reason="a probe is always the one that has been due longest")
 def test_what_is_new_is_probed_before_all_that_failed_before(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     for _ in range(POISONED):
