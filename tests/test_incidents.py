@@ -168,9 +168,6 @@ def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: psycopg.C
     assert all(each["due_at"] > leased["leased_at"] for each in others)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="put_off lets them wait for the next probe, and end_incident comes before their lease ends"
-)
 def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     family(connection)
@@ -190,7 +187,6 @@ def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: psy
     assert [each["probe"] for each in again] == [False, False]
 
 
-@pytest.mark.xfail(strict=True, reason="what failed a moment ago has come last: pick probes it again")
 def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     for _ in range(10):
@@ -319,7 +315,6 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_t
     assert unbalanced(connection) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a turn is used up though nothing was sent")
 @pytest.mark.parametrize(
     "columns",
     [{"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, {"campaign": "no_such"}, {"receiver_id": "u_nobody"}],
@@ -339,9 +334,6 @@ def test_what_cannot_be_sent_takes_no_probe_s_turn(connection: psycopg.Connectio
     assert 19 < waits_for(connection) <= 20
 
 
-@pytest.mark.xfail(
-    strict=True, reason="put_off goes through the scopes by name: project before topics; and the turn is used up"
-)
 def test_what_another_incident_stops_takes_no_probe_s_turn(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
@@ -732,7 +724,6 @@ def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: p
     assert [notification(connection, number)["due_at"] for number in (retried, scheduled)] == before
 
 
-@pytest.mark.xfail(strict=True, reason="bring_forward looks for incident.until alone")
 @pytest.mark.parametrize("by", ["a probe", "resume"])
 def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
     connection: psycopg.Connection, by: str
@@ -788,9 +779,6 @@ def test_a_delivery_of_which_nobody_knows_the_platform_is_not_stopped(connection
     assert [each["probe"] for each in claimed] == [False, False, False]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="for share in put_off: two claims make each other skip the probe, for 15 minutes"
-)
 def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_soon(
     database: str, connection: psycopg.Connection
 ) -> None:
@@ -1015,7 +1003,6 @@ def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection
     assert lines[-1] == "it ended sent"
 
 
-@pytest.mark.xfail(strict=True, reason="history says when it is due and not why it waits")
 @pytest.mark.parametrize("platform", ["ios", "web"])
 def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psycopg.Connection, platform: str) -> None:
     worker = enter(connection)

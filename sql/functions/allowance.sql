@@ -16,6 +16,7 @@ as $$
 declare
     before stored_allowances;
     since double precision := 60;
+    at_most double precision := coalesce(share(allowance.project), 'infinity');
 begin
     select * into before
     from stored_allowances as stored
@@ -26,11 +27,12 @@ begin
     end if;
 
     climbed := coalesce(before.climbed, 0.2) + 0.8 / 60 * case
-        when before.left_over < 1 then 2 * least(since, 1) - since     -- it was all spent: more was wanted, for a second
+        -- It was all spent: more was wanted, until there was one more and a second longer.
+        when before.left_over < 1 then 2 * least(since, 1 + (1 - before.left_over) / (at_most * before.climbed)) - since
         else - since
     end;
     climbed := least(1, greatest(0.2, climbed));
-    fills_at := coalesce(share(allowance.project), 'infinity') * climbed;
+    fills_at := at_most * climbed;
     left_over := least(greatest(1, fills_at / 4), coalesce(before.left_over + fills_at * since, 'infinity'));
 end
 $$;

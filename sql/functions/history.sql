@@ -19,6 +19,7 @@ as $$
             when notification.cancelled_at is not null then 'it was cancelled by a call'
             when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
             when notification.state = 'pending' and paused.because is not null then 'its project is paused: ' || paused.because
+            when notification.state = 'pending' and stopped.because is not null then stopped.because
             when notification.state = 'pending' and notification.due_at > now()
                 then coalesce(last.error || ', ', '') || 'due at ' || notification.due_at
             when notification.state = 'pending' then 'it is due'
@@ -34,6 +35,22 @@ as $$
         limit 1
     ) as last on true
     left join lateral pause_of(notification.project) as paused
+        on true
+    left join lateral (
+        select case incident.scope when 'apns_web' then 'iOS and web' else 'topics' end
+            || ' of its project are paused: ' || incident.because as because
+        from stored_incidents as incident
+        join stored_deliveries as delivery
+            on delivery.notification_id = notification.id
+            and delivery.state = 'pending'
+            and stops(incident.scope, delivery)
+        where notification.state = 'pending'
+            and incident.project = notification.project
+            and incident.scope in ('apns_web', 'topics')
+            and incident.ended_at is null
+            and (incident.probes is not null or incident.until > now())
+        limit 1
+    ) as stopped
         on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since

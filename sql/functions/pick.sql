@@ -28,7 +28,8 @@ begin
         end if;
         continue when share < 1;
 
-        -- Every other probe is what has come last: else what fails each time would be asked again and again, and all else wait.
+        -- Every other probe is what has come last and was never tried: else what fails each time would be asked again and again,
+        -- and all else wait.
         if allowed = 1 and exists (
             select from stored_incidents as incident
             where incident.project = of_project
@@ -36,6 +37,7 @@ begin
                 and incident.ended_at is null
                 and incident.probes % 2 = 0
         ) then
+            taken := 0;
             foreach of_lane in array array[1, 0] loop
                 return query
                 select notification.id, notification.expanded_at, notification.lease
@@ -44,13 +46,15 @@ begin
                     and notification.project = of_project
                     and notification.lane = of_lane
                     and notification.due_at <= due_by
+                    and notification.expanded_at is null
                 order by notification.due_at desc
                 limit 1
                 for update skip locked;
-                exit when found;
+                get diagnostics taken = row_count;
+                exit when taken > 0;
             end loop;
-            left_over := left_over - 1;
-            continue;
+            left_over := left_over - taken;
+            continue when taken > 0;
         end if;
 
         -- A tenth, and of a small share now and then one.
@@ -63,6 +67,7 @@ begin
                 and notification.due_at <= due_by
             order by notification.due_at
             limit floor(share / 10.0 + random())::integer
+            for update skip locked      -- what somebody else has locked is no reason to leave room
         ) as waiting;
 
         foreach of_lane in array array[0, 1] loop

@@ -19,8 +19,8 @@ begin
             and open.by = 'worker'
             and (open.probes is not null or open.scope = 'topics' and open.until > at)
             and open.project in (select project from notifications where id = any (notification_ids))
-        order by open.scope, open.id
-        for share       -- whoever ends it waits, and then brings forward what is put off here
+        order by open.scope = 'project', open.scope, open.id    -- what another one stops is no probe of the project
+        for update      -- one claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here
     loop
         stopped := array(
             select delivery.id
@@ -35,24 +35,28 @@ begin
                 and stops(incident.scope, delivery)
             order by delivery.due_at, delivery.id
         );
-        continue when stopped = '{}';
+        if stopped = '{}' then
+            if incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
+                update stored_incidents as unused
+                set probes = unused.probes - 1,
+                    until = at
+                where unused.id = incident.id;
+                perform reckon_pause(incident.project);
+            end if;
+            continue;
+        end if;
 
         probe := null;
         if incident.scope = 'project' then
             probe := stopped[1];        -- pick has taken this turn
+            incident.until := at;       -- the pause holds the others back, and lets them go
         elsif incident.until <= at then
             update stored_incidents as lapsed
             set probes = lapsed.probes + 1,
                 until = at + probe_wait(lapsed.scope, lapsed.probes + 1)
-            where lapsed.id in (
-                select id from stored_incidents where id = incident.id and until <= at for update skip locked
-            )
+            where lapsed.id = incident.id
             returning lapsed.until into incident.until;
-            if found then
-                probe := stopped[1];
-            else
-                incident.until := at + probe_wait(incident.scope, 1);
-            end if;
+            probe := stopped[1];
         end if;
         probes := probes || probe;
 
