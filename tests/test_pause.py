@@ -244,7 +244,7 @@ def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
     told = [line["what"] for line in rows(connection, "select what from notify_worker.explain(%s::bigint)", number)]
 
     assert told[1].startswith("project orders was paused by an operator")
-    assert told[2:] == [f"it is pending, and its project is paused until infinity: {said}"]
+    assert told[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
     assert value(connection, "select because from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 

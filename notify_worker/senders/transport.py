@@ -68,9 +68,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 return response(request, answer, await body_of(answer))
         except aiohttp.ClientResponseError as error:
             # Without the cause: its text quotes the address of a proxy, password and all.
-            raise exactly(error)(f"{error.status} {error.message}", request=request) from None
+            raise told(error, request) from None
         except aiohttp.ClientError as error:
-            raise exactly(error)(str(error), request=request) from error
+            raise told(error, request) from error
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -109,9 +109,23 @@ def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes
         return httpx.Response(answer.status, request=request)
 
 
-def exactly(error: aiohttp.ClientError) -> type[httpx.RequestError]:
-    """Name what happened in httpx's words, so that NOT_SENT holds."""
-    return next(name for kind, name in EXACTLY if isinstance(error, kind))
+def told(error: aiohttp.ClientError, request: httpx.Request) -> httpx.RequestError:
+    """Say what happened in httpx's words, so that NOT_SENT holds."""
+    exactly = next(name for kind, name in EXACTLY if isinstance(error, kind))
+    what = in_words(error, request)
+    return exactly(what if issubclass(exactly, NOT_SENT) else f"{what}; FCM may have it", request=request)
+
+
+def in_words(error: aiohttp.ClientError, request: httpx.Request) -> str:
+    """Leave out what aiohttp quotes: half an answer as its own object, and a status of 400 that nobody gave."""
+    match error:
+        case aiohttp.SocketTimeoutError():
+            return f"no answer within {request.extensions['timeout']['read']:.3g} s"
+        case aiohttp.ClientHttpProxyError():
+            return f"{error.status} {error.message}"
+        case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError(message=aiohttp.http.RawResponseMessage()):
+            return "the answer could not be read"
+    return str(error) or "the connection broke"
 
 
 @cache

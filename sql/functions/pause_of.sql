@@ -7,8 +7,10 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select
         case
-            when incident.probes is null then projects.paused_until::text
-            else 'a probe gets through, the next one at ' || greatest(incident.until, now())
+            when incident.probes is not null
+                then 'a probe gets through, the next one at ' || date_trunc('second', greatest(incident.until, now()))
+            when projects.paused_until = 'infinity' then 'somebody resumes it'
+            else date_trunc('second', projects.paused_until)::text
         end,
         coalesce(projects.paused_because, incident.because, 'no reason given')
     from projects

@@ -9,6 +9,13 @@ with of_project as materialized (
         where projects.name = line.project
             and projects.paused_until > now()
     )
+        and not exists (        -- between two probes
+            select from notify_worker.stored_incidents as incident
+            where incident.project = line.project
+                and incident.scope = 'project'
+                and incident.ended_at is null
+                and incident.probes is not null
+        )
 ), near as materialized (
     select notification.due_at, notification.lease, notification.leased_by
     from (select max(lease_length) as longest from notify_worker.stored_workers) as workers
