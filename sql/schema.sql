@@ -567,9 +567,11 @@ CREATE VIEW notify_worker.status AS
             lane.number AS lane
            FROM (notify_worker.projects_in_line() line(project)
              CROSS JOIN ( VALUES ((0)::smallint), ((1)::smallint)) lane(number))
-          WHERE (NOT (EXISTS ( SELECT
+          WHERE ((NOT (EXISTS ( SELECT
                    FROM notify_worker.projects
-                  WHERE ((projects.name = line.project) AND (projects.paused_until > now())))))
+                  WHERE ((projects.name = line.project) AND (projects.paused_until > now()))))) AND (NOT (EXISTS ( SELECT
+                   FROM notify_worker.stored_incidents incident
+                  WHERE ((incident.project = line.project) AND (incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL))))))
         ), near AS MATERIALIZED (
          SELECT notification.due_at,
             notification.lease,
@@ -711,6 +713,7 @@ CREATE FUNCTION notify_worker.allowance(project text, worker_id integer, OUT lef
 declare
     before stored_allowances;
     since double precision := 60;
+    at_most double precision := coalesce(share(allowance.project), 'infinity');
 begin
     select * into before
     from stored_allowances as stored
@@ -721,11 +724,12 @@ begin
     end if;
 
     climbed := coalesce(before.climbed, 0.2) + 0.8 / 60 * case
-        when before.left_over < 1 then 2 * least(since, 1) - since     -- it was all spent: more was wanted, for a second
+        -- It was all spent: more was wanted, until there was one more and a second longer.
+        when before.left_over < 1 then 2 * least(since, 1 + (1 - before.left_over) / (at_most * before.climbed)) - since
         else - since
     end;
     climbed := least(1, greatest(0.2, climbed));
-    fills_at := coalesce(share(allowance.project), 'infinity') * climbed;
+    fills_at := at_most * climbed;
     left_over := least(greatest(1, fills_at / 4), coalesce(before.left_over + fills_at * since, 'infinity'));
 end
 $$;
@@ -818,6 +822,7 @@ CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because t
 declare
     at timestamptz;
     ends timestamptz;
+    half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
     perform from projects where name = begin_incident.project for update;   -- one after the other
     at := clock_timestamp();
@@ -835,7 +840,8 @@ begin
         and incident.until <= at;
 
     update stored_incidents as incident
-    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end
+    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end,
+        per_second = greatest(incident.per_second, half)    -- whoever was refused at once has sent nothing, and knows least
     where incident.project = begin_incident.project
         and incident.scope = begin_incident.scope
         and incident.by = 'worker'
@@ -854,7 +860,7 @@ begin
                 else ''
             end,
             case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
-            greatest(1, begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2)
+            case when half is not null then greatest(1, half) end
         );
     end if;
     perform reckon_pause(begin_incident.project);
@@ -882,23 +888,28 @@ CREATE FUNCTION notify_worker.bring_forward(project text, waited_until timestamp
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
     with waiting as (
-        select notification.id
+        select notification.id, notification.due_at
         from notifications as notification
+        join projects as project
+            on project.name = notification.project
         where notification.state = 'pending'
             and notification.project = bring_forward.project
             and notification.lane in (0, 1)
-            and notification.due_at = bring_forward.waited_until
+            and notification.due_at > clock_timestamp()
+            and notification.due_at <= bring_forward.waited_until
+            and notification.due_at in (bring_forward.waited_until, expiry(notification, project.expires_after))
+            and notification.expanded_at is not null
             and notification.lease is null
         order by notification.id
         limit 10000
-        for update skip locked
+        for update of notification skip locked
     ), brought_forward as (
         update stored_deliveries as delivery
         set due_at = clock_timestamp()
         from waiting
         where delivery.notification_id = waiting.id
             and delivery.state = 'pending'
-            and delivery.due_at = bring_forward.waited_until
+            and delivery.due_at = waiting.due_at
     )
     update notifications as notification
     set due_at = clock_timestamp()
@@ -1013,6 +1024,70 @@ CREATE FUNCTION notify_worker.cancel(event_id text) RETURNS boolean
     )
 $$;
 COMMENT ON FUNCTION notify_worker.cancel(event_id text) IS 'Takes the wish of an event back, as cancel does by its number.';
+
+CREATE FUNCTION notify_worker.check_campaign() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    wrong text := case
+        when jsonb_typeof(new.data) <> 'object' then 'data'
+        when jsonb_typeof(new.message) <> 'object' then 'message'
+    end;
+begin
+    if wrong is not null then
+        raise exception using
+            errcode = 'check_violation',
+            message = format('the %s of a campaign has to be an object', wrong),
+            constraint = format('campaigns_%s_is_an_object', wrong),
+            schema = tg_table_schema,
+            table = tg_table_name;
+    end if;
+    return new;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.check_campaign() IS 'Refuses what is no campaign, without its words in the error.';
+
+CREATE FUNCTION notify_worker.check_device() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    missing text := case
+        when new.receiver_id is null then 'receiver_id'
+        when new.kind is null then 'kind'
+        when new.address is null then 'address'
+        when new.project is null then 'project'
+    end;
+    rule text;
+    what text;
+begin
+    if missing is not null then
+        raise exception using
+            errcode = 'not_null_violation',
+            message = format('the %s of a device is missing', missing),
+            column = missing,
+            schema = tg_table_schema,
+            table = tg_table_name;
+    elsif new.kind not in ('token', 'fid') then
+        rule := 'devices_kind';
+        what := format('the kind of a device can''t be "%s": there are token and fid', left(new.kind, 40));
+    elsif new.platform not in ('android', 'ios', 'web') then
+        rule := 'devices_platform';
+        what := format('the platform of a device can''t be "%s": there are android, ios and web', left(new.platform, 40));
+    end if;
+    if rule is not null then
+        raise exception using
+            errcode = 'check_violation',
+            message = what,
+            constraint = rule,
+            schema = tg_table_schema,
+            table = tg_table_name;
+    end if;
+    return new;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.check_device() IS 'Refuses what is no device, without its address in the error.';
 
 CREATE FUNCTION notify_worker.check_notification() RETURNS trigger
     LANGUAGE plpgsql
@@ -1400,6 +1475,7 @@ CREATE FUNCTION notify_worker.end_incident(project text, scope text) RETURNS voi
 declare
     waited_until timestamptz;
 begin
+    perform from projects where name = end_incident.project for update;   -- as begin_incident, and in its order
     update stored_incidents as incident
     set ended_at = clock_timestamp()
     where incident.project = end_incident.project
@@ -1411,9 +1487,7 @@ begin
     if not found then
         return;
     end if;
-    if scope <> 'project' then
-        perform bring_forward(end_incident.project, waited_until);
-    end if;
+    perform bring_forward(end_incident.project, waited_until);
     perform reckon_pause(end_incident.project);
     perform ring();
 end
@@ -1646,6 +1720,7 @@ CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with tim
             when notification.cancelled_at is not null then 'it was cancelled by a call'
             when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
             when notification.state = 'pending' and paused.because is not null then 'its project is paused: ' || paused.because
+            when notification.state = 'pending' and stopped.because is not null then stopped.because
             when notification.state = 'pending' and notification.due_at > now()
                 then coalesce(last.error || ', ', '') || 'due at ' || notification.due_at
             when notification.state = 'pending' then 'it is due'
@@ -1661,6 +1736,22 @@ CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with tim
         limit 1
     ) as last on true
     left join lateral pause_of(notification.project) as paused
+        on true
+    left join lateral (
+        select case incident.scope when 'apns_web' then 'iOS and web' else 'topics' end
+            || ' of its project are paused: ' || incident.because as because
+        from stored_incidents as incident
+        join stored_deliveries as delivery
+            on delivery.notification_id = notification.id
+            and delivery.state = 'pending'
+            and stops(incident.scope, delivery)
+        where notification.state = 'pending'
+            and incident.project = notification.project
+            and incident.scope in ('apns_web', 'topics')
+            and incident.ended_at is null
+            and (incident.probes is not null or incident.until > now())
+        limit 1
+    ) as stopped
         on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since
@@ -1863,8 +1954,10 @@ CREATE FUNCTION notify_worker.pause_of(project text) RETURNS TABLE(until text, b
     AS $$
     select
         case
-            when incident.probes is null then projects.paused_until::text
-            else 'a probe gets through, the next one at ' || greatest(incident.until, now())
+            when incident.probes is not null
+                then 'a probe gets through, the next one at ' || date_trunc('second', greatest(incident.until, now()))
+            when projects.paused_until = 'infinity' then 'somebody resumes it'
+            else date_trunc('second', projects.paused_until)::text
         end,
         coalesce(projects.paused_because, incident.because, 'no reason given')
     from projects
@@ -1887,8 +1980,8 @@ CREATE FUNCTION notify_worker.per_second(project notify_worker.projects) RETURNS
         coalesce(project.max_per_second, 10000),
         (
             select
-                incident.per_second * (1 + greatest(0,
-                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60))
+                incident.per_second * power(2, least(60, greatest(0,
+                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60)))
             from notify_worker.stored_incidents as incident
             where incident.project = project.name
                 and incident.per_second is not null
@@ -1913,15 +2006,46 @@ declare
     of_lane smallint;
     for_normal integer;
     taken integer;
+    allowed integer;
 begin
     foreach of_project in array in_line loop
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
         if share >= 1 then
-            share := least(share, probes_allowed(of_project, due_by));
+            allowed := probes_allowed(of_project, due_by);
+            share := least(share, allowed);
         end if;
         continue when share < 1;
+
+        -- Every other probe is what has come last and was never tried: else what fails each time would be asked again and again,
+        -- and all else wait.
+        if allowed = 1 and exists (
+            select from stored_incidents as incident
+            where incident.project = of_project
+                and incident.scope = 'project'
+                and incident.ended_at is null
+                and incident.probes % 2 = 0
+        ) then
+            taken := 0;
+            foreach of_lane in array array[1, 0] loop
+                return query
+                select notification.id, notification.expanded_at, notification.lease
+                from notifications as notification
+                where notification.state = 'pending'
+                    and notification.project = of_project
+                    and notification.lane = of_lane
+                    and notification.due_at <= due_by
+                    and notification.expanded_at is null
+                order by notification.due_at desc
+                limit 1
+                for update skip locked;
+                get diagnostics taken = row_count;
+                exit when taken > 0;
+            end loop;
+            left_over := left_over - taken;
+            continue when taken > 0;
+        end if;
 
         -- A tenth, and of a small share now and then one.
         select count(*) into for_normal
@@ -1933,6 +2057,7 @@ begin
                 and notification.due_at <= due_by
             order by notification.due_at
             limit floor(share / 10.0 + random())::integer
+            for update skip locked      -- what somebody else has locked is no reason to leave room
         ) as waiting;
 
         foreach of_lane in array array[0, 1] loop
@@ -1984,6 +2109,12 @@ begin
             and incident.probes is not null
     ) then
         return 2147483647;
+    end if;
+
+    -- In the order of begin_incident; whoever has it just now changes what is to be decided here.
+    perform from projects where name = probes_allowed.project for update skip locked;
+    if not found then
+        return 0;
     end if;
 
     update stored_incidents as incident
@@ -2179,7 +2310,8 @@ begin
             and open.by = 'worker'
             and (open.probes is not null or open.scope = 'topics' and open.until > at)
             and open.project in (select project from notifications where id = any (notification_ids))
-        order by open.scope, open.id
+        order by open.scope = 'project', open.scope, open.id    -- what another one stops is no probe of the project
+        for update      -- one claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here
     loop
         stopped := array(
             select delivery.id
@@ -2194,24 +2326,28 @@ begin
                 and stops(incident.scope, delivery)
             order by delivery.due_at, delivery.id
         );
-        continue when stopped = '{}';
+        if stopped = '{}' then
+            if incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
+                update stored_incidents as unused
+                set probes = unused.probes - 1,
+                    until = at
+                where unused.id = incident.id;
+                perform reckon_pause(incident.project);
+            end if;
+            continue;
+        end if;
 
         probe := null;
         if incident.scope = 'project' then
             probe := stopped[1];        -- pick has taken this turn
+            incident.until := at;       -- the pause holds the others back, and lets them go
         elsif incident.until <= at then
             update stored_incidents as lapsed
             set probes = lapsed.probes + 1,
                 until = at + probe_wait(lapsed.scope, lapsed.probes + 1)
-            where lapsed.id in (
-                select id from stored_incidents where id = incident.id and until <= at for update skip locked
-            )
+            where lapsed.id = incident.id
             returning lapsed.until into incident.until;
-            if found then
-                probe := stopped[1];
-            else
-                incident.until := at + probe_wait(incident.scope, 1);
-            end if;
+            probe := stopped[1];
         end if;
         probes := probes || probe;
 
@@ -2227,6 +2363,11 @@ begin
             and delivery.id is distinct from probe
             and notification.id = delivery.notification_id;
         if found then
+            update notifications    -- else whoever claims it next gives it its deliveries once more
+            set expanded_at = at
+            where id = any (notification_ids)
+                and state = 'pending'
+                and expanded_at is null;
             perform settle(notification_ids);
         end if;
     end loop;
@@ -2419,10 +2560,15 @@ CREATE FUNCTION notify_worker.resume(project text) RETURNS void
     AS $$
 begin
     perform check_project(resume.project);
+    perform from projects where name = resume.project for update;   -- as begin_incident, and in its order
+    perform from stored_incidents as incident
+    where incident.project = resume.project
+        and incident.ended_at is null
+    for update;     -- what a claim is just now putting off is brought forward too
     perform bring_forward(resume.project, incident.until)
     from stored_incidents as incident
     where incident.project = resume.project
-        and incident.scope in ('apns_web', 'topics')
+        and incident.until < 'infinity'
         and incident.ended_at is null;
 
     update stored_incidents as incident
@@ -2923,21 +3069,23 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    with told as (
-        select device.id, outcome.verdict
+    with addressed as materialized (
+        select outcome.verdict, outcome.started_ago, notification.project, delivery.kind, delivery.address
         from outcomes_of(outcomes) as outcome
-        join stored_deliveries as delivery
-            on delivery.id = outcome.delivery_id
-        join notifications as notification
-            on notification.id = delivery.notification_id
+        cross join lateral (select * from stored_deliveries where id = outcome.delivery_id offset 0) as delivery
+        cross join lateral (select project from notifications where id = delivery.notification_id offset 0) as notification
+        where outcome.verdict in ('sent', 'unregistered')
+    ), told as (
+        select device.id, outcome.verdict
+        from addressed as outcome
         join devices as device
-            on device.project = notification.project
-            and device.kind = delivery.kind
-            and device.address = delivery.address
+            on device.project = outcome.project
+            and device.kind = outcome.kind
+            and device.address = outcome.address
         where device.retired_at is null
             and not (outcome.verdict = 'unregistered' and exists (
                 select from stored_incidents as incident
-                where incident.project = notification.project
+                where incident.project = outcome.project
                     and incident.scope = 'devices'
                     and incident.ended_at is null
             ))
@@ -2993,6 +3141,10 @@ CREATE FUNCTION notify_worker.words_are_too_big(notification notify_worker.notif
 $$;
 COMMENT ON FUNCTION notify_worker.words_are_too_big(notification notify_worker.notifications, campaign notify_worker.campaigns) IS 'Says whether a notification and its campaign hold more than 64 KB of words.';
 
+
+CREATE TRIGGER check_campaign BEFORE INSERT OR UPDATE ON notify_worker.campaigns FOR EACH ROW EXECUTE FUNCTION notify_worker.check_campaign();
+
+CREATE TRIGGER check_device BEFORE INSERT OR UPDATE ON notify_worker.devices FOR EACH ROW EXECUTE FUNCTION notify_worker.check_device();
 
 CREATE TRIGGER check_notification BEFORE INSERT ON notify_worker.notifications FOR EACH ROW EXECUTE FUNCTION notify_worker.check_notification();
 

@@ -116,6 +116,7 @@ def test_what_is_no_device_is_refused(
         connection.execute(f"select notify_worker.register_device({arguments})")
 
     assert refused.value.diag.constraint_name == rule
+    assert refused.value.diag.message_detail is None
     assert rows(connection, "select from notify_worker.devices") == []
 
 

@@ -158,7 +158,7 @@ async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: P
     assert outcome.verdict is Verdict.SENT
 
 
-GONE = "404 UNREGISTERED: Requested entity was not found."
+GONE = "404 UNREGISTERED: Requested entity was not found"
 EXPIRED = {"@type": INFO, "reason": "ACCESS_TOKEN_EXPIRED"}
 DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}
 
@@ -386,7 +386,7 @@ async def test_the_reason_of_a_refused_token_says_where_to_look(server: HostileS
     outcome = await sender.send(MESSAGE)
 
     assert outcome.error == (
-        "401 ACCESS_TOKEN_EXPIRED: Expired. Look at the project's credentials: FCM takes no token of theirs."
+        "401 ACCESS_TOKEN_EXPIRED: Expired. Look at the project's credentials: FCM refuses every token that they give."
     )
 
 

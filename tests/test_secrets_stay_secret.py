@@ -130,9 +130,6 @@ def test_a_notification_is_refused_without_a_word_of_it(connection: psycopg.Conn
     assert MARK not in all_of(refused.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the CHECKs of devices show the row in their DETAIL; a trigger with named rules would not"
-)
 @pytest.mark.parametrize(
     "arguments",
     [("u_42", "topic", None), ("u_42", "token", "iPhone"), (None, "token", None)],

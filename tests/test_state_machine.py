@@ -754,6 +754,14 @@ class Machine(RuleBasedStateMachine):
         return [each for each in self.pending if each.campaign]
 
     @property
+    def waited_for(self) -> list[str]:
+        """The devices for which a delivery waits, or else all that there can be."""
+        waiting = [
+            delivery.address for each, delivery in self.deliveries if each.receiver and delivery.state == "pending"
+        ]
+        return waiting or list(ADDRESSES)
+
+    @property
     def in_use(self) -> list[str]:
         return [address for address, device in self.model.devices.items() if device.live] if self.pending else []
 
@@ -790,6 +798,11 @@ class Machine(RuleBasedStateMachine):
     def answers(self) -> list[Hand]:
         """What an outcome may come of, or come of again: a worker gives nothing back that it has sent."""
         return [each for each in self.hands if not each.given_back]
+
+    @property
+    def overdue(self) -> list[Hand]:
+        """What came to nothing before its lease was taken over."""
+        return [each for each in self.answers if each.outcome is None and not holds_still(each)]
 
     @property
     def unsent(self) -> list[Hand]:
@@ -830,7 +843,7 @@ class Machine(RuleBasedStateMachine):
     @there_are("in_use")
     @rule(
         receiver=receivers,
-        address=addresses,
+        address=addresses | one_of("waited_for"),
         platform=st.sampled_from(PLATFORMS),
         replaces=st.none() | one_of("in_use"),
     )
@@ -993,6 +1006,11 @@ class Machine(RuleBasedStateMachine):
             added = store_words.record(self.database.connection, worker.words, *map(self.as_recorded, hands))
 
         assert added == self.model.record(hands, busy)
+
+    @there_are("overdue")
+    @rule(hand=one_of("overdue"), outcome=outcomes, busy=maybe_busy)
+    def answer_late(self, hand: Hand, outcome: Outcome, busy: list[Notification]) -> None:
+        self.record([hand], outcome, busy)
 
     def as_recorded(self, hand: Hand) -> store_words.Row:
         assert hand.outcome

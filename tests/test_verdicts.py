@@ -333,17 +333,18 @@ def test_a_sent_message_has_the_name_that_fcm_gave_it() -> None:
 
 
 NOT_OF_FCM = "6 bytes of text/html, not an error of FCM"
+LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebase console, Cloud Messaging."
 
 
 @pytest.mark.parametrize(
     ("status", "body", "text"),
     [
-        (400, invalid(message="Bad value."), "400 INVALID_ARGUMENT: Bad value."),
+        (400, invalid(message="Bad value."), "400 INVALID_ARGUMENT: Bad value"),
         (502, b"<html>", f"502 HTTP_502: {NOT_OF_FCM}"),
         (
             401,
             unauthenticated(message="No."),
-            "401 UNAUTHENTICATED: No. Look at the project's credentials: FCM takes no token of theirs.",
+            "401 UNAUTHENTICATED: No. Look at the project's credentials: FCM refuses every token that they give.",
         ),
         (
             404,
@@ -355,7 +356,23 @@ NOT_OF_FCM = "6 bytes of text/html, not an error of FCM"
             b"<html>",
             f"307 HTTP_307: {NOT_OF_FCM}. Look at NOTIFY_WORKER_FCM_URL, and for a proxy that answers in FCM's place.",
         ),
-        (429, exhausted(), "429 RESOURCE_EXHAUSTED: Quota exceeded."),
+        (429, exhausted(), "429 RESOURCE_EXHAUSTED: Quota exceeded"),
+        (503, b"", "503 HTTP_503: an empty body"),
+        (
+            400,
+            invalid(bad("message.token"), message="Wrong."),
+            "400 INVALID_ARGUMENT: Wrong (message.token: No.)",
+        ),
+        (
+            400,
+            invalid(bad("message.token"), message="No. And no again."),
+            "400 INVALID_ARGUMENT: No. And no again",
+        ),
+        (
+            401,
+            unauthenticated(fcm("THIRD_PARTY_AUTH_ERROR"), message="No."),
+            f"401 THIRD_PARTY_AUTH_ERROR: No. {LOOK_AT_APNS}",
+        ),
     ],
 )
 def test_an_error_says_what_happened_and_what_stops_the_project_where_to_look(

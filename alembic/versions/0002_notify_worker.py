@@ -305,11 +305,19 @@ def upgrade() -> None:
 
 TRIGGERS = """
 create function notify_worker.check_notification() returns trigger language plpgsql as 'begin return new; end';
+create function notify_worker.check_device() returns trigger language plpgsql as 'begin return new; end';
+create function notify_worker.check_campaign() returns trigger language plpgsql as 'begin return new; end';
 create function notify_worker.wake() returns trigger language plpgsql as 'begin return null; end';
 
 create trigger check_notification
     before insert on notify_worker.notifications
     for each row execute function notify_worker.check_notification();
+create trigger check_device
+    before insert or update on notify_worker.devices
+    for each row execute function notify_worker.check_device();
+create trigger check_campaign
+    before insert or update on notify_worker.campaigns
+    for each row execute function notify_worker.check_campaign();
 create trigger wake
     after insert on notify_worker.notifications
     for each statement execute function notify_worker.wake();
