@@ -683,7 +683,7 @@ def test_a_probe_that_gets_through_ends_the_pause_and_what_waited_is_sent(shop: 
 
     let_the_wait_be_over(shop)
 
-    until("all are sent", lambda: shop.all_sent(6), within=20)
+    until("all are sent", lambda: shop.all_sent(6), within=8)  # a probe would come by itself after 10
     (incident,) = shop.rows("select * from notify_worker.incidents")
     assert incident["ended_at"] is not None
     assert verdicts(shop, first) == ["paused", "sent"]
@@ -703,7 +703,7 @@ def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) 
 
     for probes, wait in ((1, 20), (2, 40)):
         let_the_wait_be_over(shop)
-        until("a probe is made", lambda count=1 + probes: shop.box.received == count, within=20)  # type: ignore[misc]
+        until("a probe is made", lambda count=1 + probes: shop.box.received == count, within=8)  # type: ignore[misc]
         (incident,) = shop.rows("select *, until - now() as wait from notify_worker.stored_incidents")
         assert (incident["probes"], incident["ended_at"]) == (probes, None)
         assert wait - 5 < incident["wait"].total_seconds() <= wait

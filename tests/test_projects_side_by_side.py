@@ -17,6 +17,8 @@ from tests.waiting import until
 DUE = 2_000
 """Of each project that can't send."""
 MOST_IN_FLIGHT = 100
+PROMPT = timedelta(seconds=3)
+"""On a busy machine. What one project has to wait for, a probe or a quota, takes 10 s and more."""
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def longest_way(shop: Shop, count: int) -> timedelta:
     for number in range(1, count + 1):
         committed_at = datetime.now(UTC)
         shop.notify(f"app:well-{before + number}", project="well")
-        until("it is shown", lambda seen=before + number: shop.box.project("well").accepted == seen, within=5)  # type: ignore[misc]
+        until("it is shown", lambda seen=before + number: shop.box.project("well").accepted == seen, within=20)  # type: ignore[misc]
         longest = max(longest, shop.box.shown[-1].at - committed_at)
     return longest
 
@@ -83,13 +85,13 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     notify_many(shop, "refused", fault="app")
     notify_many(shop, "tired", fault="quota")
     shop.start_worker()
-    until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=10)
-    until("what was claimed of them is back in line", lambda: shop.held() == 0, within=5)
+    until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
+    until("what was claimed of them is back in line", lambda: shop.held() == 0, within=20)
 
-    assert longest_way(shop, 20) < timedelta(seconds=1)
+    assert longest_way(shop, 20) < PROMPT
     shown = shop.notify("app:phone", project="shown")
 
-    until("it is shown on the console", lambda: shop.state(shown) == "sent", within=5)
+    until("it is shown on the console", lambda: shop.state(shown) == "sent", within=20)
     assert (states(shop, "refused"), states(shop, "tired")) == ({"pending": DUE}, {"pending": DUE})
     assert shop.value("select coalesce(sum(attempts), 0) from notify_worker.deliveries where state = 'pending'") == 0
     assert shop.box.project("refused").received == 0
@@ -106,13 +108,13 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
 def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
     shop.start_worker()
     waiting = [shop.notify("app:phone", project="refused"), shop.notify("quota:phone", project="tired")]
-    until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=10)
+    until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
 
     account = json.loads((shop.folder / "well.json").read_text())
     (shop.folder / "refused.json").write_text(json.dumps(account | {"project_id": "refused"}))
     shop.connection.execute("select notify_worker.resume('refused')")
 
-    until("it is sent", lambda: shop.state(waiting[0]) == "sent", within=5)
+    until("it is sent", lambda: shop.state(waiting[0]) == "sent", within=8)  # a probe would come after 10
     assert paused_projects(shop) == {"tired"}
     assert shop.state(waiting[1]) == "pending"
     assert shop.box.project("refused").accepted == 1
@@ -123,9 +125,9 @@ def test_an_operator_pauses_one_project_and_the_others_go_on(shop: Shop) -> None
     shop.connection.execute("select notify_worker.pause('tired', 'a campaign went wrong')")
     waiting = shop.notify("app:phone", project="tired")
 
-    assert longest_way(shop, 5) < timedelta(seconds=1)
+    assert longest_way(shop, 5) < PROMPT
 
     assert shop.attempts(waiting) == []
     shop.connection.execute("select notify_worker.resume('tired')")
-    until("it is sent", lambda: shop.state(waiting) == "sent", within=5)
+    until("it is sent", lambda: shop.state(waiting) == "sent", within=20)
     assert shop.box.project("tired").accepted == 1

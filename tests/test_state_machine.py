@@ -38,7 +38,6 @@ EXPIRES_AFTER = 8.5 * 60 * MINUTE
 APNS_WAIT = 15 * MINUTE
 TICK = 1e-6
 
-SETTLED = {"sent", "failed", "expired", "cancelled", "unreachable"}
 GIVEN_UP = {"failed", "expired", "cancelled", "held"}
 """What `retry` puts back in line."""
 
@@ -653,8 +652,10 @@ class Database:
             yield
             return
         self.other.execute("select from notify_worker.notifications where id = any (%s) for update", [numbers])
-        yield
-        self.other.rollback()
+        try:
+            yield
+        finally:
+            self.other.rollback()
 
     def close(self) -> None:
         self.connection.close()
@@ -703,8 +704,6 @@ outcomes = st.sampled_from(
         Outcome("paused", counts=False, retry_in=0.0),
     ]
 )
-
-
 Wish = tuple[dict[str, str], tuple[float, float | None], bool]
 wishes = st.lists(st.tuples(st.sampled_from(WISHES), st.sampled_from(TIMES), st.booleans()), min_size=1, max_size=3)
 

@@ -122,7 +122,7 @@ def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: psycopg
 
 def test_only_what_is_held_under_this_very_lease_is_marked(connection: psycopg.Connection) -> None:
     number = insert(connection)
-    worker = enter(connection, A_MOMENT)
+    worker = enter(connection, timedelta(seconds=2))
     claimed = claim_one(connection, worker)
 
     assert mark(connection, claimed | {"lease": str(uuid4())}) == []

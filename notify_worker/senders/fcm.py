@@ -7,6 +7,8 @@ import asyncio
 import json
 import logging
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +24,12 @@ from notify_worker.senders.transport import NOT_SENT, AiohttpTransport, proxy_fo
 from notify_worker.senders.verdicts import BADLY_SET_UP, Answer, judge, read
 
 log = logging.getLogger(__name__)
+
+
+STOOD_STILL = 0.05
+"""Seconds after a deadline at which it is clear that the process, or its loop, had no turn."""
+TO_READ = 0.3
+"""Seconds for what has come meanwhile."""
 
 
 class FcmSender:
@@ -46,7 +54,7 @@ class FcmSender:
         # The whole is what the lease is reckoned with, so each phase ends before it and can say what it was.
         self._whole = request_timeout.total_seconds()
         self._before = self._whole / 3
-        self._timeouts = {"pool": self._before, "connect": self._before, "read": 0.97 * self._whole}
+        self._timeouts = {"pool": self._before, "connect": self._before, "read": None}
 
     @classmethod
     async def open(cls, project: Project, fcm_url: str, request_timeout: timedelta, in_flight: int) -> Self:
@@ -63,7 +71,7 @@ class FcmSender:
         authorization = ""
         try:
             authorization = await self._authorization()
-            async with asyncio.timeout_at(deadline):
+            async with self._answer_until(deadline):
                 answer = await self._post(message, authorization)
             outcome = self._learn(authorization, answer, judge(answer, message.kind))
         except CredentialsError as error:
@@ -84,6 +92,15 @@ class FcmSender:
                 return await self._tokens.authorization()
         except TimeoutError as error:
             raise CredentialsError(f'No token for project "{self._project.name}" within {self._before:g} s') from error
+
+    @asynccontextmanager
+    async def _answer_until(self, deadline: float) -> AsyncIterator[None]:
+        """Raise httpx.ReadTimeout at the deadline: to connect has limits of its own, long before that."""
+        try:
+            async with until(deadline):
+                yield
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"no answer within {self._whole:g} s; FCM may have it") from None
 
     async def _post(self, message: Message, authorization: str) -> Answer:
         request = httpx.Request(
@@ -117,6 +134,26 @@ class FcmSender:
         if not isinstance(error, httpx.HTTPError | TimeoutError):
             where = "".join(traceback.format_tb(error.__traceback__))
             log.error("send_broke project=%s error=%s\n%s", self._project.name, type(error).__name__, where)
+
+
+@asynccontextmanager
+async def until(deadline: float) -> AsyncIterator[None]:
+    """Raise TimeoutError at the deadline; a process that stood still beyond it first reads what has come meanwhile.
+
+    In one turn the loop finds an answer and the time over: whoever waits would be cancelled with the answer there.
+    """
+    loop = asyncio.get_running_loop()
+
+    def over() -> None:
+        stood_still = loop.time() - deadline > STOOD_STILL
+        scope.reschedule(loop.time() + (TO_READ if stood_still else 0))
+
+    timer = loop.call_at(deadline, over)
+    try:
+        async with asyncio.timeout(None) as scope:
+            yield
+    finally:
+        timer.cancel()
 
 
 def without_token(error: CredentialsError) -> Outcome:
