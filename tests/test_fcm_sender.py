@@ -281,7 +281,7 @@ async def not_http(writer: asyncio.StreamWriter) -> None:
         pytest.param(reset, TIMEOUT, {NO_WORD, RESET}, id="reset after reading"),
         pytest.param(then_close(half_a_line), TIMEOUT, {f"RemoteProtocolError: {UNREADABLE}"}, id="half a status line"),
         pytest.param(not_http, TIMEOUT, {f"ReadError: {UNREADABLE}"}, id="not HTTP"),
-        pytest.param(silence, timedelta(seconds=4), {"ReadTimeout: no answer within 4 s"}, id="silence"),
+        pytest.param(silence, timedelta(seconds=2), {"ReadTimeout: no answer within 2 s"}, id="silence"),
     ],
 )
 async def test_a_request_that_was_read_and_not_answered_is_unknown_and_not_made_again(

@@ -1143,7 +1143,7 @@ def test_whatever_happens_the_database_is_as_the_model_says(emptied: Database) -
 
 @pytest.mark.slow
 def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Database) -> None:
-    rehearse(emptied, max_examples=3_000, stateful_step_count=60, database=None)
+    rehearse(emptied, max_examples=1_500, stateful_step_count=60, database=None)
 
 
 # ── what it has found ──────────────────────────────────────────────────────────────────────────────────────────────────────

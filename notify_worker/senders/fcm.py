@@ -51,7 +51,7 @@ class FcmSender:
         self._fcm_url = fcm_url
         self._tokens = Tokens(project)
         self._transport = transport or AiohttpTransport(in_flight=in_flight, proxy=proxy_for(self._url()))
-        # The whole is what the lease is reckoned with, so each phase ends before it and can say what it was.
+        # The whole is what the lease is reckoned with; to get a connection ends before it, and can say what it was.
         self._whole = request_timeout.total_seconds()
         self._before = self._whole / 3
         self._timeouts = {"pool": self._before, "connect": self._before, "read": None}
