@@ -190,7 +190,7 @@ def reason(error: Exception) -> str:
     said = error.args[0] if isinstance(error, GoogleAuthError) and error.args else "the answer can't be read"
     refused = isinstance(error, RefreshError) and not error.retryable
     hint = ". Look at the key of the service account, and at this machine's clock." if refused else ""
-    return one_line(f"{type(error).__name__}: {said}") + hint
+    return one_line(f"{type(error).__name__}: {said}").rstrip(".") + hint
 
 
 def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:
