@@ -32,7 +32,7 @@ begin
                 when bool_or(delivery.state = 'held') then 'held'
                 when bool_or(delivery.state = 'sent') then 'sent'
                 when bool_or(holder.cancelled_at is not null) then 'cancelled'
-                when bool_and(delivery.state = 'failed' and delivery.last_verdict = 'unregistered') then 'unreachable'
+                when bool_and(delivery.state = 'failed' and delivery.last_verdict is not distinct from 'unregistered') then 'unreachable'
                 when bool_or(delivery.state = 'failed') then 'failed'
                 when bool_or(delivery.state = 'expired') then 'expired'
                 else 'cancelled'

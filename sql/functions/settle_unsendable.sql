@@ -46,6 +46,7 @@ begin
     ), ended as (
         update stored_deliveries as delivery
         set state = unsendable.state,
+            last_verdict = null,
             last_error_code = null,
             last_error = unsendable.because,
             settled_at = at
