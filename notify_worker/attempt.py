@@ -59,12 +59,14 @@ class Try:
     mend_for: float
     """Seconds after `delivery.start_by` for which a second or third request may still start."""
     mark: Mark
+    holds: Callable[[int], bool] = lambda _: True
+    """Says whether the worker of this id still holds what it claimed."""
     started: float = field(default_factory=monotonic)
     requests: int = 0
     outcome: Outcome | None = None
 
     async def run(self) -> Attempt | None:
-        """Make the attempt. None: no request could start before the lease is over, the worker stops, or a pause begins."""
+        """Make the attempt. None: none of its requests may start: no lease, a stop, a pause."""
         broken = False
         try:
             self.outcome = await self._render_and_send()
@@ -124,6 +126,7 @@ class Try:
             not self.stopping.is_set()
             and monotonic() <= min(limit, self.delivery.expires_by)
             and self.standing.lets(self.delivery)
+            and self.holds(self.delivery.worker_id)
         )
 
     async def _is_marked(self) -> bool:

@@ -14,7 +14,7 @@ from threading import Event
 
 import psycopg
 
-from notify_worker import demo, schema, verbs, worker
+from notify_worker import demo, schema, supervision, verbs
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.model import ADDRESS_KINDS
 from notify_worker.sandbox import start as start_sandbox
@@ -206,8 +206,8 @@ def work(options: argparse.Namespace) -> int:
     """Send what is due, woken by commits, until SIGTERM."""
     settings = Settings.from_env()
     configure_logging(settings, logging.DEBUG if options.verbose else logging.INFO)
-    asyncio.run(worker.run_until_nothing_is_due() if options.drain else worker.run())
-    return WELL
+    all_recorded = asyncio.run(supervision.run_until_nothing_is_due() if options.drain else supervision.run())
+    return WELL if all_recorded else FAILED
 
 
 def sandbox(options: argparse.Namespace) -> int:
@@ -250,6 +250,17 @@ def configure_logging(settings: Settings, level: int) -> None:
         JsonFormatter() if settings.log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )  # fmt: skip
+    if level > logging.DEBUG:
+        handler.addFilter(without_procrastinates_tracebacks)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("procrastinate", "psycopg", "httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else logging.INFO)
+    if level > logging.DEBUG:
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each try to connect, while the database is away
+
+
+def without_procrastinates_tracebacks(record: logging.LogRecord) -> bool:
+    """Leave out where procrastinate stumbled over a database that is away: it is started again, and that is said."""
+    if record.name.startswith("procrastinate"):
+        record.exc_info = record.exc_text = None
+    return True

@@ -45,15 +45,18 @@ class Pipeline:
         self._liveness = liveness
         self._settings = settings
         self._places = Places(settings.concurrency)
-        self._in_hand: set[asyncio.Task[None]] = set()
+        self._in_hand: dict[asyncio.Task[None], int] = {}  # and under which worker id
         self._claiming = False
         self._rung = asyncio.Event()
         self._moved = asyncio.Event()  # a delivery was answered, or recorded
         self._stopping = asyncio.Event()
         self._finish_by = float("inf")
+        self.left = ""
+        """What this process could not end and record when it stopped."""
         self.projects = Projects(store, open_sender)
         self._marker = Marker(store)
         self._recorder = Recorder(store, self.projects, self._moved)
+        liveness.in_use = lambda: {*self._in_hand.values(), *self._recorder.worker_ids()}
 
     # ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,8 +165,8 @@ class Pipeline:
 
     def _start(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._deliver(delivery), name=f"delivery {delivery.id}")
-        self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
+        self._in_hand[task] = delivery.worker_id
+        task.add_done_callback(self._in_hand.pop)
 
     async def _deliver(self, delivery: Delivery) -> None:
         standing = self.projects.standing(delivery.project)
@@ -182,6 +185,7 @@ class Pipeline:
             stopping=self._stopping,
             mend_for=(self._settings.longest_attempt - self._settings.request_timeout).total_seconds(),
             mark=self._marker.mark,
+            holds=self._liveness.holds,
         )
 
     # ── stop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,12 +206,12 @@ class Pipeline:
     async def finish(self) -> None:
         """Stop, and wait until what is in flight has ended and is recorded, or its time is over."""
         self.stop()
+        self.left = ""
         while self._busy() and monotonic() < self._finish_by:
             await self._something_moves(LOOK_EVERY)
         if self._busy():
-            log.error(
-                "stopped with %d in flight and %d answers not recorded", len(self._in_hand), self._recorder.waiting
-            )
+            self.left = f"{len(self._in_hand)} in flight and {self._recorder.waiting} answers not recorded"
+            log.error("stopped with %s; another worker puts it back in line", self.left)
 
     async def close(self) -> None:
         """Finish, and give everything back. With something still in hand this worker does not leave: others find it dead."""
@@ -218,7 +222,7 @@ class Pipeline:
         await asyncio.gather(*leftover, return_exceptions=True)
         await self._recorder.stop()
         await self.projects.aclose()
-        await self._liveness.end(leaves=not self._busy())
+        await self._liveness.end(leaves=not self._busy() and not self._recorder.in_doubt)
 
     async def _something_moves(self, within: float) -> None:
         self._moved.clear()

@@ -4,6 +4,7 @@
     ├── SettingsError           the environment is not what it has to be; says all that is wrong at once
     ├── DatabaseUnavailable     no connection can be made: away, wrong password, wrong name
     ├── SchemaMismatch          the schema in the database is missing, older or newer than this release
+    │   └── SchemaIsOlder       it was not migrated yet
     ├── CredentialsError        the credentials of a project can't be used
     ├── EmbeddedServerError     the embedded PostgreSQL does not start, or can't be reached
     └── BrokenInstallation      files of this package are missing
@@ -26,6 +27,10 @@ class DatabaseUnavailable(NotifyWorkerError):
 
 class SchemaMismatch(NotifyWorkerError):
     """The schema in the database is missing, older or newer than this release."""
+
+
+class SchemaIsOlder(SchemaMismatch):
+    """The schema in the database was not migrated to this release yet."""
 
 
 class CredentialsError(NotifyWorkerError):

@@ -6,7 +6,8 @@ import logging
 import psycopg
 
 from notify_worker.model import Delivery
-from notify_worker.store import Store, in_brief
+from notify_worker.session import in_brief
+from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ def defer(connection: Any, **columns: Unpack[Columns]) -> int | None:
     statement, values = insert(columns)
     cursor = connection.cursor()
     try:
-        cursor.execute(statement, values)
+        cursor.execute(statement, values, **unprepared(cursor))
         found: int | None = only_value(cursor.fetchone())
         return found
     finally:
@@ -59,7 +59,7 @@ async def defer_async(connection: Any, **columns: Unpack[Columns]) -> int | None
     """Do what `defer` does on a psycopg.AsyncConnection."""
     statement, values = insert(columns)
     async with connection.cursor() as cursor:
-        await cursor.execute(statement, values)
+        await cursor.execute(statement, values, **unprepared(cursor))
         found: int | None = only_value(await cursor.fetchone())
         return found
 
@@ -76,7 +76,7 @@ def defer_many(connection: Any, rows: Iterable[Columns]) -> list[int | None]:
     statement, values = insert_many(given)
     cursor = connection.cursor()
     try:
-        cursor.execute(statement, values)
+        cursor.execute(statement, values, **unprepared(cursor))
         return in_order(given, cursor.fetchall())
     finally:
         cursor.close()
@@ -89,8 +89,13 @@ async def defer_many_async(connection: Any, rows: Iterable[Columns]) -> list[int
         return []
     statement, values = insert_many(given)
     async with connection.cursor() as cursor:
-        await cursor.execute(statement, values)
+        await cursor.execute(statement, values, **unprepared(cursor))
         return in_order(given, await cursor.fetchall())
+
+
+def unprepared(cursor: Any) -> dict[str, bool]:
+    """Keep psycopg from preparing our statement: behind PgBouncer the next session may be one that does not know it."""
+    return {"prepare": False} if type(cursor).__module__.partition(".")[0] == "psycopg" else {}
 
 
 def insert(columns: Columns) -> tuple[str, list[Any]]:

@@ -7,14 +7,18 @@ must not be claimed again before the pause is known.
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 from itertools import groupby, islice
+from time import monotonic
 from uuid import UUID
 
 import psycopg
 
-from notify_worker.model import Attempt, Delivery
+from notify_worker.complaint import Complaint
+from notify_worker.model import Attempt, Delivery, Outcome
 from notify_worker.projects import Projects
-from notify_worker.store import Store, in_brief
+from notify_worker.session import STATEMENT_WITHIN, in_brief
+from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +26,14 @@ FLUSH = 100
 """Outcomes that are recorded at once, at most."""
 FLUSH_AFTER = 0.05
 """Seconds for which an outcome waits for others, at most."""
+DOUBT_EVERY = 1.0
+"""Seconds between two looks for what a claim whose answer was lost has taken: it may commit after its connection broke."""
 RECORD_AGAIN_AFTER = 0.5
 """Seconds between two tries to record while the database is away."""
+
+
+PLAIN = 200
+"""Characters that are left of an error that the database refused."""
 
 
 class Recorder:
@@ -35,10 +45,12 @@ class Recorder:
         self._moved = moved
         self._answered: deque[Attempt] = deque()
         self._unsent: list[Delivery] = []
-        self._doubtful: list[UUID] = []  # leases whose claim was not answered
+        self._doubtful: dict[UUID, float] = {}  # leases whose claim was not answered, and until when it may yet commit
+        self._given_back: set[UUID] = set()  # of these, at least once
         self._something = asyncio.Event()
         self._more_to_come = False
         self._task: asyncio.Task[None] | None = None
+        self._complaint = Complaint(log)
 
     @property
     def waiting(self) -> int:
@@ -48,7 +60,16 @@ class Recorder:
     @property
     def busy(self) -> bool:
         """Whether anything at all is not recorded yet."""
-        return bool(self._answered or self._unsent or self._doubtful)
+        return bool(self._answered or self._unsent or self._doubtful.keys() - self._given_back)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a claim whose answer was lost may yet commit."""
+        return bool(self._doubtful)
+
+    def worker_ids(self) -> set[int]:
+        """List the ids under which something is not recorded yet."""
+        return {attempt.delivery.worker_id for attempt in self._answered} | {each.worker_id for each in self._unsent}
 
     def take(self, attempt: Attempt, *, more_to_come: bool) -> None:
         """Take what an attempt came to. It waits a moment for others, where more are in flight."""
@@ -62,7 +83,7 @@ class Recorder:
 
     def doubt(self, lease: UUID) -> None:
         """Take a lease whose claim was not answered: whatever it holds is given back."""
-        self._doubtful.append(lease)
+        self._doubtful[lease] = monotonic() + STATEMENT_WITHIN + DOUBT_EVERY
         self._wake(more_to_come=False)
 
     async def stop(self) -> None:
@@ -85,10 +106,9 @@ class Recorder:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
+                self._complaint.over()
             except psycopg.Error as error:
-                log.warning(
-                    "the database refuses or is away (%s); %d answers wait", in_brief(error), len(self._answered)
-                )
+                self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
                 await self._record_again()
             except Exception:  # a bug must not end the recording
                 log.exception("recording has broken; %d answers wait", len(self._answered))
@@ -115,10 +135,16 @@ class Recorder:
             for delivery in given_back:
                 self._unsent.remove(delivery)
             self._moved.set()
-        while self._doubtful:
-            await self._store.release(self._doubtful[0])
-            self._doubtful.pop(0)
+        for lease, until in list(self._doubtful.items()):
+            over = monotonic() > until
+            await self._store.release(lease)
+            self._given_back.add(lease)
+            if over:
+                del self._doubtful[lease]
+                self._given_back.discard(lease)
             self._moved.set()
+        if self._doubtful:
+            asyncio.get_running_loop().call_later(DOUBT_EVERY, self._something.set)
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Record a batch; where the database refuses the data of one of its rows, record the others one by one."""
@@ -127,9 +153,22 @@ class Recorder:
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             if len(attempts) == 1:
                 delivery = attempts[0].delivery.id
-                log.error(  # noqa: TRY400  the error's own text may hold the row
-                    "the outcome of delivery %d was refused (%s); it will stand as unknown", delivery, in_brief(error)
+                if attempts[0].outcome == plain(attempts[0].outcome):
+                    log.error(  # noqa: TRY400  the error's own text may hold the row
+                        "the outcome of delivery %d was refused (%s); it will stand as unknown",
+                        delivery,
+                        in_brief(error),
+                    )
+                    return
+                log.warning(
+                    "the words of delivery %d's outcome were refused (%s)", attempts[0].delivery.id, in_brief(error)
                 )
-                return
+                attempts = [replace(attempts[0], outcome=plain(attempts[0].outcome))]
             for attempt in attempts:
                 await self._record(worker_id, [attempt])
+
+
+def plain(outcome: Outcome) -> Outcome:
+    """Clean and cut what an outcome says, and leave out what is no more than a name: what happened is still recorded."""
+    said = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in outcome.error or "")
+    return replace(outcome, error=said[:PLAIN] or None, error_code="REFUSED_BY_THE_DATABASE", sent_as=None)

@@ -14,7 +14,14 @@ import psycopg
 from psycopg import errors as postgres
 from psycopg.errors import Diagnostic
 
-from notify_worker.errors import BrokenInstallation, DatabaseUnavailable, NotifyWorkerError, SchemaMismatch
+from notify_worker.errors import (
+    BrokenInstallation,
+    DatabaseUnavailable,
+    NotifyWorkerError,
+    SchemaIsOlder,
+    SchemaMismatch,
+)
+from notify_worker.session import with_limits
 
 PACKAGE = Path(__file__).parent
 
@@ -129,15 +136,16 @@ def installed_version(conninfo: str) -> str | None:
 
 
 def verify(conninfo: str) -> None:
-    """Return if the schema in the database is this release's; else raise SchemaMismatch, which says what to do."""
+    """Return if this release can work with the schema in the database: its own, or a later one, which only adds to it.
+
+    Else raise SchemaMismatch, which says what to do.
+    """
     with connect(conninfo) as connection:
         found, database = read_version(connection), connection.info.dbname
     if found is None:
         raise SchemaMismatch(f'The database "{database}" has no schema notify_worker. Run: notify-worker migrate')
-    if found not in versions():
-        raise SchemaMismatch(newer(found))
-    if found != versions()[-1]:
-        raise SchemaMismatch(
+    if found in versions() and found != versions()[-1]:
+        raise SchemaIsOlder(
             f"The schema notify_worker has version {found}, and this release needs {versions()[-1]}. "
             "Run: notify-worker migrate"
         )
@@ -169,7 +177,7 @@ def read_version(connection: psycopg.Connection) -> str | None:
 def connect(conninfo: str) -> psycopg.Connection:
     """Connect, or say in one line why not; never with the conninfo, which may hold a password."""
     try:
-        connection = psycopg.connect(conninfo, application_name="notify-worker migrate")
+        connection = psycopg.connect(with_limits(conninfo))
     except psycopg.OperationalError as error:
         first_line = str(error).partition("\n")[0]
         reason = re.sub(r"'[^']*@", "'…@", first_line)  # an unescaped @ makes half a password part of the host

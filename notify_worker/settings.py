@@ -115,19 +115,30 @@ def request_timeout(text: str) -> timedelta:
     return value
 
 
+def host_and_port(text: str) -> str:
+    """Read where something is to be served."""
+    host, _, port = text.rpartition(":")
+    if not (
+        host and text.isprintable() and port.isascii() and port.isdecimal() and len(port) < 6 and int(port) < 65536
+    ):
+        raise ValueError(f'is "{text}". It has to be a host and a port: 127.0.0.1:9090.')
+    return text
+
+
 def url(text: str) -> str:
     """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
     try:
         parts = urlsplit(text)
+        usable = parts.port != 0 and text.isprintable() and not (parts.username or parts.query or parts.fragment)
     except ValueError:
-        parts = urlsplit("")
-    if parts.scheme == "https" and parts.hostname:
-        return text.rstrip("/")
-    if parts.scheme == "http" and parts.hostname and is_loopback(parts.hostname):
+        parts, usable = urlsplit(""), False
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if usable and safe and parts.hostname:
         return text.rstrip("/")
     shown = re.sub(r"(//[^/:]*):[^/]*@", r"\1:…@", text)  # a password
     raise ValueError(
-        f'is "{shown}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…).'
+        f'is "{shown}". It has to begin with https://; plain http goes to this machine only (http://127.0.0.1:…). '
+        "Host, port and path alone: no user, no ?, no #."
     )
 
 
@@ -153,6 +164,6 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NOTIFY_WORKER_CONCURRENCY": ("concurrency", whole_number),
     "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": ("request_timeout", request_timeout),
     "NOTIFY_WORKER_LEASE_SECONDS": ("lease", length),
-    "NOTIFY_WORKER_METRICS_ADDRESS": ("metrics_address", str),
+    "NOTIFY_WORKER_METRICS_ADDRESS": ("metrics_address", host_and_port),
     "NOTIFY_WORKER_LOG_FORMAT": ("log_format", log_format),
 }

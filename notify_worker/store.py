@@ -3,8 +3,7 @@
 Nothing here is held over a request: a method takes a connection of the pool, asks, and gives it back.
 """
 
-import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,12 +12,12 @@ from typing import Any, LiteralString, NamedTuple, Self
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncCursor
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb, set_json_loads
-from psycopg_pool import AsyncConnectionPool
+from psycopg.types.json import Jsonb
 
 from notify_worker.model import UNREADABLE, Attempt, Delivery, Incident, Json, OnUnknown, Project, Words
+from notify_worker.session import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 
 CONNECTIONS = 2
 """One that claims and one that records; neither waits for FCM."""
@@ -32,6 +31,8 @@ class Suspect:
 
     worker_id: int
     seen_at: datetime
+    patience: float
+    """Seconds for which that has to stay so until it is dead."""
 
 
 class Claim(NamedTuple):
@@ -43,71 +44,16 @@ class Claim(NamedTuple):
     is due."""
 
 
-class Number(float):
-    """A number as it was written: a price of 19.90 is not 19.9."""
-
-    def __new__(cls, text: str) -> Self:
-        """Keep the text beside the value."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def loads(text: str | bytes) -> Json:
-    """Read JSON; what can't be read is said to be so, since it stands in one row among many."""
-    try:
-        return json.loads(text, parse_float=Number)
-    except (ValueError, RecursionError):
-        return UNREADABLE
-
-
-def in_brief(error: BaseException) -> str:
-    """Say what the database said, in one line and without its DETAIL, which may hold an address."""
-    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return f"{type(error).__name__}: {said or str(error).partition(chr(10))[0]}"
-
-
-def without_detail(error: psycopg.Error) -> psycopg.Error:
-    """Leave out the DETAIL, which may hold a whole row: procrastinate logs whatever a job of it raises."""
-    return type(error)(error.diag.message_primary or str(error).partition("\n")[0])
-
-
-async def configure(connection: AsyncConnection[Any]) -> None:
-    """Make a connection ours: our schema's names, one statement a transaction, and commits that are durable.
-
-    A claim that commits synchronously also makes the producer's commit durable before anything leaves.
-    """
-    set_json_loads(loads, connection)
-    await connection.set_autocommit(True)
-    await connection.execute(
-        """
-        select
-            set_config('search_path', 'notify_worker, pg_catalog, pg_temp', false),
-            set_config('application_name', 'notify-worker', false),
-            set_config('timezone', 'UTC', false),
-            case when current_setting('synchronous_commit') in ('off', 'local')
-                then set_config('synchronous_commit', 'on', false)
-            end
-        """
-    )
-
-
 class Store:
     """The database as a worker sees it. `async with Store(conninfo)` opens and closes its pool of two connections."""
 
-    def __init__(self, conninfo: str) -> None:
-        self.conninfo = conninfo
-        self._pool = AsyncConnectionPool(
-            conninfo, min_size=1, max_size=CONNECTIONS, configure=configure, open=False, name="notify_worker"
-        )
+    def __init__(self, conninfo: str, *, shared: bool = False) -> None:
+        """`shared`: each transaction may find another session, so none is made ours."""
+        own = {"configure": configure_shared, "kwargs": {"prepare_threshold": None}} if shared else {}
+        self._pool = pool(conninfo, min_size=1, max_size=CONNECTIONS, name="notify_worker", **own)
 
     async def __aenter__(self) -> Self:
-        await self._pool.open()
+        await self._pool.open(wait=True, timeout=ANSWER_WITHIN)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -119,7 +65,7 @@ class Store:
         `start_within` is how long, from before the claim, a request may still start.
         """
         now = monotonic()
-        rows = await self._rows("select * from claim(%s, %s, %s)", worker_id, lease, most)
+        rows = await self._rows("select * from notify_worker.claim(%s, %s, %s)", worker_id, lease, most)
         if not rows:
             return Claim([], None)
         if rows[0]["delivery_id"] is None:
@@ -129,17 +75,19 @@ class Store:
     async def mark(self, deliveries: list[Delivery]) -> set[int]:
         """Write down that requests of these deliveries are about to begin; return those of which that may be."""
         rows = await self._rows(
-            "select mark(%s, %s) as id", [each.id for each in deliveries], [each.lease for each in deliveries]
+            "select notify_worker.mark(%s, %s) as id",
+            [each.id for each in deliveries],
+            [each.lease for each in deliveries],
         )
         return {row["id"] for row in rows}
 
     async def tell(self, incident: Incident) -> None:
         """Tell all workers what this one found out about a project."""
         if incident.over:
-            await self._value("select end_incident(%s, %s)", incident.project, incident.scope.value)
+            await self._value("select notify_worker.end_incident(%s, %s)", incident.project, incident.scope.value)
             return
         await self._value(
-            "select begin_incident(%s, %s, %s, %s, %s)",
+            "select notify_worker.begin_incident(%s, %s, %s, %s, %s)",
             incident.project,
             incident.scope.value,
             incident.because,
@@ -150,68 +98,77 @@ class Store:
     async def record(self, worker_id: int, attempts: Iterable[Attempt]) -> None:
         """Write down what became of deliveries. The same attempts again change nothing."""
         now = monotonic()
-        await self._value("select record(%s, %s)", worker_id, Jsonb([outcome(attempt, now) for attempt in attempts]))
+        await self._value(
+            "select notify_worker.record(%s, %s)", worker_id, Jsonb([outcome(attempt, now) for attempt in attempts])
+        )
 
     async def release(self, lease: UUID, delivery_ids: list[int] | None = None) -> None:
         """Give back deliveries that were claimed and not sent: these, or all of the lease."""
-        await self._value("select release(%s, %s)", lease, delivery_ids)
+        await self._value("select notify_worker.release(%s, %s)", lease, delivery_ids)
 
     async def stay_awake(self) -> None:
         """Say for the next 200 ms that a worker is awake and looks."""
-        await self._value("select stay_awake()")
+        await self._value("select notify_worker.stay_awake()")
 
     async def somebody_writes(self) -> bool:
         """Say whether a transaction is open that has inserted notifications."""
-        return bool(await self._value("select somebody_writes()"))
+        return bool(await self._value("select notify_worker.somebody_writes()"))
 
     async def something_is_due(self) -> bool:
         """Say whether a notification is due and nobody holds it."""
-        return bool(await self._value("select something_is_due()"))
+        return bool(await self._value("select notify_worker.something_is_due()"))
 
     async def next_due_in(self) -> float | None:
         """Say in how many seconds the next notification is due; None: there is none."""
-        seconds: float | None = await self._value("select next_due_in()")
+        seconds: float | None = await self._value("select notify_worker.next_due_in()")
         return seconds
 
     async def ring(self) -> None:
         """Wake a worker, unless a bell waits already."""
-        await self._value("select ring()")
+        await self._value("select notify_worker.ring()")
 
-    async def suspects(self) -> list[Suspect]:
-        """List the workers that may be dead."""
-        return [Suspect(**row) for row in await self._rows("select worker_id, seen_at from suspects()")]
+    async def whisper(self, channel: str) -> None:
+        """Notify a channel that only one process listens to: itself."""
+        await self._value("select pg_notify(%s, '')", channel)
+
+    async def suspects(self, reconnected_ago: float | None) -> list[Suspect]:
+        """List the workers that may be dead. `reconnected_ago`: seconds since this process has replaced a lost session."""
+        rows = await self._rows("select * from notify_worker.suspects(%s)", reconnected_ago)
+        return [Suspect(**row) for row in rows]
 
     async def bury(self, suspect: Suspect) -> int:
         """Put back in line what a dead worker held; return how many notifications."""
-        return int(await self._value("select bury(%s, %s)", suspect.worker_id, suspect.seen_at))
+        return int(await self._value("select notify_worker.bury(%s, %s)", suspect.worker_id, suspect.seen_at))
 
     async def sweep_jobs(self) -> None:
         """Take care of the jobs that dead processes left as doing."""
-        await self._value("select sweep_jobs()")
+        await self._value("select notify_worker.sweep_jobs()")
 
     async def keep_partitions(self) -> None:
         """Keep the history's partitions three months ahead."""
-        await self._value("select keep_partitions()")
+        await self._value("select notify_worker.keep_partitions()")
 
     async def retry(self, which: int | str) -> int:
         """Put a notification back in line, by its number or its event; return how many deliveries are due again."""
         kind = "bigint" if isinstance(which, int) else "text"
-        return int(await self._value(f"select retry(%s::{kind})", which))
+        return int(await self._value(f"select notify_worker.retry(%s::{kind})", which))
 
     async def retry_delivery(self, delivery_id: int) -> int:
         """Put one delivery back in line; return 1, or 0."""
-        return int(await self._value("select retry_delivery(%s)", delivery_id))
+        return int(await self._value("select notify_worker.retry_delivery(%s)", delivery_id))
 
     async def retry_dead_letters(self, project: str, since: str) -> int:
         """Put back in line what failed in a project since then; return how many deliveries are due again."""
-        return int(await self._value("select retry_dead_letters(%s, %s::text::timestamptz)", project, since))
+        return int(
+            await self._value("select notify_worker.retry_dead_letters(%s, %s::text::timestamptz)", project, since)
+        )
 
     async def prune(self, older_than: str) -> int:
         """Delete what settled longer ago, in small transactions; then the months of the history that are older."""
         deleted = 0
-        while gone := int(await self._value("select prune(%s::text::interval)", older_than)):
+        while gone := int(await self._value("select notify_worker.prune(%s::text::interval)", older_than)):
             deleted += gone
-        await self._value("select drop_old_partitions(%s::text::interval)", older_than)
+        await self._value("select notify_worker.drop_old_partitions(%s::text::interval)", older_than)
         return deleted
 
     async def projects(self) -> list[tuple[Project, list[str]]]:
@@ -220,8 +177,8 @@ class Store:
             """
             select
                 name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after,
-                closed(projects) as closed
-            from projects
+                notify_worker.closed(projects) as closed
+            from notify_worker.projects
             """
         )
         return [(Project(**row), closed) for row in rows for closed in (row.pop("closed"),)]
@@ -240,7 +197,11 @@ class Store:
 
     @asynccontextmanager
     async def _cursor(self) -> AsyncIterator[AsyncCursor[Row]]:
-        async with self._pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        async with (
+            self._pool.connection() as connection,
+            answer_within(connection, ANSWER_WITHIN),
+            connection.cursor(row_factory=dict_row) as cursor,
+        ):
             yield cursor
 
 
@@ -272,8 +233,10 @@ def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_wit
     )
 
 
-def words(row: Mapping[str, Any]) -> Words:
-    """Read the words of a notification or of a campaign."""
+def words(row: Json) -> Words:
+    """Read the words of a notification or of a campaign. What can't be read of a campaign takes all of it with it."""
+    if row is UNREADABLE:
+        return Words(message=UNREADABLE)
     return Words(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
 
 

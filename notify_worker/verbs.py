@@ -123,7 +123,7 @@ def tell(connection: Connection, notification: str | int) -> bool:
     )
     lines = connection.execute(statement, [notification]).fetchall()
     for line in lines:
-        print(f"{moment(line['at'])}  {line['what']}")
+        print(one_line(f"{moment(line['at'])}  {line['what']}"))
     return bool(lines)
 
 
@@ -150,6 +150,11 @@ def no_such(notification: str) -> NotifyWorkerError:
     return NotifyWorkerError(f'there is no notification of the event "{notification}", nor with this number')
 
 
+def one_line(text: str) -> str:
+    """Write what producers and FCM have put into words as one line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
 def moment(at: datetime) -> str:
     """Write a time as this machine's clock would show it."""
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}"
@@ -165,7 +170,11 @@ def history(options: argparse.Namespace) -> int:
             event = f" (event {row['event_id']})" if row["event_id"] else ""
             campaign = f", campaign {row['campaign']}" if row["campaign"] else ""
             number = row["notification_id"]
-            print(f"{moment(row['at'])}  notification {number}{event}{campaign}: {row['state']}: {row['because']}")
+            print(
+                one_line(
+                    f"{moment(row['at'])}  notification {number}{event}{campaign}: {row['state']}: {row['because']}"
+                )
+            )
     return WELL
 
 

@@ -19,9 +19,11 @@ CREATE TABLE notify_worker.projects (
     paused_until timestamp with time zone,
     paused_because text,
     CONSTRAINT projects_credentials_are_a_place CHECK ((credentials ~ '^(file:|env:)'::text)),
+    CONSTRAINT projects_expires_after_is_a_time CHECK (((expires_after >= '00:00:00'::interval) AND (expires_after <= '100 years'::interval))),
     CONSTRAINT projects_max_attempts_is_positive CHECK ((max_attempts > 0)),
     CONSTRAINT projects_max_per_second_is_positive CHECK ((max_per_second > 0)),
-    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after)))
+    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after) AND (longest_retry_after <= '1 year'::interval))),
+    CONSTRAINT projects_stale_after_is_a_time CHECK (((stale_after >= '00:00:00'::interval) AND (stale_after <= '100 years'::interval)))
 );
 COMMENT ON TABLE notify_worker.projects IS 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
 COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
@@ -219,12 +221,14 @@ CREATE TABLE notify_worker.stored_workers (
     host text NOT NULL,
     pid integer NOT NULL,
     lease_length interval NOT NULL,
+    locks boolean DEFAULT true NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone
 );
 COMMENT ON TABLE notify_worker.stored_workers IS 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
 COMMENT ON COLUMN notify_worker.stored_workers.lease_length IS 'How long the leases are that it takes.';
+COMMENT ON COLUMN notify_worker.stored_workers.locks IS 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
 COMMENT ON COLUMN notify_worker.stored_workers.ended_at IS 'When it left, or was found dead and its work put back in line.';
 
 CREATE TABLE notify_worker.stored_allowances (
@@ -1048,6 +1052,25 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.check_campaign() IS 'Refuses what is no campaign, without its words in the error.';
 
+CREATE FUNCTION notify_worker.check_credentials() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if new.credentials !~ '^(file:|env:)' then
+        raise exception using
+            errcode = 'check_violation',
+            message = 'the credentials of a project are a place, and never the key itself',
+            hint = 'file:PATH of a service-account file, or env:NAME of a variable that holds its JSON. A key that was pasted here is better replaced.',
+            constraint = 'projects_credentials_are_a_place',
+            schema = tg_table_schema,
+            table = tg_table_name;
+    end if;
+    return new;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.check_credentials() IS 'Refuses a key in the place of its place, without the key in the error.';
+
 CREATE FUNCTION notify_worker.check_device() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1224,6 +1247,7 @@ begin
             hint = 'Enter again, under a new id.';
     end if;
 
+    perform commit_durably();
     perform take_down_bells();
     at := clock_timestamp();
 
@@ -1348,6 +1372,15 @@ CREATE FUNCTION notify_worker.closed(project notify_worker.projects) RETURNS tex
     )
 $$;
 COMMENT ON FUNCTION notify_worker.closed(project notify_worker.projects) IS 'Lists what of a project is not to be sent just now: the scopes of its open incidents.';
+
+CREATE FUNCTION notify_worker.commit_durably() RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select set_config('synchronous_commit', 'on', true)
+    where current_setting('synchronous_commit') in ('off', 'local')
+$$;
+COMMENT ON FUNCTION notify_worker.commit_durably() IS 'Makes the transaction that calls this commit durably, whatever the database''s default is.';
 
 CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
     LANGUAGE sql STABLE
@@ -1494,16 +1527,18 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.end_incident(project text, scope text) IS 'A probe got through: what waited for it goes on.';
 
-CREATE FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, OUT id integer, OUT name text) RETURNS record
+CREATE FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, locks boolean DEFAULT true, OUT id integer, OUT name text) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
-    insert into stored_workers as worker (name, host, pid, lease_length)
-    values ('', enter.host, enter.pid, enter.lease_length)
+    insert into stored_workers as worker (name, host, pid, lease_length, locks)
+    values ('', enter.host, enter.pid, enter.lease_length, enter.locks)
     returning worker.id into enter.id;
 
-    perform pg_advisory_lock(presence_key(), enter.id);
+    if enter.locks then
+        perform pg_advisory_lock(presence_key(), enter.id);
+    end if;
 
     update stored_workers as worker
     set name = format('%s-%s-%s', enter.host, enter.pid, enter.id)
@@ -1511,7 +1546,7 @@ begin
     returning worker.name into enter.name;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, OUT id integer, OUT name text) IS 'A worker enters: gives it an id that is never used again and a name, and takes the lock of that id.';
+COMMENT ON FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, locks boolean, OUT id integer, OUT name text) IS 'A worker enters: gives it an id that is never used again and a name, and takes the lock of that id.';
 
 CREATE FUNCTION notify_worker.expand(notification_ids bigint[]) RETURNS void
     LANGUAGE sql
@@ -1832,6 +1867,7 @@ CREATE FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) RETURNS
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
+    select commit_durably();
     with mine as (
         select delivery.id, notification.lease
         from unnest(mark.delivery_ids, mark.leases) as asked (delivery_id, lease)
@@ -2407,6 +2443,7 @@ declare
     added integer;
     held bigint[];
 begin
+    perform commit_durably();
     -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
     perform pg_advisory_xact_lock(recording_key(), record.worker_id);
     at := clock_timestamp();
@@ -2722,7 +2759,7 @@ begin
                 when bool_or(delivery.state = 'held') then 'held'
                 when bool_or(delivery.state = 'sent') then 'sent'
                 when bool_or(holder.cancelled_at is not null) then 'cancelled'
-                when bool_and(delivery.state = 'failed' and delivery.last_verdict = 'unregistered') then 'unreachable'
+                when bool_and(delivery.state = 'failed' and delivery.last_verdict is not distinct from 'unregistered') then 'unreachable'
                 when bool_or(delivery.state = 'failed') then 'failed'
                 when bool_or(delivery.state = 'expired') then 'expired'
                 else 'cancelled'
@@ -2840,6 +2877,7 @@ begin
     ), ended as (
         update stored_deliveries as delivery
         set state = unsendable.state,
+            last_verdict = null,
             last_error_code = null,
             last_error = unsendable.because,
             settled_at = at
@@ -2948,11 +2986,22 @@ CREATE FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_de
 $$;
 COMMENT ON FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) IS 'Says whether an incident of this scope stops a delivery.';
 
-CREATE FUNCTION notify_worker.suspects() RETURNS TABLE(worker_id integer, seen_at timestamp with time zone)
+CREATE FUNCTION notify_worker.suspects(reconnected_ago double precision DEFAULT NULL::double precision) RETURNS TABLE(worker_id integer, seen_at timestamp with time zone, patience double precision)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    select worker.id, worker.seen_at
+    select
+        worker.id,
+        worker.seen_at,
+        case
+            when worker.locks and worker.seen_at > greatest(
+                pg_postmaster_start_time(),
+                (select stats_reset from pg_stat_bgwriter),     -- a crash resets them, and it leaves the start time as it was
+                pg_last_xact_replay_timestamp(),
+                clock_timestamp() - make_interval(secs => suspects.reconnected_ago)
+            ) then 3
+            else date_part('epoch', worker.lease_length) / 2
+        end
     from stored_workers as worker
     where worker.ended_at is null
         and not exists (
@@ -2964,7 +3013,7 @@ CREATE FUNCTION notify_worker.suspects() RETURNS TABLE(worker_id integer, seen_a
                 and objsubid = 2
         )
 $$;
-COMMENT ON FUNCTION notify_worker.suspects() IS 'Lists the workers that may be dead: they have not left, and no session holds their lock.';
+COMMENT ON FUNCTION notify_worker.suspects(reconnected_ago double precision) IS 'Lists the workers that may be dead, and for how many seconds that has to stay so until they are.';
 
 CREATE FUNCTION notify_worker.sweep_jobs() RETURNS bigint
     LANGUAGE plpgsql
@@ -3143,6 +3192,8 @@ COMMENT ON FUNCTION notify_worker.words_are_too_big(notification notify_worker.n
 
 
 CREATE TRIGGER check_campaign BEFORE INSERT OR UPDATE ON notify_worker.campaigns FOR EACH ROW EXECUTE FUNCTION notify_worker.check_campaign();
+
+CREATE TRIGGER check_credentials BEFORE INSERT OR UPDATE ON notify_worker.projects FOR EACH ROW EXECUTE FUNCTION notify_worker.check_credentials();
 
 CREATE TRIGGER check_device BEFORE INSERT OR UPDATE ON notify_worker.devices FOR EACH ROW EXECUTE FUNCTION notify_worker.check_device();
 

@@ -56,6 +56,10 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def has_left(self) -> bool:
+        return self.process.poll() is not None
+
     def kill(self) -> None:
         """Kill -9, and wait until it is gone."""
         self.process.kill()
@@ -77,6 +81,11 @@ class Shop:
         self.log = folder / "workers.log"
         self.connection = psycopg.connect(conninfo, autocommit=True)
         self._workers: list[Worker] = []
+
+    def connect_again(self) -> None:
+        """Take another session, after a restart of the server."""
+        self.connection.close()
+        self.connection = psycopg.connect(self.conninfo, autocommit=True)
 
     # What a shop does
 
@@ -226,7 +235,9 @@ class Shop:
                 select coalesce(pg_sequence_last_value('notify_worker.awake_until'), 0)
                     < 1000 * extract(epoch from clock_timestamp() - interval '500 ms')
                     and not exists (
-                        select from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain'
+                        select
+                        from notify_worker.procrastinate_jobs
+                        where task_name = 'notify_worker.drain' and status = 'todo'  -- the dead leave some as doing
                     )
                 """
             )
@@ -247,16 +258,20 @@ class Shop:
 
     def start_worker(self, kind: str = "notify-worker", *options: str, **settings: object) -> Worker:
         """Start a worker, and wait until it listens. `settings` are variables of the environment."""
-        before = self._listeners()
+        before = self.listeners()
+        worker = self.launch(kind, *options, **settings)
+        until("the worker listens", lambda: worker.has_left or bool(self.listeners() - before), within=15)
+        assert not worker.has_left, f"the worker has left: {worker.process.poll()}"
+        return worker
+
+    def launch(self, kind: str = "notify-worker", *options: str, **settings: object) -> Worker:
+        """Start a worker, and wait for nothing."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [*COMMANDS[kind], *options], env=self.environment(**settings), stdout=log, stderr=log, cwd=self.folder
             )
-        worker = Worker(process)
-        self._workers.append(worker)
-        until("the worker listens", lambda: process.poll() is not None or bool(self._listeners() - before), within=15)
-        assert process.poll() is None, f"the worker has left: {process.poll()}"
-        return worker
+        self._workers.append(Worker(process))
+        return self._workers[-1]
 
     def procrastinate(self, *arguments: str) -> None:
         """Run procrastinate's command line to its end."""
@@ -282,8 +297,13 @@ class Shop:
         }
         return {**os.environ, **{name: str(value) for name, value in (ours | settings).items()}}
 
-    def _listeners(self) -> set[int]:
+    def listeners(self) -> set[int]:
+        """The sessions that listen."""
         return {backend["pid"] for backend in self.backends() if backend["part"] == "listener"}
+
+    def said(self, words: str) -> bool:
+        """Tell whether a worker has logged this."""
+        return self.log.exists() and words in self.log.read_text(errors="replace")
 
     def close(self) -> None:
         """Kill the workers that are left, and print the end of what they have logged: pytest shows it for a failure."""

@@ -18,7 +18,7 @@ from tests.faults.relay import Relay
 from tests.store_words import A_MOMENT, await_end_of_lease, connected, enter, rows, value
 from tests.waiting import auntil
 
-MARK = "select mark("
+MARK = "notify_worker.mark("
 MARKED: LiteralString = "select id from notify_worker.stored_deliveries where marked_by is not null order by id"
 A_MINUTE = timedelta(minutes=1)
 

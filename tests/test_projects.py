@@ -22,7 +22,7 @@ from tests.store_words import connected, enter, insert, row, rows, value
 from tests.test_render import DELIVERY
 from tests.waiting import auntil
 
-READING = "from projects"
+READING = "from notify_worker.projects"
 WITHIN_A_SECOND = 1.5
 """With what a busy machine takes for the reading itself."""
 A_MINUTE = timedelta(minutes=1)

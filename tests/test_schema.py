@@ -208,16 +208,15 @@ def test_an_older_schema_is_told_to_migrate(database: str, connection: psycopg.C
         schema.verify(database)
 
 
-@pytest.mark.parametrize("door", [schema.verify, schema.migrate])
-def test_a_newer_schema_asks_for_a_newer_release(
-    door: Callable[[str], object], database: str, connection: psycopg.Connection
-) -> None:
+def test_a_newer_schema_is_worked_with_and_not_migrated(database: str, connection: psycopg.Connection) -> None:
     set_version(connection, "9999")
+
+    schema.verify(database)
 
     with pytest.raises(
         SchemaMismatch, match=r"has version 9999, .* Install the release of notify-worker that migrated it"
     ):
-        door(database)
+        schema.migrate(database)
 
 
 def test_a_role_without_rights_is_told_what_to_grant(database: str) -> None:

@@ -1,5 +1,6 @@
 """What becomes of what a worker held: its lease runs out, or it is found dead and buried before."""
 
+from datetime import timedelta
 from uuid import uuid4
 
 import psycopg

@@ -426,17 +426,15 @@ def test_a_database_without_our_schema_is_told_to_migrate(
     assert cli(*arguments).complaint.endswith("has no schema notify_worker. Run: notify-worker migrate")
 
 
-@pytest.mark.parametrize("arguments", [*NEEDS_THE_SCHEMA, ("migrate",)], ids=lambda arguments: arguments[0])
-def test_a_schema_that_is_ahead_asks_for_a_later_release(
-    cli: Cli,
-    shop: psycopg.Connection,
-    arguments: tuple[str, ...],
-) -> None:
+def test_a_schema_that_is_ahead_is_worked_with_and_not_migrated(cli: Cli, shop: psycopg.Connection) -> None:
     shop.execute("update notify_worker.schema_version set version_num = '9999'")
 
-    assert cli(*arguments).complaint == (
-        f"The schema notify_worker has version 9999, and this release knows none after {schema.versions()[-1]}. "
-        "Install the release of notify-worker that migrated it, or a later one."
+    assert (cli("status").code, cli("migrate").complaint) == (
+        0,
+        (
+            f"The schema notify_worker has version 9999, and this release knows none after {schema.versions()[-1]}. "
+            "Install the release of notify-worker that migrated it, or a later one."
+        ),
     )
 
 

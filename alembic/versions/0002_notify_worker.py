@@ -22,11 +22,14 @@ create table notify_worker.projects (
         constraint projects_max_attempts_is_positive check (max_attempts > 0),
     first_retry_after interval not null default '10 seconds',
     longest_retry_after interval not null default '15 minutes',
-    expires_after interval not null default '1 day',
-    stale_after interval not null default '270 days',
+    expires_after interval not null default '1 day'
+        constraint projects_expires_after_is_a_time check (expires_after between '0' and '100 years'),
+    stale_after interval not null default '270 days'
+        constraint projects_stale_after_is_a_time check (stale_after between '0' and '100 years'),
     paused_until timestamptz,
     paused_because text,
-    constraint projects_retry_grows check (interval '0' < first_retry_after and first_retry_after <= longest_retry_after)
+    constraint projects_retry_grows
+        check (interval '0' < first_retry_after and first_retry_after <= longest_retry_after and longest_retry_after <= '1 year')
 );
 insert into notify_worker.projects (name) values ('default');
 
@@ -239,6 +242,7 @@ create table notify_worker.stored_workers (
     host text not null,
     pid integer not null,
     lease_length interval not null,
+    locks boolean not null default true,
     started_at timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     ended_at timestamptz
@@ -249,6 +253,7 @@ create index stored_workers_here_idx
 
 comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
 comment on column notify_worker.stored_workers.lease_length is 'How long the leases are that it takes.';
+comment on column notify_worker.stored_workers.locks is 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
 comment on column notify_worker.stored_workers.ended_at is 'When it left, or was found dead and its work put back in line.';
 
 create table notify_worker.stored_incidents (
@@ -307,6 +312,7 @@ TRIGGERS = """
 create function notify_worker.check_notification() returns trigger language plpgsql as 'begin return new; end';
 create function notify_worker.check_device() returns trigger language plpgsql as 'begin return new; end';
 create function notify_worker.check_campaign() returns trigger language plpgsql as 'begin return new; end';
+create function notify_worker.check_credentials() returns trigger language plpgsql as 'begin return new; end';
 create function notify_worker.wake() returns trigger language plpgsql as 'begin return null; end';
 
 create trigger check_notification
@@ -318,6 +324,9 @@ create trigger check_device
 create trigger check_campaign
     before insert or update on notify_worker.campaigns
     for each row execute function notify_worker.check_campaign();
+create trigger check_credentials
+    before insert or update on notify_worker.projects
+    for each row execute function notify_worker.check_credentials();
 create trigger wake
     after insert on notify_worker.notifications
     for each statement execute function notify_worker.wake();

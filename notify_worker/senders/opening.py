@@ -14,6 +14,7 @@ from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.fcm import FcmSender
+from notify_worker.senders.tokens import one_line
 from notify_worker.settings import Settings
 
 ENTRY_POINTS = "notify_worker.senders"
@@ -27,13 +28,26 @@ def open_sender(project: Project, settings: Settings) -> "LazySender":
     async def opened() -> Sender:
         match project.sender:
             case "fcm":
-                return await FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency)
+                return await opened_fcm(project, settings)
             case "console":
                 return ConsoleSender()
             case other:
                 return await asyncio.to_thread(brought, other, project, settings)
 
     return LazySender(opened)
+
+
+async def opened_fcm(project: Project, settings: Settings) -> Sender:
+    """Open FCM's sender. Raises CredentialsError, whatever it is that is wrong with a key, or with a row of projects."""
+    try:
+        return await FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency)
+    except CredentialsError:
+        raise
+    except Exception as error:
+        raise CredentialsError(
+            f'What project "{project.name}" is sent with can\'t be used: {type(error).__name__}. '
+            "Look at its row of projects, and at the file or variable that it names."
+        ) from error
 
 
 def brought(name: str, project: Project, settings: Settings) -> Sender:
@@ -77,7 +91,9 @@ class LazySender:
         try:
             sender = self._sender or await self._open()
         except CredentialsError as error:
-            return Outcome(Verdict.PAUSED, error=str(error), error_code="CREDENTIALS", pause=Pause(Scope.PROJECT))
+            return Outcome(
+                Verdict.PAUSED, error=one_line(str(error)), error_code="CREDENTIALS", pause=Pause(Scope.PROJECT)
+            )
         return await sender.send(message)
 
     async def aclose(self) -> None:

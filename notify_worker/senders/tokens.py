@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from os import environ
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -267,7 +268,9 @@ def from_service_account(info: Json, where: str) -> tuple[Credentials, str | Non
 def read_file(path: str, where: str) -> Json:
     """Read the JSON in a file."""
     try:
-        return parse(Path(path).read_bytes(), where, path)
+        kind = Path(path).stat().st_mode
+        if S_ISREG(kind) or S_ISDIR(kind):  # the latter says by itself what it is
+            return parse(Path(path).read_bytes(), where, path)
     except FileNotFoundError:
         raise CredentialsError(
             f"{where} names a file that is not there: {path}. Point it at your project's service-account file."
@@ -277,6 +280,10 @@ def read_file(path: str, where: str) -> Json:
             f"{where} names a file that can't be read: {path} ({error.strerror}). "
             "Point it at your project's service-account file."
         ) from None
+    raise CredentialsError(  # a pipe or an endless device would be read for ever
+        f"{where} names a file that can't be read: {path} (not a regular file). "
+        "Point it at your project's service-account file."
+    )
 
 
 def read_variable(name: str, where: str) -> Json:
@@ -292,7 +299,7 @@ def parse(text: str | bytes, where: str, name: str) -> Json:
     """Read JSON, and quote nothing of it where it is none: it is a key."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CredentialsError(
             f"{where} names {name}, which is not JSON. "
             "It has to hold your project's service account, as Firebase gave it."

@@ -6,6 +6,7 @@ httpx's own transport searches its pool for every request, and other bridges to 
 
 import asyncio
 import ssl
+import zlib
 from functools import cache, lru_cache
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,6 +41,9 @@ KEEP_ALIVE = 60.0
 
 BODY_WAIT = 1.0
 """Seconds for the body once the status line is there: the status decides, and whatever came of the body has to do."""
+
+LONGEST_BODY = 65536
+"""Bytes of a body that are read, and unpacked: FCM's own have a few hundred."""
 
 SET_BY_AIOHTTP = frozenset({"host", "content-length", "connection"})
 
@@ -96,17 +100,28 @@ async def body_of(answer: aiohttp.ClientResponse) -> bytes:
         async with asyncio.timeout(BODY_WAIT):
             async for part in answer.content.iter_any():
                 body += part
+                if len(body) > LONGEST_BODY:
+                    answer.close()
+                    break
     except (aiohttp.ClientError, TimeoutError):
         answer.close()
-    return bytes(body)
+    return bytes(body[:LONGEST_BODY])
 
 
 def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes) -> httpx.Response:
-    """Turn the answer into httpx's. A body that can't be unpacked is left out: its status still counts."""
+    """Turn the answer into httpx's, unpacked. A body that can't be unpacked is left out: its status still counts."""
+    packed = answer.headers.get("content-encoding", "identity")
+    headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"content-encoding"]
+    content = body if packed == "identity" else unpacked(body)
+    return httpx.Response(answer.status, headers=headers, content=content, request=request)
+
+
+def unpacked(body: bytes) -> bytes:
+    """Unpack what nobody asked to be packed, up to a limit: a bomb must not take the worker's memory."""
     try:
-        return httpx.Response(answer.status, headers=answer.raw_headers, content=body, request=request)
-    except httpx.DecodingError:
-        return httpx.Response(answer.status, request=request)
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, LONGEST_BODY)
+    except zlib.error:
+        return b""
 
 
 def told(error: aiohttp.ClientError, request: httpx.Request) -> httpx.RequestError:

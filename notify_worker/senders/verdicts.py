@@ -192,7 +192,7 @@ def read(response: httpx.Response, body: bytes) -> Answer:
         wrong_fields=tuple(text_in(each, "field") for each in fields),
         exceeded=" ".join(text_in(each, key) or "" for each in quotas for key in ("subject", "description")),
         name=text_in(found, "name"),
-        retry_after=retry_after(response.headers.get("retry-after", "")),
+        retry_after=retry_after(response.headers.get("retry-after", ""), response.headers.get("date", "")),
     )
 
 
@@ -243,13 +243,18 @@ def violations(found: Json, kind: str, key: str) -> list[Json]:
     return [violation for each in lists for violation in each]
 
 
-def retry_after(text: str) -> timedelta | None:
-    """Read a Retry-After: seconds, or a date. None: there is none that can be read."""
+def retry_after(text: str, answered_at: str) -> timedelta | None:
+    """Read a Retry-After: seconds, or a date by the clock of who sent it. None: there is none that can be read."""
     try:
         if text.isdecimal():
             return timedelta(seconds=min(int(text), LONGEST_WAIT.total_seconds()))
-        at = parsedate_to_datetime(text)
-        left = (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)
+        left = moment(text) - (moment(answered_at) if answered_at else datetime.now(UTC))
     except (ValueError, OverflowError):
         return None
     return min(max(left, timedelta()), LONGEST_WAIT)
+
+
+def moment(date: str) -> datetime:
+    """Read a date as HTTP writes it. Raises ValueError."""
+    read = parsedate_to_datetime(date)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)

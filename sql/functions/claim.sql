@@ -54,6 +54,7 @@ begin
             hint = 'Enter again, under a new id.';
     end if;
 
+    perform commit_durably();
     perform take_down_bells();
     at := clock_timestamp();
 

@@ -5,6 +5,7 @@ returns setof bigint
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
+    select commit_durably();
     with mine as (
         select delivery.id, notification.lease
         from unnest(mark.delivery_ids, mark.leases) as asked (delivery_id, lease)

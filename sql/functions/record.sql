@@ -14,6 +14,7 @@ declare
     added integer;
     held bigint[];
 begin
+    perform commit_durably();
     -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
     perform pg_advisory_xact_lock(recording_key(), record.worker_id);
     at := clock_timestamp();

@@ -10,7 +10,7 @@ from tests.waiting import until
 
 MANY = 250
 """More than a claim takes at once, and two batches of outcomes."""
-CLAIM, RECORD = "from claim(", "select record("
+CLAIM, RECORD = "notify_worker.claim(", "notify_worker.record("
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
--- Refuse what is no device, or no campaign, as the constraints of the table would, and by their names; but an error of theirs has
+-- Refuse what is no device, no campaign, or no place of a key, as the constraints of the table would, and by their names; but an error of theirs has
 -- a DETAIL with the whole row, address and all, and it stands in the logs of the server and of whoever asked.
 create or replace function notify_worker.check_device()
 returns trigger
@@ -65,3 +65,23 @@ begin
 end
 $$;
 comment on function notify_worker.check_campaign is 'Refuses what is no campaign, without its words in the error.';
+
+create or replace function notify_worker.check_credentials()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.credentials !~ '^(file:|env:)' then
+        raise exception using
+            errcode = 'check_violation',
+            message = 'the credentials of a project are a place, and never the key itself',
+            hint = 'file:PATH of a service-account file, or env:NAME of a variable that holds its JSON. A key that was pasted here is better replaced.',
+            constraint = 'projects_credentials_are_a_place',
+            schema = tg_table_schema,
+            table = tg_table_name;
+    end if;
+    return new;
+end
+$$;
+comment on function notify_worker.check_credentials is 'Refuses a key in the place of its place, without the key in the error.';

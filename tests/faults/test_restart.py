@@ -1,0 +1,363 @@
+"""The database restarts, crashes, is full or stays away: the worker outlives it, and nothing is lost or sent twice."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from signal import SIGKILL
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from notify_worker import embedded, schema
+from tests.conftest import created, memory
+from tests.shop import Row, Shop, Worker, a_shop
+from tests.store_words import enter
+from tests.waiting import until
+
+SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}
+"""Fast; yet what is committed stands when the server crashes, since the kernel does not."""
+PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_WORKER_LEASE_SECONDS": 68}
+"""A worker that waits for answers which take seconds."""
+BACK_WITHIN = 2.0
+"""Seconds after a restart in which the next commit is sent."""
+HEARD_WITHIN = timedelta(milliseconds=300)
+"""From a commit to the phone, where it is the bell that woke the worker."""
+AWAY_FOR = 20.0
+HALF_A_LEASE = 60.0
+"""Seconds, of the lease with which `enter` enters."""
+
+both_ways = pytest.mark.parametrize("mode", ["fast", "immediate"])
+
+
+class Server:
+    """A server that restarts under its old address."""
+
+    def __init__(self, home: Path) -> None:
+        home.chmod(0o711)
+        self._home = home
+        self._owned = embedded.start(home, SETTINGS)
+        self.conninfo = self._owned.conninfo
+
+    def restart(self, mode: str) -> None:
+        self._control("restart", "-m", mode)
+
+    def stop(self, mode: str = "fast") -> None:
+        self._control("stop", "-m", mode)
+
+    def start(self) -> None:
+        self._control("restart")  # with the options that it had
+
+    def end(self) -> None:
+        self.stop("immediate")
+        self._owned.stop()
+
+    def _control(self, *command: str) -> None:
+        (data,) = self._home.glob("pg*/data")
+        copied = [path.parent for path in self._home.glob("postgres-*/*/*/bin/pg_ctl")]
+        program = (copied or [embedded.binaries()])[0] / "pg_ctl"
+        embedded.output(
+            program, "-D", data, "-w", "-l", data.with_name("restarts.log"), *command, **embedded.unprivileged()
+        )
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Server]:
+    """A server of this module's own."""
+    with TemporaryDirectory(prefix="notify-worker-", dir=memory()) as home, ExitStack() as ends:
+        server = Server(Path(home))
+        ends.callback(server.end)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def migrated(mortal: Server) -> Iterator[str]:
+    """The name of a migrated database on it."""
+    with created(mortal.conninfo) as name:
+        schema.migrate(make_conninfo(mortal.conninfo, dbname=name))
+        yield name
+
+
+@pytest.fixture
+def shop(mortal: Server, migrated: str, tmp_path: Path) -> Iterator[Shop]:
+    with a_shop(mortal.conninfo, migrated, tmp_path) as shop:
+        yield shop
+
+
+def commit_is_sent(shop: Shop, address: str, *, within: float) -> None:
+    number = shop.notify(address)
+    until(f"{address} is sent", lambda: shop.state(number) == "sent", within=within)
+
+
+def assert_it_listens_again(shop: Shop) -> None:
+    """A lone commit is heard, as often as it is tried: a look alone would come half a second late."""
+    until("it listens again", lambda: bool(shop.listeners()), within=10)
+    for number in range(4):
+        until("the worker sleeps", shop.sleeps, within=10)
+        shown, committed_at = len(shop.box.shown), shop.notify_at(f"app:heard-{number}")
+        until("it is shown", lambda before=shown: len(shop.box.shown) > before, within=5)  # type: ignore[misc]
+        assert shop.box.shown[-1].at - committed_at < HEARD_WITHIN
+
+
+def assert_each_was_sent_once(shop: Shop, count: int) -> None:
+    until("all are sent", lambda: shop.all_sent(count), within=30)
+    assert (shop.box.received, shop.box.doubles) == (count, 0)
+    assert shop.unbalanced() == []
+
+
+def assert_it_still_runs(worker: Worker, shop: Shop) -> None:
+    assert not worker.has_left
+    assert worker.stop() == 0
+    assert not [line for line in shop.log.read_text().splitlines() if "ERROR notify_worker" in line]
+
+
+# It restarts
+
+
+@both_ways
+def test_after_a_restart_an_idle_worker_sends_the_next_commit_and_listens_again(
+    mortal: Server, shop: Shop, mode: str
+) -> None:
+    worker = shop.start_worker()
+    commit_is_sent(shop, "app:before", within=10)
+    until("the worker sleeps", shop.sleeps, within=10)
+
+    mortal.restart(mode)
+    shop.connect_again()
+
+    commit_is_sent(shop, "app:after", within=BACK_WITHIN)
+    assert_it_listens_again(shop)
+    assert_it_still_runs(worker, shop)
+    assert shop.box.doubles == 0
+
+
+@both_ways
+def test_a_restart_while_a_hundred_requests_hang_loses_no_outcome_and_doubles_nothing(
+    mortal: Server, shop: Shop, mode: str
+) -> None:
+    worker = shop.start_worker(**PATIENT)
+    shop.notify_many(150, "hang4")
+    until("a hundred hang", lambda: shop.box.in_flight == 100, within=10)
+
+    mortal.restart(mode)
+    shop.connect_again()
+
+    assert_each_was_sent_once(shop, 150)
+    assert shop.value("select array_agg(distinct verdict) from notify_worker.attempts") == ["sent"]
+    assert_it_still_runs(worker, shop)
+
+
+def test_answers_that_come_while_the_server_is_away_are_recorded_when_it_is_back(mortal: Server, shop: Shop) -> None:
+    worker = shop.start_worker(**PATIENT)
+    shop.notify_many(100, "hang2")
+    until("a hundred hang", lambda: shop.box.in_flight == 100, within=10)
+
+    mortal.stop()
+    until("FCM has answered all", lambda: shop.box.in_flight == 0, within=10)
+    until("the answers wait", lambda: shop.said("answers wait"), within=10)
+    mortal.start()
+    shop.connect_again()
+
+    assert_each_was_sent_once(shop, 100)
+    assert_it_still_runs(worker, shop)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal: Server, shop: Shop) -> None:
+    workers = [shop.start_worker(**PATIENT) for _ in range(2)]
+    shop.notify_many(3000)
+    until("they are in the middle of it", lambda: shop.box.accepted > 300, within=10)
+
+    mortal.stop()
+    back_at = monotonic() + AWAY_FOR
+    until("it was away", lambda: monotonic() > back_at, within=AWAY_FOR + 1)
+    mortal.start()
+    shop.connect_again()
+
+    assert_each_was_sent_once(shop, 3000)
+    assert_it_listens_again(shop)
+    for worker in workers:
+        assert_it_still_runs(worker, shop)
+
+
+@both_ways
+def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
+    with psycopg.connect(shop.conninfo, autocommit=True) as session:
+        worker = enter(session)
+
+        mortal.restart(mode)
+        shop.connect_again()
+
+        assert suspects(shop) == [{"worker_id": worker.id, "patience": HALF_A_LEASE}]
+
+
+# It crashes
+
+
+def test_after_a_crash_that_leaves_the_server_s_start_as_it_was_nobody_is_dead_within_seconds(shop: Shop) -> None:
+    with psycopg.connect(shop.conninfo, autocommit=True) as session:
+        worker = enter(session)
+        victim = psycopg.connect(shop.conninfo)
+        started_at = shop.value("select pg_postmaster_start_time()")
+
+        os.kill(victim.info.backend_pid, SIGKILL)
+        until("all sessions have ended", lambda: is_broken(session) and is_broken(shop.connection), within=10)
+        until("it is back", lambda: is_back(shop), within=20)
+        shop.connect_again()
+        victim.close()
+
+        assert shop.value("select pg_postmaster_start_time()") == started_at
+        assert suspects(shop) == [{"worker_id": worker.id, "patience": HALF_A_LEASE}]
+
+
+def suspects(shop: Shop) -> list[Row]:
+    return shop.rows("select worker_id, patience from notify_worker.suspects()")
+
+
+def is_broken(connection: psycopg.Connection) -> bool:
+    try:
+        connection.execute("select 1")
+    except psycopg.Error:
+        return True
+    return False
+
+
+def is_back(shop: Shop) -> bool:
+    try:
+        psycopg.connect(shop.conninfo).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+# Its sessions end
+
+
+def test_a_worker_that_loses_every_session_at_once_again_and_again_goes_on(shop: Shop) -> None:
+    worker = shop.start_worker(**PATIENT)
+    shop.notify_many(1000, "hang0.5")
+
+    for part in (100, 300, 500):
+        until("it is in the middle of it", lambda least=part: shop.box.accepted > least, within=20)  # type: ignore[misc]
+        assert end_every_session(shop) > 0
+
+    assert_each_was_sent_once(shop, 1000)
+    assert_it_listens_again(shop)
+    assert_it_still_runs(worker, shop)
+
+
+def end_every_session(shop: Shop) -> int:
+    """End every session but the shop's own; return how many."""
+    return len(
+        shop.rows(
+            """
+            select pg_terminate_backend(pid)
+            from pg_stat_activity
+            where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
+            """
+        )
+    )
+
+
+def test_a_full_connection_table_is_waited_out(shop: Shop) -> None:
+    worker = shop.start_worker()
+    commit_is_sent(shop, "app:before", within=10)
+
+    with full(shop.conninfo) as others:
+        end_every_other_session(shop, others)
+        take_what_is_free(shop.conninfo, others)
+        during = shop.notify("app:during")
+        until("the worker is refused", lambda: shop.said("too many clients"), within=10)
+        assert not worker.has_left
+        assert shop.state(during) == "pending"
+
+    until("it is sent", lambda: shop.state(during) == "sent", within=5)
+    assert_it_listens_again(shop)
+    assert_it_still_runs(worker, shop)
+
+
+@contextmanager
+def full(conninfo: str) -> Iterator[list[psycopg.Connection]]:
+    """Others hold all connections that are free."""
+    others: list[psycopg.Connection] = []
+    try:
+        take_what_is_free(conninfo, others)
+        yield others
+    finally:
+        for other in others:
+            other.close()
+
+
+def take_what_is_free(conninfo: str, others: list[psycopg.Connection]) -> None:
+    with pytest.raises(psycopg.OperationalError, match="too many clients"):
+        others.extend(psycopg.connect(conninfo) for _ in count())
+
+
+def end_every_other_session(shop: Shop, others: list[psycopg.Connection]) -> None:
+    shop.rows(
+        """
+        select pg_terminate_backend(pid)
+        from pg_stat_activity
+        where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
+            and pid <> all (%s)
+        """,
+        [other.info.backend_pid for other in others],
+    )
+
+
+# How it leaves
+
+
+def test_a_worker_that_cannot_start_says_why_and_fails(mortal: Server, shop: Shop) -> None:
+    mortal.stop()
+    try:
+        worker = shop.launch()
+
+        until("it has left", lambda: worker.has_left, within=40)
+    finally:
+        mortal.start()
+        shop.connect_again()
+
+    assert worker.process.poll() == 2
+    assert shop.said("No connection to the database")
+    assert "Traceback" not in shop.log.read_text()
+
+
+def test_a_stop_while_the_server_is_away_and_answers_wait_is_no_success(mortal: Server, shop: Shop) -> None:
+    worker = shop.start_worker(**PATIENT)
+    shop.notify_many(50, "hang1")
+    until("they hang", lambda: shop.box.in_flight == 50, within=10)
+
+    mortal.stop()
+    try:
+        until("the answers wait", lambda: shop.said("answers wait"), within=10)
+        code = worker.stop()
+    finally:
+        mortal.start()
+        shop.connect_again()
+
+    assert code == 1
+    assert shop.said("not recorded")
+
+
+def test_a_stop_while_the_server_is_away_and_nothing_is_in_hand_does_not_take_long(mortal: Server, shop: Shop) -> None:
+    worker = shop.start_worker()
+    until("the worker sleeps", shop.sleeps, within=10)
+
+    mortal.stop()
+    try:
+        began = monotonic()
+        worker.stop()
+        took = monotonic() - began
+    finally:
+        mortal.start()
+        shop.connect_again()
+
+    assert took < 10
+    assert not shop.said("never retrieved")

@@ -1,0 +1,214 @@
+"""The network goes silent, or is slow: connections stay open, and little comes through. The worker waits, not for ever."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from threading import Event, Thread
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from notify_worker.liveness import MUTE_AFTER, SEEN_EVERY, Liveness
+from notify_worker.session import answer_within, connect
+from tests.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.waiting import auntil, until
+
+IMPATIENT = """
+from notify_worker import recorder, session, store
+session.LIMITS["connect_timeout"] = "2"
+session.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
+session.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
+from notify_worker.cli import main
+main(["worker"])
+"""
+"""A worker as any, which waits for an answer for 3 s and not for 18, so that this does not take minutes."""
+PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_WORKER_LEASE_SECONDS": 68}
+NOTICED = "refuses or is away"
+LONG_ENOUGH = 15.0
+"""Seconds in which everything that waited has given up and come again."""
+GRACE = 29.0
+"""Seconds from SIGTERM; platforms kill after 30."""
+HEARD_WITHIN = timedelta(milliseconds=300)
+
+
+class Wire:
+    """What lies between clients and a server. What it has swallowed once it never passes on: those connections are lost."""
+
+    def __init__(self, conninfo: str) -> None:
+        server = conninfo_to_dict(conninfo)
+        self._server = (str(server["host"]), int(str(server["port"])))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.conninfo = make_conninfo(conninfo, host="127.0.0.1", port=self._listener.getsockname()[1])
+        self._is_silent = Event()
+        self._dead: list[Event] = []
+        self._sides: list[socket.socket] = []
+        Thread(target=self._accept, name="wire", daemon=True).start()
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Swallow everything, of those that are connected for ever, of those that come for the time being."""
+        self._is_silent.set()
+        for dead in self._dead:
+            dead.set()
+        try:
+            yield
+        finally:
+            self._is_silent.clear()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for side in (self._listener, *self._sides):
+            side.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener is closed
+            while True:
+                client, _ = self._listener.accept()
+                dead = Event()
+                if self._is_silent.is_set():
+                    dead.set()
+                server = socket.create_connection(self._server)
+                self._dead.append(dead)
+                self._sides += [client, server]
+                for one, other in ((client, server), (server, client)):
+                    Thread(target=pass_on, args=[one, other, dead], name="wire", daemon=True).start()
+
+
+def pass_on(one: socket.socket, other: socket.socket, dead: Event) -> None:
+    """Pass on what one side says. Where the wire is dead, the other does not even hear that it has hung up."""
+    with suppress(OSError):
+        while data := one.recv(65536):
+            if not dead.is_set():
+                other.sendall(data)
+        if not dead.is_set():
+            other.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def wire(shop: Shop) -> Iterator[Wire]:
+    """What stands between the shop's workers and its database."""
+    wire = Wire(shop.conninfo)
+    yield wire
+    wire.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "impatient", [sys.executable, "-c", IMPATIENT])
+
+
+def assert_it_hears(shop: Shop, *, times: int = 4) -> None:
+    """A lone commit is heard, as often as it is tried: a look alone would come half a second late."""
+    for number in range(times):
+        until("the worker sleeps", shop.sleeps, within=10)
+        shown, committed_at = len(shop.box.shown), shop.notify_at(f"app:heard-{number}")
+        until("it is shown", lambda before=shown: len(shop.box.shown) > before, within=5)  # type: ignore[misc]
+        assert shop.box.shown[-1].at - committed_at < HEARD_WITHIN
+
+
+def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_once(shop: Shop, wire: Wire) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+    shop.notify_many(150, "hang1")
+    until("a hundred hang", lambda: shop.box.in_flight == 100, within=10)
+
+    with wire.silence():
+        until("FCM has answered", lambda: shop.box.in_flight == 0, within=10)
+        until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
+        assert not worker.has_left
+
+    until("all are sent", lambda: shop.all_sent(150), within=LONG_ENOUGH)
+    assert (shop.box.received, shop.box.doubles) == (150, 0)
+    assert shop.unbalanced() == []
+    assert worker.stop() == 0
+    assert not shop.said("ERROR notify_worker")
+
+
+def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, wire: Wire) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+    shop.notify("app:first")
+    until("the first is sent", lambda: shop.all_sent(1), within=10)
+    until("the worker sleeps", shop.sleeps, within=10)
+    deaf = shop.listeners()
+
+    with wire.silence():
+        until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
+        shop.notify("app:during")
+
+    until("what was committed meanwhile is sent", lambda: shop.all_sent(2), within=LONG_ENOUGH)
+    until("it listens again", lambda: bool(shop.listeners() - deaf), within=LONG_ENOUGH)
+    assert_it_hears(shop)
+    assert worker.stop() == 0
+
+
+def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_grace(shop: Shop, wire: Wire) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+    until("the worker sleeps", shop.sleeps, within=10)
+
+    with wire.silence():
+        worker.process.terminate()
+
+        until("it has left", lambda: worker.has_left, within=GRACE)
+
+
+async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(shop: Shop, wire: Wire) -> None:
+    connection = await connect(wire.conninfo)
+    with wire.silence():
+        began = monotonic()
+
+        with pytest.raises(psycopg.OperationalError):
+            async with answer_within(connection, 0.2):
+                await connection.execute("select 1")
+
+        assert monotonic() - began < 2
+        assert connection.closed
+
+
+async def test_a_worker_whose_session_is_silent_starts_nothing_of_its_claims_after_four_seconds(
+    shop: Shop, wire: Wire
+) -> None:
+    liveness = Liveness(wire.conninfo, timedelta(seconds=20))
+    former = await liveness.enter()
+    assert liveness.holds(former)
+
+    with wire.silence():
+        await auntil("it holds nothing", lambda: not liveness.holds(former), within=SEEN_EVERY + MUTE_AFTER + 1)
+
+    await auntil("it has another id", lambda: liveness.worker_id != former, within=LONG_ENOUGH)
+    assert liveness.holds(liveness.worker_id)
+    assert liveness.reconnected_ago is not None
+    await liveness.end(leaves=True)
+
+
+SLOW = 0.15
+"""Seconds that each thing said takes on a slow wire, each way."""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_database_is_far_away_starts_and_sends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.faults.test_silent_network.pass_on", pass_on_slowly)
+    far = Wire(shop.conninfo)
+    try:
+        worker = shop.launch(NOTIFY_WORKER_DATABASE_URL=far.conninfo, **PATIENT)
+        until("it listens", lambda: worker.has_left or bool(shop.listeners()), within=30)
+        assert not worker.has_left
+
+        shop.notify_many(50)
+
+        until("all are sent", lambda: shop.all_sent(50), within=30)
+        assert shop.box.doubles == 0
+        assert worker.stop() == 0
+    finally:
+        far.close()
+
+
+def pass_on_slowly(one: socket.socket, other: socket.socket, dead: Event) -> None:
+    with suppress(OSError):
+        while data := one.recv(65536):
+            dead.wait(SLOW)
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
