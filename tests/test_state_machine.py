@@ -29,6 +29,7 @@ from psycopg.errors import ObjectInUse
 from psycopg.sql import SQL, Identifier
 
 from tests import store_words
+from tests.waiting import until
 
 Rule = TypeVar("Rule", bound=Callable[..., None])
 
@@ -44,7 +45,7 @@ GIVEN_UP = {"failed", "expired", "cancelled", "held"}
 PROJECTS = ("default", "shop")
 RECEIVERS = ("ada", "bob")
 PLATFORMS = {"fcm:1": "ios", "fcm:2": "android", "fcm:3": None, "fcm:4": "android"}
-"""By address. One of iOS alone: of two at once the database may choose either for a probe, and Hypothesis wants no chance."""
+"""By address. One of iOS alone: of two at once the database may take either for a probe, and Hypothesis wants no chance."""
 WISHES = (
     {"receiver_id": "ada"},
     {"kind": "topic", "address": "tents"},
@@ -1040,8 +1041,10 @@ class Machine(RuleBasedStateMachine):
     @there_are("holders")
     @rule(worker=one_of("holders"))
     def crash(self, worker: Worker) -> None:
-        self.database.value("select pg_terminate_backend(%s, 10000)", worker.session.info.backend_pid)
+        pid = worker.session.info.backend_pid
         worker.session.close()
+        gone: LiteralString = "select not exists (select from pg_stat_activity where pid = %s)"
+        until("the session has ended", lambda: bool(self.database.value(gone, pid)), within=10)
         worker.alive = False
         self.enter()
 
