@@ -15,7 +15,7 @@ from notify_worker.attempt import Places, Try
 from notify_worker.liveness import Liveness
 from notify_worker.marker import Marker
 from notify_worker.model import Delivery
-from notify_worker.projects import READ_EVERY, OpenSender, Projects
+from notify_worker.projects import OpenSender, Projects
 from notify_worker.recorder import FLUSH, Recorder
 from notify_worker.settings import Settings
 from notify_worker.standing import Standing
@@ -29,8 +29,6 @@ AWAKE_FOR = 0.2
 """Seconds for which `stay_awake` tells producers not to ring."""
 LOOK_EVERY = 0.01
 """Seconds between two looks while a worker is awake."""
-READ_EVERY_WHEN_IDLE = 4.0
-"""Seconds between two readings of the projects' rows with nothing in hand: a lone commit need not wait for one."""
 RATION_WAIT = 0.1
 """Seconds for which a worker waits for its share of a project's rate, at most: it looks after the other projects too."""
 WRITERS_AT_MOST = 1.0
@@ -134,7 +132,7 @@ class Pipeline:
             await self._something_moves(AWAKE_FOR / 2)
         if self._over(deadline):
             return False
-        await self.projects.read(every=READ_EVERY if self._busy() else READ_EVERY_WHEN_IDLE)
+        await self.projects.read()
         claim = await self._claimed(room)
         for delivery in claim.deliveries:
             self._start(delivery)

@@ -35,9 +35,9 @@ class Projects:
         """Tell how a project stands; None: its row is gone, or not read yet."""
         return self._standings.get(name)
 
-    async def read(self, *, every: float = READ_EVERY) -> None:
-        """Read the rows, where that was not done within the last `every` seconds. Raises psycopg.Error."""
-        if monotonic() - self._read_at < every:
+    async def read(self, *, anew: bool = False) -> None:
+        """Read the rows, where that was not done within the last second. Raises psycopg.Error."""
+        if not anew and monotonic() - self._read_at < READ_EVERY:
             return
         before = self._changes()
         rows = await self._store.projects()
@@ -55,7 +55,7 @@ class Projects:
         for delivery in claimed:
             standing = self.standing(delivery.project)
             if standing is None or not standing.lets(delivery):
-                await self.read(every=0)
+                await self.read(anew=True)
                 return
 
     def found(self) -> Iterator[Incident]:

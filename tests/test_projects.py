@@ -146,7 +146,7 @@ async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
     before = standing.sender
 
     connection.execute(f"update notify_worker.projects set {change}")
-    await projects.read(every=0)
+    await projects.read(anew=True)
     await standing.sender.send(Message("token", {"token": "fcm:abc"}))
 
     assert knows(projects) is standing
@@ -162,7 +162,7 @@ async def test_credentials_that_come_back_find_their_sender_again(connection: ps
 
     for credentials in ("file:old.json", "file:new.json", "file:old.json"):
         connection.execute("update notify_worker.projects set credentials = %s", [credentials])
-        await projects.read(every=0)
+        await projects.read(anew=True)
         await projects.open_senders()
 
     assert [letters.credentials for letters in post.opened] == ["file:old.json", "file:new.json"]
@@ -175,7 +175,7 @@ async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(stor
         await projects.read()
 
     assert relay.asked(READING) == 1
-    await projects.read(every=0)
+    await projects.read(anew=True)
     assert relay.asked(READING) == 2
 
 
@@ -227,7 +227,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
     knows(projects, "orders")
 
     connection.execute("delete from notify_worker.projects where name = 'orders'")
-    await projects.read(every=0)
+    await projects.read(anew=True)
 
     assert projects.standing("orders") is None
     knows(projects)
@@ -300,7 +300,7 @@ async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_
     with pytest.raises(psycopg.errors.CheckViolation):
         await projects.tell()
     kept = [incident.scope for incident in projects.found()]
-    await projects.read(every=0)
+    await projects.read(anew=True)
     still_closed = standing.closed
     connection.execute("alter table notify_worker.stored_incidents drop constraint no_topics")
     await projects.tell()
@@ -320,7 +320,7 @@ async def test_where_the_database_is_away_everything_is_kept(connection: psycopg
     with pytest.raises(psycopg.OperationalError):
         await projects.tell()
     with pytest.raises(psycopg.OperationalError):
-        await projects.read(every=0)
+        await projects.read(anew=True)
 
     assert [incident.scope for incident in projects.found()] == [Scope.PROJECT]
     assert not standing.lets(DELIVERY)
@@ -415,11 +415,11 @@ async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
     short = Pause(Scope.PROJECT, timedelta(milliseconds=300))
     knows(projects).heed(DELIVERY, Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=short))
     await projects.tell()
-    await projects.read(every=0)
+    await projects.read(anew=True)
     stopped = knows(projects).closed
 
     async def is_over() -> bool:
-        await projects.read(every=0)
+        await projects.read(anew=True)
         return not knows(projects).closed
 
     await auntil("it is over", is_over, within=WITHIN_A_SECOND)
@@ -477,7 +477,7 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
     with connected(database) as somebody:
         somebody.execute("select pg_advisory_lock(5)")
         await do(before)
-        reading = asyncio.create_task(projects.read(every=0))
+        reading = asyncio.create_task(projects.read(anew=True))
         await under_way(connection)
 
         await do(meanwhile)
@@ -486,5 +486,5 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
 
     assert standing.closed == now
     await projects.tell()
-    await projects.read(every=0)
+    await projects.read(anew=True)
     assert standing.closed == now
