@@ -55,7 +55,7 @@ class Pipeline:
         """What this process could not end and record when it stopped."""
         self.projects = Projects(store, open_sender)
         self._marker = Marker(store)
-        self._recorder = Recorder(store, self.projects, self._moved)
+        self._recorder = Recorder(store, self.projects, self._moved, lambda: self._places.taken > 0)
         liveness.in_use = lambda: {*self._in_hand.values(), *self._recorder.worker_ids()}
 
     # ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,9 +172,9 @@ class Pipeline:
         standing = self.projects.standing(delivery.project)
         attempt = None if standing is None else await self._try(delivery, standing).run()
         if attempt is None:
-            self._recorder.give_back(delivery, more_to_come=self._places.taken > 0)
+            self._recorder.give_back(delivery)
         else:
-            self._recorder.take(attempt, more_to_come=self._places.taken > 0)
+            self._recorder.take(attempt)
         self._moved.set()
 
     def _try(self, delivery: Delivery, standing: Standing) -> Try:

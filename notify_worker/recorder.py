@@ -7,6 +7,7 @@ must not be claimed again before the pause is known.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby, islice
 from time import monotonic
@@ -39,16 +40,19 @@ PLAIN = 200
 class Recorder:
     """Takes what the attempts came to; a task of its own records it. `moved` is set whenever something was recorded."""
 
-    def __init__(self, store: Store, projects: Projects, moved: asyncio.Event) -> None:
+    def __init__(
+        self, store: Store, projects: Projects, moved: asyncio.Event, more_to_come: Callable[[], bool]
+    ) -> None:
+        """`more_to_come` says whether requests are in flight: what there is to record then waits a moment for theirs."""
         self._store = store
         self._projects = projects
         self._moved = moved
+        self._more_to_come = more_to_come
         self._answered: deque[Attempt] = deque()
         self._unsent: list[Delivery] = []
         self._doubtful: dict[UUID, float] = {}  # leases whose claim was not answered, and until when it may yet commit
         self._given_back: set[UUID] = set()  # of these, at least once
         self._something = asyncio.Event()
-        self._more_to_come = False
         self._task: asyncio.Task[None] | None = None
         self._complaint = Complaint(log)
 
@@ -71,20 +75,20 @@ class Recorder:
         """List the ids under which something is not recorded yet."""
         return {attempt.delivery.worker_id for attempt in self._answered} | {each.worker_id for each in self._unsent}
 
-    def take(self, attempt: Attempt, *, more_to_come: bool) -> None:
-        """Take what an attempt came to. It waits a moment for others, where more are in flight."""
+    def take(self, attempt: Attempt) -> None:
+        """Take what an attempt came to."""
         self._answered.append(attempt)
-        self._wake(more_to_come=more_to_come)
+        self._wake()
 
-    def give_back(self, delivery: Delivery, *, more_to_come: bool) -> None:
+    def give_back(self, delivery: Delivery) -> None:
         """Take a delivery that was claimed and not sent: it is given back."""
         self._unsent.append(delivery)
-        self._wake(more_to_come=more_to_come)
+        self._wake()
 
     def doubt(self, lease: UUID) -> None:
         """Take a lease whose claim was not answered: whatever it holds is given back."""
         self._doubtful[lease] = monotonic() + STATEMENT_WITHIN + DOUBT_EVERY
-        self._wake(more_to_come=False)
+        self._wake()
 
     async def stop(self) -> None:
         """End it, whatever is left."""
@@ -92,8 +96,7 @@ class Recorder:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _wake(self, *, more_to_come: bool) -> None:
-        self._more_to_come = more_to_come
+    def _wake(self) -> None:
         self._something.set()
         if self._task is None:
             self._task = asyncio.create_task(self._keep_recording(), name="record")
@@ -102,7 +105,7 @@ class Recorder:
         while True:
             await self._something.wait()
             self._something.clear()
-            if len(self._answered) < FLUSH and self._more_to_come:
+            if len(self._answered) < FLUSH and self._more_to_come():
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
@@ -152,20 +155,19 @@ class Recorder:
             await self._store.record(worker_id, attempts)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             if len(attempts) == 1:
-                delivery = attempts[0].delivery.id
-                if attempts[0].outcome == plain(attempts[0].outcome):
-                    log.error(  # noqa: TRY400  the error's own text may hold the row
-                        "the outcome of delivery %d was refused (%s); it will stand as unknown",
-                        delivery,
-                        in_brief(error),
-                    )
-                    return
-                log.warning(
-                    "the words of delivery %d's outcome were refused (%s)", attempts[0].delivery.id, in_brief(error)
-                )
-                attempts = [replace(attempts[0], outcome=plain(attempts[0].outcome))]
+                await self._record_plainly(worker_id, attempts[0], in_brief(error))
+                return
             for attempt in attempts:
                 await self._record(worker_id, [attempt])
+
+    async def _record_plainly(self, worker_id: int, attempt: Attempt, why: str) -> None:
+        """Record what was refused for its words without them; where that is refused as well, nothing can be done."""
+        outcome = plain(attempt.outcome)
+        if outcome == attempt.outcome:
+            log.error("the outcome of delivery %d was refused (%s); it will stand as unknown", attempt.delivery.id, why)
+            return
+        log.warning("the words of delivery %d's outcome were refused (%s)", attempt.delivery.id, why)
+        await self._record(worker_id, [replace(attempt, outcome=outcome)])
 
 
 def plain(outcome: Outcome) -> Outcome:

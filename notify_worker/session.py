@@ -87,7 +87,7 @@ async def check(connection: AsyncConnection[Any]) -> None:
 
 def without_detail(error: psycopg.Error) -> psycopg.Error:
     """Leave out the DETAIL, which may hold a whole row: procrastinate logs whatever a job of it raises."""
-    return type(error)(error.diag.message_primary or str(error).partition("\n")[0])
+    return type(error)(said(error))
 
 
 async def configure(connection: AsyncConnection[Any]) -> None:
@@ -173,5 +173,10 @@ def loads(text: str | bytes) -> Json:
 
 def in_brief(error: BaseException) -> str:
     """Say what the database said, in one line and without its DETAIL, which may hold an address."""
-    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return f"{type(error).__name__}: {said or str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {said(error)}"
+
+
+def said(error: BaseException) -> str:
+    """Give the first line of what an error says, of one of Postgres's its message alone."""
+    message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return message or str(error).partition("\n")[0]

@@ -181,7 +181,8 @@ class Store:
             from notify_worker.projects
             """
         )
-        return [(Project(**row), closed) for row in rows for closed in (row.pop("closed"),)]
+        closed = [row.pop("closed") for row in rows]
+        return [(Project(**row), each) for row, each in zip(rows, closed, strict=True)]
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:

@@ -71,7 +71,7 @@ class FcmSender:
         authorization = ""
         try:
             authorization = await self._authorization()
-            async with self._answer_until(deadline):
+            async with answer_until(deadline, self._whole):
                 answer = await self._post(message, authorization)
             outcome = self._learn(authorization, answer, judge(answer, message.kind))
         except CredentialsError as error:
@@ -92,15 +92,6 @@ class FcmSender:
                 return await self._tokens.authorization()
         except TimeoutError as error:
             raise CredentialsError(f'No token for project "{self._project.name}" within {self._before:g} s') from error
-
-    @asynccontextmanager
-    async def _answer_until(self, deadline: float) -> AsyncIterator[None]:
-        """Raise httpx.ReadTimeout at the deadline: to connect has limits of its own, long before that."""
-        try:
-            async with until(deadline):
-                yield
-        except TimeoutError:
-            raise httpx.ReadTimeout(f"no answer within {self._whole:g} s; FCM may have it") from None
 
     async def _post(self, message: Message, authorization: str) -> Answer:
         request = httpx.Request(
@@ -137,10 +128,11 @@ class FcmSender:
 
 
 @asynccontextmanager
-async def until(deadline: float) -> AsyncIterator[None]:
-    """Raise TimeoutError at the deadline; a process that stood still beyond it first reads what has come meanwhile.
+async def answer_until(deadline: float, within: float) -> AsyncIterator[None]:
+    """Raise httpx.ReadTimeout at the deadline: to connect has limits of its own, long before that.
 
-    In one turn the loop finds an answer and the time over: whoever waits would be cancelled with the answer there.
+    In one turn the loop finds an answer and the time over, and whoever waits would be cancelled with the answer there: a
+    process that stood still beyond the deadline first reads what has come meanwhile. `within` is for people: seconds.
     """
     loop = asyncio.get_running_loop()
 
@@ -152,6 +144,8 @@ async def until(deadline: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(None) as scope:
             yield
+    except TimeoutError:
+        raise httpx.ReadTimeout(f"no answer within {within:g} s; FCM may have it") from None
     finally:
         timer.cancel()
 
