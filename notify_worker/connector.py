@@ -2,31 +2,26 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import procrastinate
-import psycopg
 from procrastinate import jobs, worker
 from procrastinate.app import WorkerOptions
 from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker import schema
-from notify_worker.complaint import Complaint
 from notify_worker.drain import Pipeline
 from notify_worker.ears import Ears
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.liveness import Liveness, Rescue
 from notify_worker.senders.opening import open_sender
-from notify_worker.session import check, configure, in_brief, is_shared, pool
+from notify_worker.session import check, configure, is_shared, pool
 from notify_worker.settings import Settings
 from notify_worker.store import Store
-
-log = logging.getLogger(__name__)
 
 A_SHARED_SESSION = (
     "The database is behind a pooler that shares sessions between transactions (PgBouncer's transaction mode)"
@@ -37,13 +32,10 @@ A_SHARED_SESSION = (
 class Process:
     """What this process keeps: made when first needed, closed with the app."""
 
-    settings: Settings
     store: Store
     liveness: Liveness
     pipeline: Pipeline
     rescue: Rescue
-    complaint: Complaint
-    """Of the rescue."""
 
 
 class Connector(procrastinate.PsycopgConnector):
@@ -90,13 +82,13 @@ class Connector(procrastinate.PsycopgConnector):
                 liveness = Liveness(settings.database_url, settings.lease, shared=self.shared)
                 pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
                 self._closing.push_async_callback(pipeline.close)
-                self._process = Process(settings, store, liveness, pipeline, Rescue(store, liveness), Complaint(log))
+                self._process = Process(store, liveness, pipeline, Rescue(store, liveness))
         return self._process
 
     def see_after_the_dead_once(self, process: Process) -> None:
         """Begin a rescue with the first drain: perhaps this process is the successor of one that was killed."""
         if self._first_rescue is None:
-            self._first_rescue = asyncio.create_task(rescue_and_ring(process))
+            self._first_rescue = asyncio.create_task(process.rescue.run_and_ring())
 
     def stop(self) -> None:
         """Claim no more."""
@@ -162,13 +154,3 @@ class PutBack(procrastinate.BaseRetryStrategy):
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:  # noqa: ARG002
         """Put it back: a drain that waits unscheduled is a bell."""
         return procrastinate.RetryDecision(retry_in={"seconds": 0}) if job.attempts < self.times else None
-
-
-async def rescue_and_ring(process: Process) -> None:
-    """Put back in line what dead workers held, and ring for it."""
-    try:
-        if await process.rescue.run():
-            await process.store.ring()
-        process.complaint.over()
-    except psycopg.Error as error:
-        process.complaint.say(f"the dead were not seen after ({in_brief(error)})")

@@ -151,6 +151,16 @@ class Rescue:
         self._liveness = liveness
         self._since: dict[Suspect, float] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._complaint = Complaint(log)
+
+    async def run_and_ring(self) -> None:
+        """Run, and ring for what was put back; where the database is away, the next run will tell."""
+        try:
+            if await self.run():
+                await self._store.ring()
+            self._complaint.over()
+        except psycopg.Error as error:
+            self._complaint.say(f"the dead were not seen after ({in_brief(error)})")
 
     async def run(self) -> int:
         """Look for the dead, for 3 s where there are suspects, with no connection in hand; return how many were put back."""

@@ -11,12 +11,10 @@ from time import monotonic
 
 import psycopg
 
-from notify_worker import schema
 from notify_worker.complaint import Complaint
-from notify_worker.connector import A_SHARED_SESSION, Process, rescue_and_ring
+from notify_worker.connector import A_SHARED_SESSION, Process
 from notify_worker.errors import DatabaseUnavailable, SchemaIsOlder
 from notify_worker.session import in_brief
-from notify_worker.settings import Settings
 from notify_worker.worker import app
 
 log = logging.getLogger(__name__)
@@ -69,10 +67,9 @@ async def serve(stopping: asyncio.Event) -> bool:
     """
     app.connector.may_be_shared = True
     async with contextlib.AsyncExitStack() as opened:
-        await until_migrated(stopping)
+        await open_app(opened, stopping)
         if stopping.is_set():
             return True
-        await opened.enter_async_context(app.open_async())
         process = await app.connector.process()
         await process.pipeline.projects.open_senders()
         looking = asyncio.create_task(again_and_again(partial(look, process), stopping))
@@ -104,8 +101,8 @@ async def run_until_nothing_is_due() -> bool:
     return not process.pipeline.left
 
 
-async def until_migrated(stopping: asyncio.Event) -> None:
-    """Wait while the schema is older than this release, and say so: a deploy may start its workers before it migrates.
+async def open_app(opened: contextlib.AsyncExitStack, stopping: asyncio.Event) -> None:
+    """Open the app, for `opened` to close. Wait while the schema is older: a deploy may start workers before it migrates.
 
     And a little while the database is away: it may be failing over. Raises DatabaseUnavailable, SchemaMismatch.
     """
@@ -113,17 +110,16 @@ async def until_migrated(stopping: asyncio.Event) -> None:
     patience = monotonic() + DATABASE_WITHIN
     while not stopping.is_set():
         try:
-            return await asyncio.to_thread(schema.verify, Settings.from_env().database_url)
-        except SchemaIsOlder as error:
-            complaint.say(f"waiting: {error}")
-        except DatabaseUnavailable as error:
-            if monotonic() > patience:
+            await opened.enter_async_context(app.open_async())
+        except (SchemaIsOlder, DatabaseUnavailable) as error:
+            if isinstance(error, DatabaseUnavailable) and monotonic() > patience:
                 raise
             complaint.say(f"waiting: {error}")
+        else:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MIGRATED_AGAIN_AFTER):
                 await stopping.wait()
-    return None
 
 
 async def run_procrastinate(process: Process, stopping: asyncio.Event) -> None:
@@ -202,7 +198,7 @@ async def keep_partitions(process: Process) -> float:
 
 async def see_after_the_dead(process: Process) -> float:
     """Put back in line what dead workers held, and ring for it; look again in a second."""
-    await rescue_and_ring(process)
+    await process.rescue.run_and_ring()
     return LOOK_EVERY
 
 
