@@ -566,16 +566,19 @@ CREATE VIEW notify_worker.ledger AS
 COMMENT ON VIEW notify_worker.ledger IS 'What must balance, a line each, from two different sources: of everything unsettled, and of what settled in the last hour.';
 
 CREATE VIEW notify_worker.status AS
- WITH of_project AS MATERIALIZED (
+ WITH paused AS MATERIALIZED (
+         SELECT projects.name AS project
+           FROM notify_worker.projects
+          WHERE ((projects.paused_until > now()) OR (projects.name IN ( SELECT stored_incidents.project
+                   FROM notify_worker.stored_incidents
+                  WHERE ((stored_incidents.scope = 'project'::text) AND (stored_incidents.ended_at IS NULL) AND (stored_incidents.probes IS NOT NULL)))))
+        ), of_project AS MATERIALIZED (
          SELECT line.project,
             lane.number AS lane
            FROM (notify_worker.projects_in_line() line(project)
              CROSS JOIN ( VALUES ((0)::smallint), ((1)::smallint)) lane(number))
-          WHERE ((NOT (EXISTS ( SELECT
-                   FROM notify_worker.projects
-                  WHERE ((projects.name = line.project) AND (projects.paused_until > now()))))) AND (NOT (EXISTS ( SELECT
-                   FROM notify_worker.stored_incidents incident
-                  WHERE ((incident.project = line.project) AND (incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL))))))
+          WHERE (NOT (line.project IN ( SELECT paused.project
+                   FROM paused)))
         ), near AS MATERIALIZED (
          SELECT notification.due_at,
             notification.lease,
@@ -651,10 +654,7 @@ CREATE VIEW notify_worker.status AS
            FROM notify_worker.stored_workers
           WHERE ((stored_workers.ended_at IS NULL) AND (stored_workers.seen_at > (now() - '00:00:10'::interval)))) AS workers,
     ( SELECT count(*) AS count
-           FROM notify_worker.projects
-          WHERE ((projects.paused_until > now()) OR (EXISTS ( SELECT
-                   FROM notify_worker.stored_incidents incident
-                  WHERE ((incident.project = projects.name) AND (incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL)))))) AS paused_projects,
+           FROM paused) AS paused_projects,
     ( SELECT count(*) AS count
            FROM ( SELECT
                    FROM notify_worker.stored_attempts
@@ -747,13 +747,6 @@ CREATE FUNCTION notify_worker.allowed_in(worker_id integer) RETURNS double preci
     from projects_due(clock_timestamp()) as due (project)
     cross join lateral allowance(due.project, allowed_in.worker_id) as allowance
     where allowance.left_over < 1
-        and not exists (
-            select from stored_incidents as incident
-            where incident.project = due.project
-                and incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.until > clock_timestamp()
-        )
 $$;
 COMMENT ON FUNCTION notify_worker.allowed_in(worker_id integer) IS 'Says in how many seconds this worker may claim again, where only its allowance is used up.';
 
@@ -826,6 +819,7 @@ CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because t
 declare
     at timestamptz;
     ends timestamptz;
+    is_probed boolean := begin_incident.lasts is null and begin_incident.scope <> 'devices';
     half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
     perform from projects where name = begin_incident.project for update;   -- one after the other
@@ -850,7 +844,7 @@ begin
         and incident.scope = begin_incident.scope
         and incident.by = 'worker'
         and incident.ended_at is null
-        and (incident.probes is null) = (begin_incident.lasts is not null or begin_incident.scope = 'devices');
+        and (incident.probes is not null) = is_probed;
     if not found then
         insert into stored_incidents (project, scope, by, began_at, until, because, probes, per_second)
         values (
@@ -863,7 +857,7 @@ begin
                 when begin_incident.scope = 'devices' then '. ' || bring_back_devices(begin_incident.project, at)
                 else ''
             end,
-            case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
+            case when is_probed then 0 end,
             case when half is not null then greatest(1, half) end
         );
     end if;

@@ -10,12 +10,5 @@ as $$
     from projects_due(clock_timestamp()) as due (project)
     cross join lateral allowance(due.project, allowed_in.worker_id) as allowance
     where allowance.left_over < 1
-        and not exists (
-            select from stored_incidents as incident
-            where incident.project = due.project
-                and incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.until > clock_timestamp()
-        )
 $$;
 comment on function notify_worker.allowed_in is 'Says in how many seconds this worker may claim again, where only its allowance is used up.';

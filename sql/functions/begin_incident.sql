@@ -16,6 +16,7 @@ as $$
 declare
     at timestamptz;
     ends timestamptz;
+    is_probed boolean := begin_incident.lasts is null and begin_incident.scope <> 'devices';
     half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
     perform from projects where name = begin_incident.project for update;   -- one after the other
@@ -40,7 +41,7 @@ begin
         and incident.scope = begin_incident.scope
         and incident.by = 'worker'
         and incident.ended_at is null
-        and (incident.probes is null) = (begin_incident.lasts is not null or begin_incident.scope = 'devices');
+        and (incident.probes is not null) = is_probed;
     if not found then
         insert into stored_incidents (project, scope, by, began_at, until, because, probes, per_second)
         values (
@@ -53,7 +54,7 @@ begin
                 when begin_incident.scope = 'devices' then '. ' || bring_back_devices(begin_incident.project, at)
                 else ''
             end,
-            case when begin_incident.lasts is null and begin_incident.scope <> 'devices' then 0 end,
+            case when is_probed then 0 end,
             case when half is not null then greatest(1, half) end
         );
     end if;

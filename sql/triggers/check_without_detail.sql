@@ -1,5 +1,5 @@
--- Refuse what is no device, no campaign, or no place of a key, as the constraints of the table would, and by their names; but an error of theirs has
--- a DETAIL with the whole row, address and all, and it stands in the logs of the server and of whoever asked.
+-- Refuse what is no device, no campaign, or no place of a key, as the constraints of the table would, and by their names; but an
+-- error of theirs has a DETAIL with the whole row, address and all, and it stands in the logs of the server and of whoever asked.
 create or replace function notify_worker.check_device()
 returns trigger
 language plpgsql

@@ -1,21 +1,21 @@
 -- How things stand, in one row. Counts stop at 100,000, so that it is cheap at any size.
 create or replace view notify_worker.status as
-with of_project as materialized (
+with paused as materialized (
+    select name as project
+    from notify_worker.projects
+    where paused_until > now()
+        or name in (        -- between two probes
+            select project
+            from notify_worker.stored_incidents
+            where scope = 'project'
+                and ended_at is null
+                and probes is not null
+        )
+), of_project as materialized (
     select line.project, lane.number as lane
     from notify_worker.projects_in_line() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
-    where not exists (
-        select from notify_worker.projects
-        where projects.name = line.project
-            and projects.paused_until > now()
-    )
-        and not exists (        -- between two probes
-            select from notify_worker.stored_incidents as incident
-            where incident.project = line.project
-                and incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.probes is not null
-        )
+    where line.project not in (select project from paused)
 ), near as materialized (
     select notification.due_at, notification.lease, notification.leased_by
     from (select max(lease_length) as longest from notify_worker.stored_workers) as workers
@@ -94,18 +94,7 @@ select
         where ended_at is null
             and seen_at > now() - interval '10 seconds'
     ) as workers,
-    (
-        select count(*)
-        from notify_worker.projects
-        where paused_until > now()
-            or exists (     -- between two probes
-                select from notify_worker.stored_incidents as incident
-                where incident.project = projects.name
-                    and incident.scope = 'project'
-                    and incident.ended_at is null
-                    and incident.probes is not null
-            )
-    ) as paused_projects,
+    (select count(*) from paused) as paused_projects,
     (
         select count(*)
         from (
