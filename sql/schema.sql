@@ -812,6 +812,33 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.apply_history(notification_ids bigint[]) IS 'What the history holds for the open deliveries of these notifications, under their present leases, becomes their state.';
 
+CREATE FUNCTION notify_worker.apply_late(notification_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    update stored_deliveries as delivery
+    set state = 'sent',
+        last_verdict = 'sent',
+        last_error_code = null,
+        last_error = null,
+        sent_as = attempt.sent_as,
+        settled_at = clock_timestamp()
+    from stored_attempts as attempt
+    where delivery.notification_id = any (notification_ids)
+        and delivery.state in ('pending', 'held')
+        and delivery.tries > 0
+        and attempt.delivery_id = delivery.id
+        and attempt.verdict = 'sent'
+        and attempt.late
+        and attempt.recorded_at >= coalesce(delivery.retried_at, delivery.created_at);
+    if found then
+        perform settle(notification_ids);
+    end if;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.apply_late(notification_ids bigint[]) IS 'What the history holds of late outcomes that say sent settles the open deliveries of these notifications.';
+
 CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision DEFAULT NULL::double precision, per_second double precision DEFAULT NULL::double precision) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -971,6 +998,10 @@ begin
     from notifications
     where id = cancel.notification_id
     for update;
+    if notification.lease is null then
+        perform apply_late(array[notification.id]);
+        select * into notification from notifications where id = notification.id;
+    end if;
     if not found or notification.state not in ('pending', 'held') then
         return false;
     end if;
@@ -1266,6 +1297,7 @@ begin
         at := clock_timestamp();    -- what is unknown has become due just now
     end if;
     if again <> '{}' then
+        perform apply_late(again);
         perform drop_moved_devices(again);
     end if;
     perform settle_unsendable(picked);
@@ -2275,6 +2307,8 @@ begin
             message = format('notification %s is in the hands of a worker', notification.id),
             hint = 'Try again when it has ended: within its lease, and seconds as a rule.';
     end if;
+    perform apply_late(array[notification.id]);
+    select * into notification from notifications where id = notification.id;
 
     update stored_deliveries as delivery
     set state = 'pending',
@@ -2296,21 +2330,18 @@ begin
         );
     get diagnostics again = row_count;
 
-    if notification.state <> 'pending' and (notification.expanded_at is null or only_delivery is null or again > 0) then
+    if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
         update notifications set state = 'pending' where id = notification.id;
-        if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
-            select count(*) into added from add_deliveries(array[notification.id]);
-        end if;
-        if again + added = 0 and notification.expanded_at is not null then
-            update notifications set state = notification.state where id = notification.id;
-            return 0;
-        end if;
-    elsif again = 0 then
+        select count(*) into added from add_deliveries(array[notification.id]);
+    end if;
+    if again + added = 0 and (notification.expanded_at is not null or notification.state = 'pending') then
+        update notifications set state = notification.state where id = notification.id;
         return 0;
     end if;
 
     update notifications
-    set due_at = least(clock_timestamp(), case when notification.state = 'pending' then due_at end),
+    set state = 'pending',
+        due_at = least(clock_timestamp(), case when notification.state = 'pending' then due_at end),
         expires_at = case when expires_at > clock_timestamp() then expires_at end,
         retried_at = clock_timestamp(),
         cancelled_at = null,
@@ -2440,7 +2471,7 @@ begin
     perform commit_durably();
     -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
     perform pg_advisory_xact_lock(recording_key(), record.worker_id);
-    at := clock_timestamp();
+    at := statement_timestamp();    -- the ages were reckoned as the call left: the wait for that lock is none of them
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
@@ -2805,23 +2836,7 @@ begin
         order by notification.id
         for update skip locked
     ) as unleased;
-    if free is null then
-        return;
-    end if;
-
-    update stored_deliveries as delivery
-    set state = 'sent',
-        last_verdict = 'sent',
-        last_error_code = null,
-        last_error = null,
-        sent_as = outcome.sent_as,
-        settled_at = clock_timestamp()
-    from outcomes_of(outcomes) as outcome
-    where outcome.verdict = 'sent'
-        and outcome.notification_id = any (free)
-        and delivery.id = outcome.delivery_id
-        and delivery.state in ('pending', 'held');
-    perform settle(free);
+    perform apply_late(free);
 end
 $$;
 COMMENT ON FUNCTION notify_worker.settle_late(outcomes jsonb) IS 'A late outcome that says sent settles its delivery where that is held, or pending and unleased.';
@@ -3133,7 +3148,7 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
                     and incident.ended_at is null
             ))
             and case outcome.verdict
-                when 'unregistered' then device.registered_at <= clock_timestamp() - make_interval(secs => outcome.started_ago)
+                when 'unregistered' then device.registered_at <= statement_timestamp() - make_interval(secs => outcome.started_ago)
                 when 'sent' then device.seen_at < clock_timestamp() - interval '1 day'
             end
         order by device.id

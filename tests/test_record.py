@@ -18,6 +18,7 @@ from tests.store_words import (
     deliveries,
     enter,
     insert,
+    let_pass,
     mark,
     notification,
     only_delivery,
@@ -466,6 +467,63 @@ def test_a_late_sent_settles_what_is_held_or_waits(
     assert (its["state"], its["sent_as"], its["attempts"]) == ("sent", SENT["sent_as"], 0)
     assert state(connection, number) == "sent"
     assert claim(connection, enter(connection)) == []
+    assert unbalanced(connection) == []
+
+
+def a_late_sent_that_met_a_lock(database: str, connection: psycopg.Connection, number: int) -> None:
+    """Somebody's transaction had the row as its dead worker's answer came: it stands in the history, and nowhere else."""
+    dead, held = die(database, connection)
+    before = state(connection, number)
+    with psycopg.connect(database) as another:
+        another.execute("select from notify_worker.notifications for update")
+        assert record(connection, dead, outcome(held, **SENT)) == 1
+    assert state(connection, number) == before
+
+
+def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    a_late_sent_that_met_a_lock(database, connection, number)
+
+    assert claim(connection, enter(connection)) == []
+
+    its = only_delivery(connection, number)
+    assert (its["state"], its["sent_as"], its["last_verdict"]) == ("sent", SENT["sent_as"], "sent")
+    assert state(connection, number) == "sent"
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(("call", "says"), [("retry", 0), ("cancel", False)])
+@pytest.mark.parametrize("on_unknown", ["resend", "hold"])
+def test_a_call_finds_a_late_sent_that_met_a_lock(
+    database: str, connection: psycopg.Connection, on_unknown: str, call: str, says: int | bool
+) -> None:
+    number = insert(connection, on_unknown=on_unknown)
+    a_late_sent_that_met_a_lock(database, connection, number)
+
+    assert value(connection, f"select notify_worker.{call}(%s::bigint)", number) == says
+
+    assert state(connection, number) == "sent"
+    assert claim(connection, enter(connection)) == []
+    assert unbalanced(connection) == []
+
+
+def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
+    database: str, connection: psycopg.Connection
+) -> None:
+    register(connection, "ada", "fcm:1")
+    number = insert(connection, receiver_id="ada")
+    dead, held = die(database, connection)
+    other = enter(connection)
+    record(connection, other, outcome(claim_one(connection, other), **RETRY))
+    register(connection, "ada", "fcm:2")
+    assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1, "she has another device now"
+    sibling = claim_one(connection, other)
+
+    record(connection, dead, outcome(held, **SENT))
+    record(connection, other, outcome(sibling, **RETRY))
+    let_pass(connection, hours=2)
+
+    assert [each["delivery_id"] for each in claim(connection, other)] == [sibling["delivery_id"]]
     assert unbalanced(connection) == []
 
 

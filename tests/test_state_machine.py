@@ -95,6 +95,8 @@ class Delivery(Named):
     """It failed since its address is gone."""
     attempts: int = 0
     """How many rows of the history count since it was last put back in line."""
+    retried: float = 0.0
+    """When a call put it back in line."""
     marked_under: str | None = None
     """The lease under which a request of it was about to begin."""
 
@@ -255,6 +257,8 @@ class Model:
                 device.followed_by = address
 
     def cancel(self, notification: Notification) -> bool:
+        if not notification.lease:
+            self.apply_late(notification)
         if notification.state not in ("pending", "held"):
             return False
         nothing_left = (
@@ -274,19 +278,17 @@ class Model:
         return nothing_left
 
     def retry(self, notification: Notification, only: Delivery | None = None) -> int:
+        self.apply_late(notification)
         again = [
             delivery
             for delivery in notification.in_state(*GIVEN_UP)
             if only in (None, delivery) and self.reaches(notification, delivery)
         ]
         for delivery in again:
-            delivery.state, delivery.attempts, delivery.due = "pending", 0, self.now()
-        if notification.state == "pending":
-            if not again:
-                return 0
-        elif only is None and notification.expanded:
+            delivery.state, delivery.attempts, delivery.due, delivery.retried = "pending", 0, self.now(), self.now()
+        if only is None and notification.expanded:
             again += self.add_deliveries(notification)
-        if not again and (only or notification.expanded):
+        if not again and (notification.expanded or notification.state == "pending"):
             return 0
         now = self.now()
         notification.due = min(now, notification.due) if notification.state == "pending" else now
@@ -352,6 +354,7 @@ class Model:
             self.take_over(notification)
         at = self.now()
         for notification in picked:
+            self.apply_late(notification)
             if notification.state == "pending":
                 self.drop_moved_devices(notification)
                 self.settle_unsendable(notification)
@@ -487,16 +490,23 @@ class Model:
             self.apply_history(notification)
             self.settle(notification)
         for hand in hands:
-            self.apply_late(hand, busy)
+            self.answer_late(hand, busy)
             self.touch_device(hand)
         return added
 
-    def apply_late(self, hand: Hand, busy: list[Notification]) -> None:
-        """A late answer that says sent settles what is held, or pending and unleased. Others stand in the history only."""
-        notification, delivery = hand.notification, hand.delivery
-        if notification in busy or notification.lease or not hand.outcome or hand.outcome.verdict != "sent":
-            return
-        if notification.state in ("pending", "held") and delivery.state in ("pending", "held"):
+    def answer_late(self, hand: Hand, busy: list[Notification]) -> None:
+        """A late answer that says sent settles what is held or pending: at once where it is free, else at the next claim."""
+        free = hand.notification not in busy and not hand.notification.lease
+        if free and hand.outcome and hand.outcome.verdict == "sent" and hand.notification.state in ("pending", "held"):
+            self.apply_late(hand.notification)
+
+    def apply_late(self, notification: Notification) -> None:
+        known = {
+            row.delivery
+            for row in self.history
+            if row.late and row.outcome.verdict == "sent" and row.recorded > row.delivery.retried
+        }
+        for delivery in known.intersection(notification.in_state("pending", "held")):
             delivery.state = "sent"
             self.settle(notification)
 

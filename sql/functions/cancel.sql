@@ -15,6 +15,10 @@ begin
     from notifications
     where id = cancel.notification_id
     for update;
+    if notification.lease is null then
+        perform apply_late(array[notification.id]);
+        select * into notification from notifications where id = notification.id;
+    end if;
     if not found or notification.state not in ('pending', 'held') then
         return false;
     end if;

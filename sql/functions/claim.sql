@@ -79,6 +79,7 @@ begin
         at := clock_timestamp();    -- what is unknown has become due just now
     end if;
     if again <> '{}' then
+        perform apply_late(again);
         perform drop_moved_devices(again);
     end if;
     perform settle_unsendable(picked);

@@ -22,6 +22,8 @@ begin
             message = format('notification %s is in the hands of a worker', notification.id),
             hint = 'Try again when it has ended: within its lease, and seconds as a rule.';
     end if;
+    perform apply_late(array[notification.id]);
+    select * into notification from notifications where id = notification.id;
 
     update stored_deliveries as delivery
     set state = 'pending',
@@ -43,21 +45,18 @@ begin
         );
     get diagnostics again = row_count;
 
-    if notification.state <> 'pending' and (notification.expanded_at is null or only_delivery is null or again > 0) then
+    if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
         update notifications set state = 'pending' where id = notification.id;
-        if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
-            select count(*) into added from add_deliveries(array[notification.id]);
-        end if;
-        if again + added = 0 and notification.expanded_at is not null then
-            update notifications set state = notification.state where id = notification.id;
-            return 0;
-        end if;
-    elsif again = 0 then
+        select count(*) into added from add_deliveries(array[notification.id]);
+    end if;
+    if again + added = 0 and (notification.expanded_at is not null or notification.state = 'pending') then
+        update notifications set state = notification.state where id = notification.id;
         return 0;
     end if;
 
     update notifications
-    set due_at = least(clock_timestamp(), case when notification.state = 'pending' then due_at end),
+    set state = 'pending',
+        due_at = least(clock_timestamp(), case when notification.state = 'pending' then due_at end),
         expires_at = case when expires_at > clock_timestamp() then expires_at end,
         retried_at = clock_timestamp(),
         cancelled_at = null,

@@ -17,7 +17,7 @@ begin
     perform commit_durably();
     -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
     perform pg_advisory_xact_lock(recording_key(), record.worker_id);
-    at := clock_timestamp();
+    at := statement_timestamp();    -- the ages were reckoned as the call left: the wait for that lock is none of them
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,

@@ -1,5 +1,6 @@
 -- Applies those of these outcomes that came late (their lease had been taken over) and say sent: each settles its delivery where
--- that is held, or pending and unleased. Any other late answer only stands in the history.
+-- that is held, or pending and unleased. What somebody has locked, or a worker holds, is settled by whoever decides on it next.
+-- Any other late answer only stands in the history.
 create or replace function notify_worker.settle_late(outcomes jsonb)
 returns void
 language plpgsql
@@ -20,23 +21,7 @@ begin
         order by notification.id
         for update skip locked
     ) as unleased;
-    if free is null then
-        return;
-    end if;
-
-    update stored_deliveries as delivery
-    set state = 'sent',
-        last_verdict = 'sent',
-        last_error_code = null,
-        last_error = null,
-        sent_as = outcome.sent_as,
-        settled_at = clock_timestamp()
-    from outcomes_of(outcomes) as outcome
-    where outcome.verdict = 'sent'
-        and outcome.notification_id = any (free)
-        and delivery.id = outcome.delivery_id
-        and delivery.state in ('pending', 'held');
-    perform settle(free);
+    perform apply_late(free);
 end
 $$;
 comment on function notify_worker.settle_late is

@@ -28,7 +28,7 @@ as $$
                     and incident.ended_at is null
             ))
             and case outcome.verdict
-                when 'unregistered' then device.registered_at <= clock_timestamp() - make_interval(secs => outcome.started_ago)
+                when 'unregistered' then device.registered_at <= statement_timestamp() - make_interval(secs => outcome.started_ago)
                 when 'sent' then device.seen_at < clock_timestamp() - interval '1 day'
             end
         order by device.id
