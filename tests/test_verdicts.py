@@ -55,6 +55,10 @@ def bad(*fields: Any) -> dict[str, Any]:
     return {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": "No."} for field in fields]}
 
 
+def retry_in(delay: str) -> dict[str, Any]:
+    return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+
+
 def quota(subject: str, description: str = "No more.") -> dict[str, Any]:
     return {"@type": QUOTA_FAILURE, "violations": [{"subject": subject, "description": description}]}
 
@@ -289,6 +293,18 @@ CATALOGUE = [
     Row("503 HTML", 503, HTML, UNKNOWN, code="HTTP_503", mendable=True),
     Row("503, 9 s", 503, HTML, UNKNOWN, waits=9, headers={"retry-after": "9"}),
     Row("503, 0 s", 503, HTML, UNKNOWN, waits=0, headers={"retry-after": "0"}),
+    Row("503, 2.5 s in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("2.5s")), UNKNOWN, waits=2.5),
+    Row("503, hours in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("9999s")), UNKNOWN, waits=3600),
+    Row("503, soon in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("-3s")), UNKNOWN, mendable=True),
+    Row(
+        "503, 9 s, and 2.5 s in the body",
+        503,
+        error(503, "UNAVAILABLE", "No.", retry_in("2.5s")),
+        UNKNOWN,
+        waits=9,
+        headers={"retry-after": "9"},
+    ),
+    Row("429, 7 s in the body", 429, exhausted(retry_in("7s")), PAUSED, of_project(7), waits=7),
     Row("503, soon", 503, HTML, UNKNOWN, mendable=True, headers={"retry-after": "soon"}),
     Row("deadline", 504, error(504, "DEADLINE_EXCEEDED", "No."), UNKNOWN, code="DEADLINE_EXCEEDED", mendable=True),
     Row("503 that says gone", 503, error(503, "NOT_FOUND", GONE, fcm("UNREGISTERED")), UNKNOWN, mendable=True),
@@ -406,16 +422,18 @@ def test_a_date_in_the_past_asks_for_no_wait_and_a_429_waits_all_the_same(status
 KEYS = st.sampled_from(
     ["error", "details", "@type", "errorCode", "reason", "message", "status", "name", "fieldViolations", "field"]
 )
-TYPES = (fcm(0)["@type"], apns(0, "")["@type"], info("")["@type"], BAD_REQUEST, QUOTA_FAILURE)
+TYPES = (*(each["@type"] for each in (fcm(0), apns(0, ""), info(""), retry_in(""))), BAD_REQUEST, QUOTA_FAILURE)
 CODES = ("UNREGISTERED", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "THIRD_PARTY_AUTH_ERROR", "Unregistered")
 WORDS = st.sampled_from([*TYPES, *CODES, "message.token", "the registration token", "project", "topic"])
+DELAYS = st.from_regex(r"-?\d{0,13}(\.\d{0,10})?s?", fullmatch=True)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | WORDS | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(), inner, max_size=4),
     max_leaves=12,
 )
 DETAILS = st.lists(
-    st.fixed_dictionaries({"@type": WORDS}, optional={"errorCode": WORDS, "reason": WORDS}) | JSON_VALUES
+    st.fixed_dictionaries({"@type": WORDS}, optional={"errorCode": WORDS, "reason": WORDS, "retryDelay": DELAYS})
+    | JSON_VALUES
 )
 ERRORS = st.builds(lambda details, message: {"error": {"details": details, "message": message}}, DETAILS, JSON_VALUES)
 BODIES = st.binary() | JSON_VALUES.map(json.dumps).map(str.encode) | ERRORS.map(json.dumps).map(str.encode)

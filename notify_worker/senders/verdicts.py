@@ -182,6 +182,7 @@ def read(response: httpx.Response, body: bytes) -> Answer:
     content_type = response.headers.get("content-type", "no content type")
     fields = violations(found, "google.rpc.BadRequest", "fieldViolations")
     nothing = f"{len(body)} bytes of {content_type}, not an error of FCM" if body else "an empty body"
+    in_header = retry_after(response.headers.get("retry-after", ""), response.headers.get("date", ""))
     return Answer(
         status=response.status_code,
         said=with_fields(text_in(found, "error", "message") or nothing, fields),
@@ -192,7 +193,7 @@ def read(response: httpx.Response, body: bytes) -> Answer:
         wrong_fields=tuple(text_in(each, "field") for each in fields),
         exceeded=" ".join(text_in(each, key) or "" for each in quotas for key in ("subject", "description")),
         name=text_in(found, "name"),
-        retry_after=retry_after(response.headers.get("retry-after", ""), response.headers.get("date", "")),
+        retry_after=retry_delay(found) if in_header is None else in_header,
     )
 
 
@@ -252,6 +253,15 @@ def retry_after(text: str, answered_at: str) -> timedelta | None:
     except (ValueError, OverflowError):
         return None
     return min(max(left, timedelta()), LONGEST_WAIT)
+
+
+def retry_delay(found: Json) -> timedelta | None:
+    """Read a RetryInfo, which Google's APIs may send in place of a Retry-After: google.aip.dev/194."""
+    for each in details(found, "google.rpc.RetryInfo"):
+        text = text_in(each, "retryDelay") or ""
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?s", text):
+            return min(timedelta(seconds=float(text[:-1])), LONGEST_WAIT)
+    return None
 
 
 def moment(date: str) -> datetime:
