@@ -1,6 +1,7 @@
 """Whether this process hears: procrastinate's LISTEN can die without a word, and a worker that is deaf looks healthy."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from functools import partial
@@ -12,8 +13,10 @@ from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 
-HEARD_WITHIN = 1.0
-"""Seconds in which a whisper to oneself has to be heard."""
+WHISPERS = 10
+"""How often one whispers to oneself before one is deaf: a worker that has just started does not listen yet."""
+WHISPER_EVERY = 0.2
+"""Seconds."""
 
 
 class Ears:
@@ -40,10 +43,10 @@ class Ears:
     async def hear(self, store: Store) -> bool:
         """Whisper, and say whether it was heard. Raises psycopg.Error: the database is away, which is another matter."""
         self._heard.clear()
-        await store.whisper(self._channel)
-        try:
-            async with asyncio.timeout(HEARD_WITHIN):
-                await self._heard.wait()
-        except TimeoutError:
-            return False
-        return True
+        for _ in range(WHISPERS):
+            await store.whisper(self._channel)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WHISPER_EVERY):
+                    await self._heard.wait()
+                    return True
+        return False

@@ -41,6 +41,7 @@ def test_each_of_five_commits_a_second_apart_wakes_the_worker_at_once(shop: Shop
         committed_at = shop.notify_at(f"app:phone-{number}")
         until("it is shown", lambda count=number: shop.box.accepted == count, within=5)  # type: ignore[misc]
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=0.5)
+    assert not shop.said("WARNING"), "nothing is wrong, and it takes nothing for wrong"
 
 
 def test_without_any_notify_a_commit_is_found_by_the_next_look(shop: Shop) -> None:
