@@ -449,21 +449,24 @@ def fill(connection: psycopg.Connection, count: int, state: str = "pending", ahe
 
 def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection: psycopg.Connection) -> None:
     worker = enter(connection)
-    fill(connection, 100)
-    connection.execute("vacuum analyze notify_worker.notifications, notify_worker.stored_deliveries")
-    alone = buffers(connection, worker)
+    fill(connection, 200)
 
-    fill(connection, 100_000, ahead="1 day")
-    fill(connection, 20_000, "sent")
-    connection.execute(
-        """
-        insert into notify_worker.stored_deliveries (notification_id, kind, address, state, due_at, settled_at)
-        select id, kind, address, state, due_at, now() from notify_worker.notifications where state = 'sent'
-        """
-    )
-    connection.execute("vacuum analyze notify_worker.notifications, notify_worker.stored_deliveries")
+    def beside(scheduled: int, settled: int) -> int:
+        fill(connection, scheduled, ahead="1 day")
+        fill(connection, settled, "sent")
+        connection.execute(
+            """
+            insert into notify_worker.stored_deliveries (notification_id, kind, address, state, due_at, settled_at)
+            select id, kind, address, state, due_at, now() from notify_worker.notifications where state = 'sent'
+            on conflict do nothing
+            """
+        )
+        connection.execute("vacuum analyze notify_worker.notifications, notify_worker.stored_deliveries")
+        return buffers(connection, worker)
 
-    assert buffers(connection, worker) <= 2 * alone
+    few = beside(10_000, 2_000)  # the indexes have their depth
+    many = beside(100_000, 20_000)
+    assert many <= 1.2 * few, (few, many)
 
 
 def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(connection: psycopg.Connection) -> None:
