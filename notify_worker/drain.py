@@ -145,7 +145,7 @@ class Pipeline:
         start_within = self._settings.lease - self._settings.longest_attempt
         lease = uuid4()
         try:
-            claim = await self._store.claim(worker_id, lease, room, start_within)
+            claim = await self._store.claim(worker_id, lease, room, start_within, not_of=self.projects.untold())
             await self.projects.read_what_is_claimed(claim.deliveries)
         except psycopg.errors.ObjectNotInPrerequisiteState:
             await self._liveness.lose()  # taken for dead: nothing was claimed, and another id is due

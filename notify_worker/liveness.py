@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SEEN_EVERY = 1.0
 """Seconds between two signs of life."""
+STILL_TRUE_FOR = 10.0
+"""Seconds for which a sign of life is good: who has stood still for longer may have been taken for dead."""
 MUTE_AFTER = 3.0
 """Seconds for which a session may stay silent."""
 SOON = 3.0
@@ -44,6 +46,7 @@ class Liveness:
         self._former: set[int] = set()
         self._reconnected_at: float | None = None
         self._complaint = Complaint(log)
+        self._seen_at = float("-inf")
         self.worker_id = 0
         self.name = ""
         self.entered = asyncio.Event()
@@ -57,8 +60,12 @@ class Liveness:
         return None if self._reconnected_at is None else monotonic() - self._reconnected_at
 
     def holds(self, worker_id: int) -> bool:
-        """Say whether requests may begin that were claimed under this id: not once its session, and so its lock, is lost."""
-        return worker_id == self.worker_id and self._connection is not None and not self._connection.closed
+        """Say whether requests may begin that were claimed under this id: not once its session, and so its lock, is lost.
+
+        Nor once its last sign of life is old: a process that has stood still does not know what became of it.
+        """
+        alive = self._connection is not None and not self._connection.closed
+        return worker_id == self.worker_id and alive and monotonic() - self._seen_at < STILL_TRUE_FOR
 
     async def enter(self) -> int:
         """Return this worker's id; take one first where there is none, or where the session that held it is gone."""
@@ -97,6 +104,7 @@ class Liveness:
             self._former.add(self.worker_id)
             self._reconnected_at = monotonic()
         self._connection, (self.worker_id, self.name) = connection, row
+        self._seen_at = monotonic()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="liveness")
         self.entered.set()
@@ -133,6 +141,7 @@ class Liveness:
                 "select %s = any (array(select notify_worker.still_here(%s)))", [worker_id, [worker_id, *self._former]]
             )
             row = await cursor.fetchone()
+        self._seen_at = monotonic()
         self._complaint.over()
         if row is None or not row[0]:
             log.warning("worker %s was taken for dead; it goes on under a new name", self.name)

@@ -63,6 +63,10 @@ class Projects:
         for standing in self._standings.values():
             yield from standing.found
 
+    def untold(self) -> set[str]:
+        """List the projects of which this process has found out something that it has not told yet."""
+        return {incident.project for incident in self.found()}
+
     async def tell(self) -> None:
         """Tell the database. Raises psycopg.Error: what was not told stays to be told."""
         for standing in list(self._standings.values()):

@@ -1,7 +1,8 @@
 """What comes back from the requests, on its way to the database: kept until it is recorded, in batches.
 
 While the database is away, or refuses, it is kept and tried again. Incidents go first: what is given back because of a pause
-must not be claimed again before the pause is known.
+must not be claimed again before the pause is known. One that can't be told, since somebody has its project's row, keeps what
+is of that project, and nothing else.
 """
 
 import asyncio
@@ -31,8 +32,8 @@ DOUBT_EVERY = 1.0
 """Seconds between two looks for what a claim whose answer was lost has taken: it may commit after its connection broke."""
 RECORD_AGAIN_AFTER = 0.5
 """Seconds between two tries to record while the database is away."""
-
-
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, AttributeError)
+"""What a batch comes to with words in it that Postgres can't hold, or that are none: of another package's sender."""
 PLAIN = 200
 """Characters that are left of an error that the database refused."""
 
@@ -58,8 +59,8 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many answers are not recorded yet."""
-        return len(self._answered)
+        """How many answers and unsent deliveries are not recorded yet."""
+        return len(self._answered) + len(self._unsent)
 
     @property
     def busy(self) -> bool:
@@ -110,6 +111,11 @@ class Recorder:
             try:
                 await self._flush()
                 self._complaint.over()
+            except psycopg.errors.LockNotAvailable as error:
+                self._complaint.say(
+                    f"somebody keeps a project's row ({in_brief(error)}); its incident waits to be told"
+                )
+                await self._record_again()
             except psycopg.Error as error:
                 self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
                 await self._record_again()
@@ -122,7 +128,7 @@ class Recorder:
         self._something.set()
 
     async def _flush(self) -> None:
-        await self._projects.tell()
+        locked = await self._tell()
         while self._answered:
             batch = list(islice(self._answered, FLUSH))
             for worker_id, attempts in groupby(batch, key=lambda attempt: attempt.delivery.worker_id):
@@ -130,14 +136,8 @@ class Recorder:
             for _ in batch:
                 self._answered.popleft()
             self._moved.set()
-            await self._projects.tell()
-        while self._unsent:
-            lease = self._unsent[0].lease
-            given_back = [delivery for delivery in self._unsent if delivery.lease == lease]
-            await self._store.release(lease, [delivery.id for delivery in given_back])
-            for delivery in given_back:
-                self._unsent.remove(delivery)
-            self._moved.set()
+            locked = locked or await self._tell()
+        await self._give_back()
         for lease, until in list(self._doubtful.items()):
             over = monotonic() > until
             await self._store.release(lease)
@@ -148,20 +148,40 @@ class Recorder:
             self._moved.set()
         if self._doubtful:
             asyncio.get_running_loop().call_later(DOUBT_EVERY, self._something.set)
+        if locked:
+            raise locked
+
+    async def _tell(self) -> psycopg.Error | None:
+        """Tell what was found out. Return the error where somebody keeps a row that this needs; raise any other."""
+        try:
+            await self._projects.tell()
+        except psycopg.errors.LockNotAvailable as error:
+            return error
+        return None
+
+    async def _give_back(self) -> None:
+        """Give back what was not sent: of a project that is stopped only once the others know of it."""
+        while free := [each for each in self._unsent if each.project not in self._projects.untold()]:
+            lease = free[0].lease
+            given_back = {each.id for each in free if each.lease == lease}
+            await self._store.release(lease, list(given_back))
+            self._unsent = [each for each in self._unsent if each.lease != lease or each.id not in given_back]
+            self._moved.set()
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Record a batch; where the database refuses the data of one of its rows, record the others one by one."""
         try:
             await self._store.record(worker_id, attempts)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+        except REFUSED as error:
             if len(attempts) == 1:
-                await self._record_plainly(worker_id, attempts[0], in_brief(error))
+                await self._record_plainly(worker_id, attempts[0], error)
                 return
             for attempt in attempts:
                 await self._record(worker_id, [attempt])
 
-    async def _record_plainly(self, worker_id: int, attempt: Attempt, why: str) -> None:
+    async def _record_plainly(self, worker_id: int, attempt: Attempt, error: Exception) -> None:
         """Record what was refused for its words without them; where that is refused as well, nothing can be done."""
+        why = in_brief(error) if isinstance(error, psycopg.Error) else type(error).__name__
         outcome = plain(attempt.outcome)
         if outcome == attempt.outcome:
             log.error("the outcome of delivery %d was refused (%s); it will stand as unknown", attempt.delivery.id, why)
@@ -172,5 +192,12 @@ class Recorder:
 
 def plain(outcome: Outcome) -> Outcome:
     """Clean and cut what an outcome says, and leave out what is no more than a name: what happened is still recorded."""
-    said = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in outcome.error or "")
-    return replace(outcome, error=said[:PLAIN] or None, error_code="REFUSED_BY_THE_DATABASE", sent_as=None)
+    said = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in str(outcome.error or ""))
+    known = isinstance(outcome.http_status, int) and 100 <= outcome.http_status <= 599
+    return replace(
+        outcome,
+        error=said[:PLAIN] or None,
+        error_code="REFUSED_BY_THE_DATABASE",
+        http_status=outcome.http_status if known else None,
+        sent_as=None,
+    )

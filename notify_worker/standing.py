@@ -54,7 +54,7 @@ class Standing:
         if closed is None:
             return
         still = frozenset(Scope(scope) for scope in closed)
-        if Scope.PROJECT in self.closed - still:
+        if {Scope.PROJECT, Scope.DEVICES} & (self.closed - still):
             self.window.clear()
         self.since.update(dict.fromkeys(still - self.closed, monotonic()))
         self.closed = still
@@ -67,22 +67,25 @@ class Standing:
         now = monotonic()
         self.window.attempted(outcome, now, first=delivery.tries == 0)
         if outcome.pause is not None:
-            self._stop(outcome.pause, outcome.error, now)
+            self._stop(outcome.pause, outcome.error, now, outcome)
         elif is_trouble(outcome):
             last = delivery.attempts + 1 >= self.project.max_attempts
             # Of many workers with few deliveries none may see three in a row; yet nothing is given up in an outage.
             if self.window.is_outage(now) or (last and not self.window.gets_through(now)):
-                self._stop(Pause(Scope.PROJECT), f"an outage, as it seems; the last answer: {outcome.error}", now)
+                because = f"an outage, as it seems; the last answer: {outcome.error}"
+                self._stop(Pause(Scope.PROJECT), because, now, outcome)
         elif outcome.error_code == FOREIGN:  # of a probe too: it says that FCM is there, and not that others are taken
             if self.window.credentials_are_foreign(now):
-                self._stop(Pause(Scope.PROJECT), f"most tokens belong to another sender: {outcome.error}", now)
+                because = f"most tokens belong to another sender: {outcome.error}"
+                self._stop(Pause(Scope.PROJECT), because, now, outcome)
         elif delivery.probe and outcome.verdict is not Verdict.PAUSED:
-            self._go_on(delivery, started)
+            self._go_on(delivery, outcome, started)
         if outcome.verdict is Verdict.UNREGISTERED and self.window.devices_vanish(now):
-            self._stop(Pause(Scope.DEVICES), "more than a fifth of the last minute's answers say unregistered", now)
+            because = "more than a fifth of the last minute's answers say unregistered"
+            self._stop(Pause(Scope.DEVICES), because, now, outcome)
         return not (is_trouble(outcome) and Scope.PROJECT in self.closed)
 
-    def _stop(self, pause: Pause, because: str | None, now: float) -> None:
+    def _stop(self, pause: Pause, because: str | None, now: float, outcome: Outcome) -> None:
         if pause.scope in self.closed:
             return
         self.closed |= {pause.scope}
@@ -90,11 +93,14 @@ class Standing:
         exceeded = pause.lasts is not None and pause.scope is Scope.PROJECT
         rate = self.window.accepted_per_second(now) if exceeded else None
         self._find(Incident(self.project.name, pause.scope, because=because, lasts=pause.lasts, per_second=rate))
-        log.warning("project %s: %s stop: %s", self.project.name, WORDS[pause.scope], because)
+        # Its code alone: what a provider writes may quote the message.
+        what = f"{outcome.http_status or ''} {outcome.error_code or outcome.verdict.value}".strip()
+        log.warning("project %s: %s stop: %s; see its incident", self.project.name, WORDS[pause.scope], what)
 
-    def _go_on(self, delivery: Delivery, started: float) -> None:
-        """End what this probe was for: not what began while it was in flight."""
-        for scope in self.closed & {Scope.PROJECT, Scope.APNS_WEB}:
+    def _go_on(self, delivery: Delivery, outcome: Outcome, started: float) -> None:
+        """End what this probe was for: not what began while it was in flight; nor what FCM has answered without Apple."""
+        got_through = {Scope.PROJECT} | ({Scope.APNS_WEB} if outcome.verdict is Verdict.SENT else set())
+        for scope in self.closed & got_through:
             if stops(scope, delivery) and self.since.get(scope, 0) < started:
                 self.closed -= {scope}
                 self._find(Incident(self.project.name, scope, over=True))

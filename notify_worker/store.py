@@ -3,6 +3,7 @@
 Nothing here is held over a request: a method takes a connection of the pool, asks, and gives it back.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -59,13 +60,17 @@ class Store:
     async def __aexit__(self, *error: object) -> None:
         await self._pool.close()
 
-    async def claim(self, worker_id: int, lease: UUID, most: int, start_within: timedelta) -> Claim:
+    async def claim(
+        self, worker_id: int, lease: UUID, most: int, start_within: timedelta, not_of: Iterable[str] = ()
+    ) -> Claim:
         """Take up to `most` due notifications under a lease, for what is to be sent of them.
 
-        `start_within` is how long, from before the claim, a request may still start.
+        `start_within` is how long, from before the claim, a request may still start; `not_of` are projects to leave out.
         """
         now = monotonic()
-        rows = await self._rows("select * from notify_worker.claim(%s, %s, %s)", worker_id, lease, most)
+        rows = await self._rows(
+            "select * from notify_worker.claim(%s, %s, %s, %s)", worker_id, lease, most, list(not_of)
+        )
         if not rows:
             return Claim([], None)
         if rows[0]["delivery_id"] is None:
@@ -95,12 +100,9 @@ class Store:
             incident.per_second,
         )
 
-    async def record(self, worker_id: int, attempts: Iterable[Attempt]) -> None:
+    async def record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Write down what became of deliveries. The same attempts again change nothing."""
-        now = monotonic()
-        await self._value(
-            "select notify_worker.record(%s, %s)", worker_id, Jsonb([outcome(attempt, now) for attempt in attempts])
-        )
+        await self._value("select notify_worker.record(%s, %s)", worker_id, Jsonb(attempts, dumps=outcomes))
 
     async def release(self, lease: UUID, delivery_ids: list[int] | None = None) -> None:
         """Give back deliveries that were claimed and not sent: these, or all of the lease."""
@@ -239,6 +241,12 @@ def words(row: Json) -> Words:
     if row is UNREADABLE:
         return Words(message=UNREADABLE)
     return Words(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
+
+
+def outcomes(attempts: list[Attempt]) -> str:
+    """Write attempts as `record` reads them, when there is a connection to send them on: until then they grow older."""
+    now = monotonic()
+    return json.dumps([outcome(attempt, now) for attempt in attempts])
 
 
 def outcome(attempt: Attempt, now: float) -> Row:

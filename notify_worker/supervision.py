@@ -138,7 +138,7 @@ async def run_procrastinate(process: Process, stopping: asyncio.Event) -> None:
             lambda task: task.cancelled() or task.exception()
         )  # whoever left it behind does not ask
         try:
-            await until_it_ends_or_is_deaf(running, process, complaint)
+            await until_it_ends_or_is_deaf(running, process, complaint, stopping)
         finally:
             running.cancel()
             await asyncio.wait({running}, timeout=RESTART_WITHIN)
@@ -148,9 +148,14 @@ async def run_procrastinate(process: Process, stopping: asyncio.Event) -> None:
         await asyncio.sleep(RESTART_AFTER)
 
 
-async def until_it_ends_or_is_deaf(running: "asyncio.Task[None]", process: Process, complaint: Complaint) -> None:
-    """Return when procrastinate's worker has ended, or hears nothing: asked every 5 s, and after a lost session."""
-    while not running.done():
+async def until_it_ends_or_is_deaf(
+    running: "asyncio.Task[None]", process: Process, complaint: Complaint, stopping: asyncio.Event
+) -> None:
+    """Return when procrastinate's worker has ended, or hears nothing: asked every 5 s, and after a lost session.
+
+    And when this one stops: whoever is cancelled in the middle of a statement may meet an error of the database instead.
+    """
+    while not running.done() and not stopping.is_set():
         process.liveness.entered.clear()
         entered = asyncio.create_task(process.liveness.entered.wait())
         await asyncio.wait({running, entered}, timeout=LISTEN_AGAIN_EVERY, return_when=asyncio.FIRST_COMPLETED)
@@ -161,6 +166,8 @@ async def until_it_ends_or_is_deaf(running: "asyncio.Task[None]", process: Proce
             complaint.over()
         except psycopg.Error:
             continue  # the database is away: the next look will tell
+        except Exception:
+            log.exception("nobody can say whether procrastinate's worker hears")
 
 
 async def again_and_again(what: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:

@@ -842,6 +842,7 @@ COMMENT ON FUNCTION notify_worker.apply_late(notification_ids bigint[]) IS 'What
 CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision DEFAULT NULL::double precision, per_second double precision DEFAULT NULL::double precision) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    SET lock_timeout TO '500ms'
     AS $$
 declare
     at timestamptz;
@@ -849,6 +850,18 @@ declare
     is_probed boolean := begin_incident.lasts is null and begin_incident.scope <> 'devices';
     half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
+    -- Refused at once, or again within a minute, it says little of what FCM takes: then it is half of what was allowed.
+    if half = 0 or half > 0 and exists (
+        select from stored_incidents as before
+        where before.project = begin_incident.project
+            and before.per_second is not null
+            and least(before.until, before.ended_at) between clock_timestamp() - interval '1 minute' and clock_timestamp()
+    ) then
+        select greatest(half, per_second(of_project) / 2) into half
+        from projects as of_project
+        where of_project.name = begin_incident.project;
+    end if;
+
     perform from projects where name = begin_incident.project for update;   -- one after the other
     at := clock_timestamp();
     ends := case
@@ -1247,7 +1260,7 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.check_project(project text) IS 'Refuses a project that is not there, and suggests the nearest name.';
 
-CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, again_in double precision)
+CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] DEFAULT '{}'::text[]) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, again_in double precision)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -1281,7 +1294,7 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from pick(claim.worker_id, most, at);
+    from pick(claim.worker_id, most, at, not_of);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
@@ -1380,7 +1393,7 @@ begin
     ) as claimed;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
+COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[]) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
 
 CREATE FUNCTION notify_worker.closed(project notify_worker.projects) RETURNS text[]
     LANGUAGE sql STABLE
@@ -1530,6 +1543,7 @@ COMMENT ON FUNCTION notify_worker.drop_old_partitions(older_than interval) IS 'D
 CREATE FUNCTION notify_worker.end_incident(project text, scope text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    SET lock_timeout TO '500ms'
     AS $$
 declare
     waited_until timestamptz;
@@ -2054,13 +2068,18 @@ CREATE FUNCTION notify_worker.per_second(project notify_worker.projects) RETURNS
 $$;
 COMMENT ON FUNCTION notify_worker.per_second(project notify_worker.projects) IS 'Says how many messages a second all workers together may send of a project.';
 
-CREATE FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
+CREATE FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 #variable_conflict use_column
 declare
-    in_line text[] := array(select project from projects_due(due_by) as due (project) order by random());
+    in_line text[] := array(
+        select project
+        from projects_due(due_by) as due (project)
+        where project <> all (not_of)
+        order by random()
+    );
     of_project text;
     left_over integer := most;
     projects_left integer := cardinality(in_line);
@@ -2071,6 +2090,7 @@ declare
     allowed integer;
 begin
     foreach of_project in array in_line loop
+        exit when left_over < 1;
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
@@ -2109,7 +2129,7 @@ begin
             continue when taken > 0;
         end if;
 
-        -- A tenth, and of a small share now and then one.
+        -- An eighth, so that it is a tenth of any few seconds; and of a small share now and then one.
         select count(*) into for_normal
         from (
             select from notifications as notification
@@ -2118,7 +2138,7 @@ begin
                 and notification.lane = 1
                 and notification.due_at <= due_by
             order by notification.due_at
-            limit floor(share / 10.0 + random())::integer
+            limit floor(share / 8.0 + random())::integer
             for update skip locked      -- what somebody else has locked is no reason to leave room
         ) as waiting;
 
@@ -2140,7 +2160,7 @@ begin
     end loop;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
+COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
 
 CREATE FUNCTION notify_worker.presence_key() RETURNS integer
     LANGUAGE sql IMMUTABLE
@@ -2245,8 +2265,21 @@ CREATE FUNCTION notify_worker.projects_in_line() RETURNS SETOF text
         )
         from step
         where step.project is not null
+    ), first as materialized (
+        select project from step where project is not null limit 1000
     )
-    select project from step where project is not null limit 1000
+    select project from first
+    union
+    select name
+    from projects
+    where (select count(*) from first) = 1000
+        and exists (
+            select from notifications as notification
+            where notification.state = 'pending'
+                and notification.project = projects.name
+            order by notification.project   -- so that the index is read
+            limit 1
+        )
 $$;
 COMMENT ON FUNCTION notify_worker.projects_in_line() IS 'Lists the projects that have pending notifications.';
 
@@ -2361,6 +2394,7 @@ CREATE FUNCTION notify_worker.put_off(notification_ids bigint[], at timestamp wi
 declare
     incident stored_incidents;
     stopped bigint[];
+    is_mine boolean;
     probe bigint;
     probes bigint[] := '{}';
 begin
@@ -2372,7 +2406,6 @@ begin
             and (open.probes is not null or open.scope = 'topics' and open.until > at)
             and open.project in (select project from notifications where id = any (notification_ids))
         order by open.scope = 'project', open.scope, open.id    -- what another one stops is no probe of the project
-        for update      -- one claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here
     loop
         stopped := array(
             select delivery.id
@@ -2387,8 +2420,16 @@ begin
                 and stops(incident.scope, delivery)
             order by delivery.due_at, delivery.id
         );
+        -- One claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here.
+        perform from stored_incidents as locked
+        where locked.id = incident.id
+        for update skip locked;
+        is_mine := found;
+        select * into incident from stored_incidents as open where open.id = incident.id;
+        continue when incident.ended_at is not null;
+
         if stopped = '{}' then
-            if incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
+            if is_mine and incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
                 update stored_incidents as unused
                 set probes = unused.probes - 1,
                     until = at
@@ -2399,7 +2440,9 @@ begin
         end if;
 
         probe := null;
-        if incident.scope = 'project' then
+        if not is_mine then
+            incident.until := at + interval '1 second';     -- somebody else has it just now: then we look again
+        elsif incident.scope = 'project' then
             probe := stopped[1];        -- pick has taken this turn
             incident.until := at;       -- the pause holds the others back, and lets them go
         elsif incident.until <= at then
@@ -2475,7 +2518,7 @@ begin
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
-        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late
+        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late, recorded_at
     )
     select
         outcome.delivery_id,
@@ -2493,7 +2536,8 @@ begin
         at + make_interval(secs => outcome.retry_in),
         outcome.sent_as,
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
-        notification.lease is distinct from outcome.lease
+        notification.lease is distinct from outcome.lease,
+        clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since
     from (select distinct on (delivery_id, lease) * from outcomes_of(outcomes)) as outcome
     join stored_deliveries as delivery
         on delivery.id = outcome.delivery_id

@@ -168,6 +168,17 @@ async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: P
     assert outcome.verdict is Verdict.SENT
 
 
+async def test_a_200_whose_body_stalls_until_the_deadline_is_sent(server: HostileServer, project: Project) -> None:
+    """To wait for the rest of a body may take longer than what is left."""
+    server.acts["/v1"] = then_stall(answer(200, b'{"na', **CUT))
+    sender = await FcmSender.open(project, server.url, timedelta(seconds=0.9), 1)
+
+    outcome = await sender.send(MESSAGE)
+
+    await sender.aclose()
+    assert outcome.verdict is Verdict.SENT
+
+
 GONE = "404 UNREGISTERED: Requested entity was not found"
 EXPIRED = {"@type": INFO, "reason": "ACCESS_TOKEN_EXPIRED"}
 DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}

@@ -161,6 +161,20 @@ async def test_a_length_that_no_clock_can_add_stops_no_other_project(database: s
     assert healthy in {each["notification_id"] for each in claimed}
 
 
+def test_made_up_names_of_projects_hide_none_that_is_there(connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, project, send_at)
+        select 'token', 'x', 't', '!' || number, now() + interval '20 years' from generate_series(1, 2000) as number
+        """
+    )
+    number = insert(connection)
+
+    assert value(connection, "select notify_worker.something_is_due()")
+    assert value(connection, "select sum(due) from notify_worker.status") == 1
+    assert [each["notification_id"] for each in claim(connection, enter(connection))] == [number]
+
+
 @pytest.mark.parametrize("wait", ["infinity", "200000 years"])
 async def test_a_retry_beyond_the_end_of_all_times_is_refused_or_recorded(database: str, wait: str) -> None:
     with connected(database) as connection:

@@ -132,7 +132,9 @@ def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> N
 
 def pages(connection: psycopg.Connection) -> int:
     """How many pages it touches to pick 100, in a session that has settled on its plans."""
-    explain = "explain (analyze, buffers, format json) select * from notify_worker.pick(0, 100, clock_timestamp())"
+    explain = (
+        "explain (analyze, buffers, format json) select * from notify_worker.pick(0, 100, clock_timestamp(), '{}')"
+    )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
             (plan,) = value(connection, explain)

@@ -507,6 +507,20 @@ def test_a_call_finds_a_late_sent_that_met_a_lock(
     assert unbalanced(connection) == []
 
 
+def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_again(
+    database: str, connection: psycopg.Connection
+) -> None:
+    number = insert(connection, on_unknown="hold")
+    dead, held = die(database, connection)
+    with psycopg.connect(database) as slow:
+        slow.execute("select 1")
+        assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
+        record(slow, dead, outcome(held, **SENT))
+
+    assert claim(connection, enter(connection)) == []
+    assert state(connection, number) == "sent"
+
+
 def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
     database: str, connection: psycopg.Connection
 ) -> None:

@@ -361,6 +361,16 @@ def test_a_probe_ends_no_pause_that_became_known_while_it_was_in_flight(known_fr
     assert project.closed == {Scope.PROJECT}
 
 
+@pytest.mark.parametrize("refused", [WRONG, GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
+def test_a_probe_to_ios_that_fcm_refuses_by_itself_says_nothing_of_apple(refused: Outcome) -> None:
+    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+
+    answer(project, refused, delivery=probe(IOS))
+
+    assert ended(project) == [Scope.PROJECT]
+    assert project.closed == {Scope.APNS_WEB}
+
+
 def test_a_probe_to_ios_that_apple_still_refuses_leaves_ios_stopped() -> None:
     project = standing(Scope.APNS_WEB)
 
@@ -457,6 +467,29 @@ def test_a_reading_that_reopens_the_project_makes_its_trouble_forgotten() -> Non
     assert project.lets(ANDROID)
     assert answer(project, SILENT, SILENT) == [True, True]
     assert project.found == []
+
+
+def test_after_a_resume_of_the_breaker_for_devices_it_trips_no_sooner_than_before() -> None:
+    project = standing()
+    answer(project, *[TAKEN] * 20, *[GONE] * 10)
+    assert begun(project) == [Scope.DEVICES]
+    project.found.clear()
+
+    project.follow(project.project, [])
+    answer(project, GONE)
+
+    assert project.found == []
+
+
+def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    quotes = replace(REVOKED, error='403 No: {"title": "Your result"}', error_code="PERMISSION_DENIED", http_status=403)
+
+    answer(standing(), quotes)
+    answer(standing(), *[replace(BUSY, error="503: Your result")] * 3)
+
+    assert "403 PERMISSION_DENIED" in caplog.text
+    assert "503 unknown" in caplog.text
+    assert "result" not in caplog.text
 
 
 @pytest.mark.parametrize("closed", [["project"], ["project", "topics"]])

@@ -72,7 +72,7 @@ class FcmSender:
         try:
             authorization = await self._authorization()
             async with answer_until(deadline, self._whole):
-                answer = await self._post(message, authorization)
+                answer = await self._post(message, authorization, deadline)
             outcome = self._learn(authorization, answer, judge(answer, message.kind))
         except CredentialsError as error:
             outcome = without_token(error)
@@ -93,13 +93,13 @@ class FcmSender:
         except TimeoutError as error:
             raise CredentialsError(f'No token for project "{self._project.name}" within {self._before:g} s') from error
 
-    async def _post(self, message: Message, authorization: str) -> Answer:
+    async def _post(self, message: Message, authorization: str, deadline: float) -> Answer:
         request = httpx.Request(
             "POST",
             self._url(),
             headers=headers(authorization),
             content=json.dumps({"message": dict(message.body)}).encode(),
-            extensions={"timeout": self._timeouts},
+            extensions={"timeout": self._timeouts, "deadline": deadline},
         )
         response = await self._transport.handle_async_request(request)
         return read(response, await body_of(response))

@@ -39,6 +39,8 @@ EXACTLY: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError]], ...] 
 KEEP_ALIVE = 60.0
 """Seconds. The client must close first: a request that meets a closing server is unknown. FCM is said to wait 180."""
 
+BEFORE_THE_DEADLINE = 0.05
+"""Seconds."""
 BODY_WAIT = 1.0
 """Seconds for the body once the status line is there: the status decides, and whatever came of the body has to do."""
 
@@ -69,7 +71,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 allow_redirects=False,
                 timeout=timeouts(phases.get("pool"), phases.get("connect"), phases.get("read")),
             ) as answer:
-                return response(request, answer, await body_of(answer))
+                return response(request, answer, await body_of(answer, request.extensions.get("deadline")))
         except aiohttp.ClientResponseError as error:
             # Without the cause: its text quotes the address of a proxy, password and all.
             raise told(error, request) from None
@@ -93,11 +95,15 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         return self._lazy_session
 
 
-async def body_of(answer: aiohttp.ClientResponse) -> bytes:
-    """Read the body as far as it comes. Once FCM has said 200, a connection that dies or stalls takes nothing back."""
+async def body_of(answer: aiohttp.ClientResponse, deadline: float | None = None) -> bytes:
+    """Read the body as far as it comes. Once FCM has said 200, a connection that dies or stalls takes nothing back.
+
+    At the deadline (by the loop's clock) whoever waits is cancelled: a little before that the status is worth more.
+    """
     body = bytearray()
+    until = asyncio.get_running_loop().time() + BODY_WAIT
     try:
-        async with asyncio.timeout(BODY_WAIT):
+        async with asyncio.timeout_at(until if deadline is None else min(until, deadline - BEFORE_THE_DEADLINE)):
             async for part in answer.content.iter_any():
                 body += part
                 if len(body) > LONGEST_BODY:

@@ -1,6 +1,6 @@
 -- A worker found that something of a project is not worth a request: all of it, iOS and web, or topics; or that devices must not be
 -- retired any more. `lasts` is in seconds; null: until a probe gets through (of devices: until resume). `per_second` is what this
--- worker has sent just before; after an exceeded quota all go on with half of what they sent together.
+-- worker has sent just before; after an exceeded quota all go on with half of what they sent together, or were allowed.
 -- What goes on already is not begun twice; a time that is later is taken over.
 create or replace function notify_worker.begin_incident(
     project text,
@@ -12,6 +12,7 @@ create or replace function notify_worker.begin_incident(
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
+set lock_timeout = '500ms'      -- who has the project's row may keep it for long: a worker that tells has more to do
 as $$
 declare
     at timestamptz;
@@ -19,6 +20,18 @@ declare
     is_probed boolean := begin_incident.lasts is null and begin_incident.scope <> 'devices';
     half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
 begin
+    -- Refused at once, or again within a minute, it says little of what FCM takes: then it is half of what was allowed.
+    if half = 0 or half > 0 and exists (
+        select from stored_incidents as before
+        where before.project = begin_incident.project
+            and before.per_second is not null
+            and least(before.until, before.ended_at) between clock_timestamp() - interval '1 minute' and clock_timestamp()
+    ) then
+        select greatest(half, per_second(of_project) / 2) into half
+        from projects as of_project
+        where of_project.name = begin_incident.project;
+    end if;
+
     perform from projects where name = begin_incident.project for update;   -- one after the other
     at := clock_timestamp();
     ends := case

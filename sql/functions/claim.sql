@@ -2,9 +2,10 @@
 -- entered with, and returns what is to be sent of them: one row a delivery, with the words that make its message. A device
 -- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody; where all that was due
 -- ended so, or only this worker's allowance is used up, one row of nulls says in how many seconds it is worth looking again.
+-- Of the projects in `not_of` it takes nothing: this worker knows that they are stopped, and could not tell yet.
 -- Whoever calls this answers every bell that waits. Refuses a worker that has left or was found dead
 -- (object_not_in_prerequisite_state).
-create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer)
+create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] default '{}')
 returns table (
     delivery_id bigint,
     notification_id bigint,
@@ -63,7 +64,7 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from pick(claim.worker_id, most, at);
+    from pick(claim.worker_id, most, at, not_of);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;

@@ -4,6 +4,7 @@ create or replace function notify_worker.end_incident(project text, scope text)
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
+set lock_timeout = '500ms'      -- who has the project's row may keep it for long: a worker that tells has more to do
 as $$
 declare
     waited_until timestamptz;

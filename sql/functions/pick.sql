@@ -1,14 +1,19 @@
--- Locks up to `most` due notifications and lists them: of each project that has some and is not paused its share, and no more than
--- this worker's allowance of it; high before normal, but a tenth is normal's where it has any; the longest due first. Of a project
+-- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, nor in `not_of`, its share,
+-- and no more than this worker's allowance of it; high before normal, but an eighth is normal's where it has any; the longest due first. Of a project
 -- that waits for a probe it is one, and of all workers one takes it. One that somebody else has locked is skipped: it delays nobody.
-create or replace function notify_worker.pick(worker_id integer, most integer, due_by timestamptz)
+create or replace function notify_worker.pick(worker_id integer, most integer, due_by timestamptz, not_of text[])
 returns table (id bigint, expanded_at timestamptz, lease uuid)
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    in_line text[] := array(select project from projects_due(due_by) as due (project) order by random());
+    in_line text[] := array(
+        select project
+        from projects_due(due_by) as due (project)
+        where project <> all (not_of)
+        order by random()
+    );
     of_project text;
     left_over integer := most;
     projects_left integer := cardinality(in_line);
@@ -19,6 +24,7 @@ declare
     allowed integer;
 begin
     foreach of_project in array in_line loop
+        exit when left_over < 1;
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
@@ -57,7 +63,7 @@ begin
             continue when taken > 0;
         end if;
 
-        -- A tenth, and of a small share now and then one.
+        -- An eighth, so that it is a tenth of any few seconds; and of a small share now and then one.
         select count(*) into for_normal
         from (
             select from notifications as notification
@@ -66,7 +72,7 @@ begin
                 and notification.lane = 1
                 and notification.due_at <= due_by
             order by notification.due_at
-            limit floor(share / 10.0 + random())::integer
+            limit floor(share / 8.0 + random())::integer
             for update skip locked      -- what somebody else has locked is no reason to leave room
         ) as waiting;
 

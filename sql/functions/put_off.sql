@@ -9,6 +9,7 @@ as $$
 declare
     incident stored_incidents;
     stopped bigint[];
+    is_mine boolean;
     probe bigint;
     probes bigint[] := '{}';
 begin
@@ -20,7 +21,6 @@ begin
             and (open.probes is not null or open.scope = 'topics' and open.until > at)
             and open.project in (select project from notifications where id = any (notification_ids))
         order by open.scope = 'project', open.scope, open.id    -- what another one stops is no probe of the project
-        for update      -- one claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here
     loop
         stopped := array(
             select delivery.id
@@ -35,8 +35,16 @@ begin
                 and stops(incident.scope, delivery)
             order by delivery.due_at, delivery.id
         );
+        -- One claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here.
+        perform from stored_incidents as locked
+        where locked.id = incident.id
+        for update skip locked;
+        is_mine := found;
+        select * into incident from stored_incidents as open where open.id = incident.id;
+        continue when incident.ended_at is not null;
+
         if stopped = '{}' then
-            if incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
+            if is_mine and incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
                 update stored_incidents as unused
                 set probes = unused.probes - 1,
                     until = at
@@ -47,7 +55,9 @@ begin
         end if;
 
         probe := null;
-        if incident.scope = 'project' then
+        if not is_mine then
+            incident.until := at + interval '1 second';     -- somebody else has it just now: then we look again
+        elsif incident.scope = 'project' then
             probe := stopped[1];        -- pick has taken this turn
             incident.until := at;       -- the pause holds the others back, and lets them go
         elsif incident.until <= at then

@@ -21,7 +21,7 @@ begin
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
-        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late
+        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late, recorded_at
     )
     select
         outcome.delivery_id,
@@ -39,7 +39,8 @@ begin
         at + make_interval(secs => outcome.retry_in),
         outcome.sent_as,
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
-        notification.lease is distinct from outcome.lease
+        notification.lease is distinct from outcome.lease,
+        clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since
     from (select distinct on (delivery_id, lease) * from outcomes_of(outcomes)) as outcome
     join stored_deliveries as delivery
         on delivery.id = outcome.delivery_id

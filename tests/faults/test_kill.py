@@ -12,6 +12,8 @@ from tests.waiting import until
 PICKED_UP_WITHIN = 5.0
 """Seconds after which the work of a dead worker goes on."""
 LATENCY = 0.7
+BUSY_FOR = 3.0
+"""Seconds that a busy machine may take more: not to be rescued would cost a lease."""
 STARTED_WITHIN = 2.0
 """Seconds that a process may take to come up on a busy machine; only then can it begin."""
 
@@ -43,7 +45,7 @@ def test_a_worker_killed_with_200_in_flight_loses_nothing_and_its_successor_goes
     shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=200)
 
     until("all are sent", lambda: shop.all_sent(500), within=15)
-    assert monotonic() - restarted < STARTED_WITHIN + PICKED_UP_WITHIN + REQUEST_TIMEOUT
+    assert monotonic() - restarted < STARTED_WITHIN + PICKED_UP_WITHIN + REQUEST_TIMEOUT + BUSY_FOR
     assert shop.box.accepted - shop.box.doubles == 500
     assert shop.box.doubles <= at_most <= 300
     assert shop.unbalanced() == []
@@ -61,7 +63,7 @@ def test_of_two_workers_the_one_that_lives_finishes_what_the_dead_one_held(slow_
     killed = monotonic()
 
     until("all are sent", lambda: shop.all_sent(400), within=15)
-    assert monotonic() - killed < PICKED_UP_WITHIN + REQUEST_TIMEOUT
+    assert monotonic() - killed < PICKED_UP_WITHIN + REQUEST_TIMEOUT + BUSY_FOR
     assert shop.box.accepted - shop.box.doubles == 400
     assert shop.box.doubles <= 200
     assert shop.unbalanced() == []
