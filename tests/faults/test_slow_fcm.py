@@ -20,9 +20,8 @@ def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
         yield shop
 
 
-@pytest.mark.slow
 def test_what_a_short_lease_leaves_no_time_for_is_given_back_and_sent_once(shop: Shop) -> None:
-    places, due = 10, A_CLAIM + 50
+    places, due = 10, A_CLAIM + 20
     shop.box.switch(latency=0.8 * REQUEST_TIMEOUT)
 
     send_all(shop, due, within=25, NOTIFY_WORKER_CONCURRENCY=places, NOTIFY_WORKER_LEASE_SECONDS=LEASE)
