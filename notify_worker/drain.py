@@ -157,7 +157,7 @@ class Pipeline:
 
     def _room(self) -> int:
         """Say how many to claim: the free places and one flush, never in crumbs, and no more than memory is meant for."""
-        places, outstanding = self._places, len(self._in_hand) + self._recorder.waiting
+        places, outstanding = self._places, len(self._in_hand) + self._recorder.in_hand
         room = min(places.total + FLUSH - places.waiting - places.taken, places.total + AHEAD - outstanding)
         return room if room >= min(places.total, FLUSH) // 2 or not outstanding else 0
 

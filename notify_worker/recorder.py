@@ -59,7 +59,12 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many answers and unsent deliveries are not recorded yet."""
+        """How many answers are not recorded yet."""
+        return len(self._answered)
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are neither recorded nor given back yet."""
         return len(self._answered) + len(self._unsent)
 
     @property
@@ -110,22 +115,19 @@ class Recorder:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
-                self._complaint.over()
             except psycopg.errors.LockNotAvailable as error:
                 self._complaint.say(
                     f"somebody keeps a project's row ({in_brief(error)}); its incident waits to be told"
                 )
-                await self._record_again()
             except psycopg.Error as error:
                 self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
-                await self._record_again()
             except Exception:  # a bug must not end the recording
                 log.exception("recording has broken; %d answers wait", len(self._answered))
-                await self._record_again()
-
-    async def _record_again(self) -> None:
-        await asyncio.sleep(RECORD_AGAIN_AFTER)
-        self._something.set()
+            else:
+                self._complaint.over()
+                continue
+            await asyncio.sleep(RECORD_AGAIN_AFTER)
+            self._something.set()
 
     async def _flush(self) -> None:
         locked = await self._tell()

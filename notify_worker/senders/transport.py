@@ -8,6 +8,7 @@ import asyncio
 import ssl
 import zlib
 from functools import cache, lru_cache
+from math import inf
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -40,7 +41,7 @@ KEEP_ALIVE = 60.0
 """Seconds. The client must close first: a request that meets a closing server is unknown. FCM is said to wait 180."""
 
 BEFORE_THE_DEADLINE = 0.05
-"""Seconds."""
+"""Seconds before the end of the whole request at which no more of a body is waited for."""
 BODY_WAIT = 1.0
 """Seconds for the body once the status line is there: the status decides, and whatever came of the body has to do."""
 
@@ -71,7 +72,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 allow_redirects=False,
                 timeout=timeouts(phases.get("pool"), phases.get("connect"), phases.get("read")),
             ) as answer:
-                return response(request, answer, await body_of(answer, request.extensions.get("deadline")))
+                return response(request, answer, await body_of(answer, request.extensions.get("deadline", inf)))
         except aiohttp.ClientResponseError as error:
             # Without the cause: its text quotes the address of a proxy, password and all.
             raise told(error, request) from None
@@ -95,7 +96,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         return self._lazy_session
 
 
-async def body_of(answer: aiohttp.ClientResponse, deadline: float | None = None) -> bytes:
+async def body_of(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
     """Read the body as far as it comes. Once FCM has said 200, a connection that dies or stalls takes nothing back.
 
     At the deadline (by the loop's clock) whoever waits is cancelled: a little before that the status is worth more.
@@ -103,7 +104,7 @@ async def body_of(answer: aiohttp.ClientResponse, deadline: float | None = None)
     body = bytearray()
     until = asyncio.get_running_loop().time() + BODY_WAIT
     try:
-        async with asyncio.timeout_at(until if deadline is None else min(until, deadline - BEFORE_THE_DEADLINE)):
+        async with asyncio.timeout_at(min(until, deadline - BEFORE_THE_DEADLINE)):
             async for part in answer.content.iter_any():
                 body += part
                 if len(body) > LONGEST_BODY:

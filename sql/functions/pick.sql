@@ -1,6 +1,7 @@
 -- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, nor in `not_of`, its share,
--- and no more than this worker's allowance of it; high before normal, but an eighth is normal's where it has any; the longest due first. Of a project
--- that waits for a probe it is one, and of all workers one takes it. One that somebody else has locked is skipped: it delays nobody.
+-- and no more than this worker's allowance of it; high before normal, but an eighth is normal's where it has any; the longest due
+-- first. Of a project that waits for a probe it is one, and of all workers one takes it. One that somebody else has locked is
+-- skipped: it delays nobody.
 create or replace function notify_worker.pick(worker_id integer, most integer, due_by timestamptz, not_of text[])
 returns table (id bigint, expanded_at timestamptz, lease uuid)
 language plpgsql

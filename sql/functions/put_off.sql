@@ -44,7 +44,8 @@ begin
         continue when incident.ended_at is not null;
 
         if stopped = '{}' then
-            if is_mine and incident.scope = 'project' and incident.probes > 0 then     -- what pick took ended unsent: the turn is still to be had
+            -- What pick took ended unsent: the turn is still to be had.
+            if is_mine and incident.scope = 'project' and incident.probes > 0 then
                 update stored_incidents as unused
                 set probes = unused.probes - 1,
                     until = at
