@@ -1,5 +1,5 @@
 -- The schema notify_worker, as `notify-worker migrate` makes it; nothing is installed from here.
--- Generated for people to read, by `python -m tests.schema_sql`: tables first, then views, functions, triggers.
+-- Generated for people to read, by `python -m tests.support.schema_sql`: tables first, then views, functions, triggers.
 -- procrastinate's objects are left out.
 
 CREATE SCHEMA notify_worker;
