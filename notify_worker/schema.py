@@ -1,4 +1,4 @@
-"""The schema notify_worker in the database: bring it to this release's version, print how, say whether it fits.
+"""The schema notify_worker in the database: migrate it to this release's version, print how, check its version.
 
 Tables come from the revisions in alembic/, which never change once released. Functions, triggers, views and grants are
 whole files in sql/; every upgrade to head installs them again in its own transaction, and drops those of earlier releases.
@@ -69,29 +69,29 @@ def migrate(conninfo: str) -> str:
 
 
 def print_sql(to: TextIO, *, since: str | None = None) -> None:
-    """Write what `migrate` would run as one transaction for psql: on a database without our schema, or with `since`."""
+    """Write the transaction that `migrate` would run, for psql: on a database without our schema, or of version `since`."""
     upgrade(print_to=to, since=since)
 
 
 def upgrade(*, conninfo: str = "", print_to: TextIO | None = None, since: str | None = None) -> None:
-    """Let Alembic upgrade to head: on a connection, or on paper."""
+    """Let Alembic upgrade to head: on a connection, or as a script to `print_to`."""
     from alembic import command  # noqa: PLC0415  half a second that a worker need not spend
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step of its own
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # at INFO it logs each step
     config = Config(output_buffer=print_to, attributes={"conninfo": conninfo})
     config.set_main_option("script_location", str(alembic_folder()).replace("%", "%%"))
     try:
         command.upgrade(config, f"{since}:head" if since else "head", sql=print_to is not None)
     except DBAPIError as error:
-        if mendable := explained(error.orig):
-            raise mendable from None
+        if explanation := explained(error.orig):
+            raise explanation from None
         raise
 
 
 def explained(error: BaseException | None) -> NotifyWorkerError | None:
-    """Say what an operator can mend; the rest are bugs, and stay what they are."""
+    """Return an error with a sentence for what an operator can fix; None for the rest, which are bugs."""
     if isinstance(error, postgres.LockNotAvailable):
         reason = "another transaction kept a lock on it for too long"
         remedy = "Run it again when that has ended; pg_stat_activity shows it."
@@ -110,7 +110,7 @@ def explained(error: BaseException | None) -> NotifyWorkerError | None:
 
 
 def run(sql: str) -> None:
-    """Run SQL inside the upgrade as it stands, colons, percent signs and all; with --sql, print it."""
+    """Run SQL as it stands, without parameters, inside the upgrade; with --sql, print it."""
     from alembic import context  # noqa: PLC0415
 
     migration = context.get_context()
