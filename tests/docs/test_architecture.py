@@ -85,38 +85,6 @@ def test_our_folder_of_revisions_is_no_package() -> None:
     assert not (CHECKOUT / "alembic" / "__init__.py").exists()
 
 
-def test_every_table_and_view_says_in_psql_what_it_is(connection: psycopg.Connection) -> None:
-    """A partition is a part of its table; procrastinate's and Alembic's tables are theirs."""
-    silent = connection.execute(
-        r"""
-        select relname
-        from pg_class
-        where relnamespace = 'notify_worker'::regnamespace
-            and relkind in ('r', 'p', 'v', 'm')
-            and not relispartition
-            and relname not like 'procrastinate\_%'
-            and relname <> 'schema_version'
-            and obj_description(oid, 'pg_class') is null
-        """
-    ).fetchall()
-
-    assert silent == []
-
-
-def test_every_function_says_in_psql_what_it_promises(connection: psycopg.Connection) -> None:
-    silent = connection.execute(
-        r"""
-        select oid::regprocedure::text
-        from pg_proc
-        where pronamespace = 'notify_worker'::regnamespace
-            and proname not like 'procrastinate\_%'
-            and obj_description(oid, 'pg_proc') is null
-        """
-    ).fetchall()
-
-    assert silent == []
-
-
 def test_a_function_that_runs_with_its_owners_rights_pins_its_path(connection: psycopg.Connection) -> None:
     open_to_all = connection.execute(
         r"""

@@ -13,7 +13,7 @@ import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
 import notify_worker
-from notify_worker import cli, embedded, producer, worker
+from notify_worker import cli, embedded, producer, schema, worker
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql
 from tests.support.store_calls import insert, rows, state, value
@@ -210,6 +210,15 @@ def test_views_have_the_columns_of_the_page_in_their_order(connection: psycopg.C
     assert {name(view): quoted(columns) for view, columns, _ in table("Views that others read")} == there
 
 
+PUBLIC_FUNCTIONS = {name(row[0]).partition("(")[0] for row in table("Functions")}
+
+
+def test_the_functions_of_the_page_are_those_of_the_public_folder() -> None:
+    folder = schema.sql_folder() / "functions" / "public"
+
+    assert {path.stem for path in folder.glob("*.sql")} == PUBLIC_FUNCTIONS
+
+
 def functions(connection: psycopg.Connection) -> dict[str, tuple[str, str]]:
     """Each function by its name and arguments: its arguments with their defaults, and what it returns."""
     found = rows(
@@ -245,6 +254,46 @@ def test_functions_take_and_return_what_the_page_says(connection: psycopg.Connec
         assert there[signature] == (written, result)
     named = {written.partition("(")[0] for written in on_page}
     assert len([signature for signature in there if signature.partition("(")[0] in named]) == len(on_page)
+
+
+def public_signatures(connection: psycopg.Connection) -> set[str]:
+    """Name and types of each function of the page."""
+    found = rows(
+        connection,
+        """
+        select proname || '(' || oidvectortypes(proargtypes) || ')' as signature
+        from pg_proc
+        where pronamespace = 'notify_worker'::regnamespace and proname = any (%s)
+        """,
+        list(PUBLIC_FUNCTIONS),
+    )
+    return {in_short(each["signature"]) for each in found}
+
+
+def test_psql_describes_what_the_page_promises_and_nothing_else(connection: psycopg.Connection) -> None:
+    views = {name(view): quoted(columns) for view, columns, _ in table("Views that others read")}
+    required = {*WRITTEN_BY_OTHERS, *views, *public_signatures(connection)}
+    for of in WRITTEN_BY_OTHERS:
+        required |= {f"{of}.{name(row[0])}" for row in table(f"`{of}`") if row[-1] and not row[-1].startswith("ours:")}
+    view_columns = {f"{view}.{column}" for view, columns in views.items() for column in columns}
+
+    described = rows(
+        connection,
+        r"""
+        select coalesce(
+            relname || coalesce('.' || attname, ''),
+            proname || '(' || oidvectortypes(proargtypes) || ')'
+        ) as object
+        from pg_description
+        left join pg_class on classoid = 'pg_class'::regclass and pg_class.oid = objoid
+        left join pg_attribute on attrelid = pg_class.oid and attnum = objsubid and attnum > 0
+        left join pg_proc on classoid = 'pg_proc'::regclass and pg_proc.oid = objoid
+        where 'notify_worker'::regnamespace in (relnamespace, pronamespace)
+            and coalesce(relname, proname) not like 'procrastinate\_%'
+        """,
+    )
+
+    assert {in_short(each["object"]) for each in described} - view_columns == required
 
 
 # Roles
@@ -310,29 +359,24 @@ def test_a_role_may_do_what_the_page_says_and_nothing_else(connection: psycopg.C
 
 def test_the_workers_role_may_do_what_the_page_says_with_everything(connection: psycopg.Connection) -> None:
     role = "notify_worker_worker"
-    expected = {
-        (role, right, thing["on"])
-        for _, right, kind in (each for each in rights_on_page() if each[0] == role)
-        for thing in rows(
-            connection,
-            """
-            select 'the schema' as kind, 'the schema' as on
-            union all
-            select case relkind when 'S' then 'every sequence' else 'every table and view' end, relname
-            from pg_class
-            where relnamespace = 'notify_worker'::regnamespace and relkind in ('r', 'p', 'v', 'S') and not relispartition
-            union all
-            select 'every function', proname || '(' || oidvectortypes(proargtypes) || ')'
-            from pg_proc
-            where pronamespace = 'notify_worker'::regnamespace
-            """,
-        )
-        if thing["kind"] == kind
-    }
+    kinds = rows(
+        connection,
+        """
+        select case relkind when 'S' then 'every sequence' else 'every table and view' end as kind, relname as on
+        from pg_class
+        where relnamespace = 'notify_worker'::regnamespace and relkind in ('r', 'p', 'v', 'S') and not relispartition
+        union all
+        select 'every function that is not on this page', proname || '(' || oidvectortypes(proargtypes) || ')'
+        from pg_proc
+        where pronamespace = 'notify_worker'::regnamespace and prorettype <> 'trigger'::regtype and proname <> all (%s)
+        """,
+        list(PUBLIC_FUNCTIONS),
+    )
+    expected = set[Right]()
+    for _, right, on in (each for each in rights_on_page() if each[0] == role):
+        expected |= {(role, right, in_short(each["on"])) for each in kinds if each["kind"] == on} or {(role, right, on)}
 
-    granted = {right for right in rights_granted(connection) if right[0] == role}
-
-    assert granted == {(role, right, in_short(on)) for _, right, on in expected}
+    assert {right for right in rights_granted(connection) if right[0] == role} == expected
 
 
 def test_nothing_is_open_to_anybody_else(connection: psycopg.Connection) -> None:
@@ -401,13 +445,13 @@ def test_variables_have_the_defaults_of_the_page() -> None:
             assert written == name(on_page[variable][1]).replace("~", str(Path.home())), variable
 
 
-# sql/schema.sql
+# sql/tables.sql
 
 
-def test_the_schema_for_people_is_that_of_the_database(database: str, connection: psycopg.Connection) -> None:
+def test_the_tables_for_people_are_those_of_the_database(database: str, connection: psycopg.Connection) -> None:
     program = schema_sql.pg_dump("--version").split()[2]
     if not program.startswith("18.") or connection.info.server_version // 10_000 != 18:
-        pytest.skip(f"sql/schema.sql is written by PostgreSQL 18; here are {embedded.binaries()} and another server")
+        pytest.skip(f"sql/tables.sql is written by PostgreSQL 18; here are {embedded.binaries()} and another server")
 
     generated = schema_sql.generate(database)
 

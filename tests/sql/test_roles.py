@@ -1,5 +1,6 @@
 """Who may do what: the three roles, everybody else, whoever sets a search_path of their own, and who makes the roles."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -372,11 +373,9 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
     assert unbalanced(connection) == []
 
 
-def test_a_worker_may_call_every_function_and_change_every_row(stage: str, connection: psycopg.Connection) -> None:
+def test_a_worker_may_change_every_row(stage: str) -> None:
     may = privileges(stage, WORKER)
 
-    functions = rows(connection, "select oid from pg_proc where pronamespace = 'notify_worker'::regnamespace")
-    assert len([each for each in may if each[0] == "function"]) == len(functions)
     for privilege in ("select", "insert", "update", "delete"):
         assert ("table", "notifications", privilege) in may
         assert ("table", "procrastinate_jobs", privilege) in may
@@ -448,6 +447,72 @@ def test_a_stranger_may_not_read_the_months_of_the_history_that_come(
     assert value(connection, "select notify_worker.keep_partitions()") == 1
 
     assert privileges(database, stranger) == set()
+
+
+# Who may call what
+
+PUBLIC = {
+    "register_device": {PRODUCER},
+    "retire_device": {PRODUCER},
+    "cancel": {PRODUCER, WORKER},
+    "explain": {AUDITOR, WORKER},
+    "history": {AUDITOR, WORKER},
+    "installed_version": set(ROLES),
+    **{each: {WORKER} for each in ("forget_receiver", "pause", "resume", "retry", "retry_delivery")},
+}
+BY_A_VIEW = {"projects_in_line": {AUDITOR, WORKER}}
+FUNCTIONS = {path.stem: path.parent.name for path in (schema.sql_folder() / "functions").rglob("*.sql")}
+
+
+def folder_says(function: str, returns: str) -> set[str]:
+    """Who may call a function by where its file lies. A file of public/ that PUBLIC does not name is an error."""
+    if returns == "trigger":
+        return set()
+    if function.startswith("procrastinate_"):
+        return {WORKER}
+    if FUNCTIONS[function] == "public":
+        return PUBLIC[function]
+    assert FUNCTIONS[function] in ("worker", "internal"), function
+    return BY_A_VIEW.get(function, {WORKER})
+
+
+def test_each_function_is_granted_as_its_folder_says(connection: psycopg.Connection) -> None:
+    functions = rows(
+        connection,
+        """
+        select
+            proname as name,
+            prorettype::regtype::text as returns,
+            array(
+                select coalesce(rolname, 'public')
+                from aclexplode(coalesce(proacl, acldefault('f', proowner)))
+                left join pg_roles on pg_roles.oid = grantee
+                where grantee <> proowner
+            ) as granted
+        from pg_proc
+        where pronamespace = 'notify_worker'::regnamespace
+        """,
+    )
+
+    assert set(FUNCTIONS) <= {each["name"] for each in functions}
+    for each in functions:
+        assert set(each["granted"]) == folder_says(each["name"], each["returns"]), each["name"]
+
+
+def test_a_file_defines_the_functions_that_bear_its_name() -> None:
+    for path in (schema.sql_folder() / "functions").rglob("*.sql"):
+        defined = re.findall(
+            r"^create .*?function notify_worker\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        assert set(defined) == {path.stem}, path
+
+
+def test_python_calls_the_functions_of_the_workers_folder_and_none_of_the_internal_ones() -> None:
+    sources = (path.read_text(encoding="utf-8") for path in schema.PACKAGE.rglob("*.py"))
+    called = {each for source in sources for each in re.findall(r"notify_worker\.(\w+)\(", source)}
+
+    assert {each for each, folder in FUNCTIONS.items() if folder == "worker"} <= called
+    assert not called & {each for each, folder in FUNCTIONS.items() if folder == "internal"}
 
 
 # A search_path of the caller's own

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
+from typing import LiteralString
 
 import alembic
 import psycopg
@@ -27,7 +28,7 @@ Dump = Callable[..., list[str]]
 
 @pytest.fixture(scope="session")
 def dump(server: str) -> Dump:
-    """Say what a database is made of, line by line."""
+    """Say what a database is made of, who may do what with it included, line by line."""
     program = embedded.binaries() / "pg_dump"
     with psycopg.connect(server) as connection:
         major = connection.info.server_version // 10_000
@@ -35,7 +36,7 @@ def dump(server: str) -> Dump:
         pytest.skip(f"the server is PostgreSQL {major}, newer than {program}")
 
     def lines(conninfo: str, *options: str) -> list[str]:
-        script = run(program, "-s", "-O", "-x", "--restrict-key=x", *options, "-d", conninfo)
+        script = run(program, "-s", "-O", "--restrict-key=x", *options, "-d", conninfo)
         return [line for line in script.splitlines() if not line.startswith("-- Dumped")]
 
     return lines
@@ -68,6 +69,15 @@ def printed(*, since: str | None = None) -> str:
     return script.getvalue()
 
 
+def psql(conninfo: str, script: str) -> None:
+    subprocess.run(
+        [embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo],
+        input=script,
+        check=True,
+        text=True,
+    )
+
+
 def set_version(connection: psycopg.Connection, version: str) -> None:
     connection.execute("update notify_worker.schema_version set version_num = %s", [version])
 
@@ -80,13 +90,8 @@ def test_the_alembic_command_makes_the_schema_that_migrate_makes(
     assert dump(empty_database) == dump(database)
 
 
-def test_the_printed_script_makes_the_schema_that_migrate_makes(
-    empty_database: str, database: str, dump: Dump, tmp_path: Path
-) -> None:
-    script = tmp_path / "migrate.sql"
-    script.write_text(printed())
-
-    run(embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), "-d", empty_database)
+def test_the_printed_script_makes_the_schema_that_migrate_makes(empty_database: str, database: str, dump: Dump) -> None:
+    psql(empty_database, printed())
 
     assert dump(empty_database) == dump(database)
     schema.verify(empty_database)
@@ -128,6 +133,129 @@ def test_migrating_again_changes_nothing_and_waits_for_no_open_insert(
         schema.migrate(database)  # had it to wait, it would fail by its lock_timeout
 
     assert dump(database) == before
+
+
+# What an earlier release installed
+
+EARLIER: LiteralString = """
+    -- other columns, and a view on a view that is to be replaced before it
+    drop view notify_worker.workers;
+    create view notify_worker.workers as select id, name, pid as process from notify_worker.stored_workers;
+    create view notify_worker.at_work as select name from notify_worker.workers;
+    comment on view notify_worker.ledger is 'What must balance';
+    comment on column notify_worker.ledger.what is 'What must balance';
+
+    -- another result, with views on it
+    drop function notify_worker.projects_in_line() cascade;
+    create function notify_worker.projects_in_line() returns setof name language sql as 'select current_user';
+    create view notify_worker.status as
+        select projects_in_line, process from notify_worker.workers, notify_worker.projects_in_line();
+
+    -- one more parameter, a default that is gone, a parameter of another name, another kind, other attributes
+    create function notify_worker.claim(integer) returns void language sql as '';
+    create function notify_worker.keep_partitions(months integer default 3) returns void language sql as '';
+    drop function notify_worker.closed(notify_worker.projects);
+    create function notify_worker.closed(project notify_worker.projects default null)
+        returns text[] language sql as 'select array[]::text[]';
+    drop function notify_worker.settle(bigint[]);
+    create function notify_worker.settle(ids bigint[]) returns void language sql as '';
+    drop function notify_worker.leave(integer[]);
+    create procedure notify_worker.leave(worker_ids integer[]) language sql as '';
+    alter function notify_worker.release(uuid, bigint[]) security definer cost 7 set work_mem = '1MB';
+
+    -- gone, and needed by a view that is gone
+    create function notify_worker.knock() returns integer language sql as 'select 1';
+    create view notify_worker.knocks as select notify_worker.knock();
+    comment on function notify_worker.knock() is 'Knocks';
+    comment on function notify_worker.add_deliveries(bigint[]) is 'Adds deliveries';
+
+    -- a trigger that is gone, one with other events, one that is missing
+    create function notify_worker.touch() returns trigger language plpgsql as 'begin return new; end';
+    create trigger touch before update on notify_worker.devices for each row execute function notify_worker.touch();
+    create or replace trigger check_device before insert on notify_worker.devices
+        for each row execute function notify_worker.check_device();
+    drop trigger wake on notify_worker.notifications;
+
+    grant execute on all functions in schema notify_worker to notify_worker_auditor, notify_worker_producer, public;
+    grant select on all tables in schema notify_worker to notify_worker_producer;
+    revoke execute on function notify_worker.record(integer, jsonb) from notify_worker_worker;
+"""
+
+
+@pytest.mark.parametrize("by", ["migrate", "the script"])
+def test_what_an_earlier_release_installed_ends_as_a_fresh_schema(
+    by: str, database: str, connection: psycopg.Connection, dump: Dump
+) -> None:
+    fresh = dump(database)
+    connection.execute(EARLIER)
+    assert dump(database) != fresh
+
+    if by == "migrate":
+        schema.migrate(database)
+    else:
+        psql(database, printed(since=schema.versions()[-1]))
+
+    assert dump(database) == fresh
+
+
+def test_a_view_of_the_application_on_ours_stays(database: str, connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        create view public.how_it_stands as select due from notify_worker.status;
+        drop function notify_worker.settle(bigint[]);
+        create function notify_worker.settle(ids bigint[]) returns integer language sql as 'select 1';
+        """
+    )
+
+    schema.migrate(database)
+
+    assert connection.execute("select due from public.how_it_stands").fetchone() == (0,)
+
+
+def test_a_view_of_the_application_on_one_that_is_to_go_is_named_and_kept(
+    database: str, connection: psycopg.Connection
+) -> None:
+    connection.execute(
+        """
+        create view notify_worker.at_work as select name from notify_worker.workers;
+        create view public.crew as select name from notify_worker.at_work;
+        """
+    )
+
+    with pytest.raises(
+        NotifyWorkerError, match=r"not migrated: cannot drop .* \(view public.crew depends on view .*\)\."
+    ):
+        schema.migrate(database)
+
+    assert connection.execute("select name from public.crew").fetchall() == []
+
+
+def test_a_trigger_of_the_application_on_our_table_stays(database: str, connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        create function public.note() returns trigger language plpgsql as 'begin return new; end';
+        create trigger note before insert on notify_worker.notifications for each row execute function public.note();
+        """
+    )
+
+    schema.migrate(database)
+
+    assert connection.execute("select from pg_trigger where tgname = 'note'").rowcount == 1
+
+
+def test_a_schema_of_an_unreleased_version_is_refused(database: str, connection: psycopg.Connection) -> None:
+    table, column = schema.TELLTALE
+    connection.execute(f"alter table notify_worker.{table} rename column {column} to earlier_name".encode())
+
+    for refuses in (schema.migrate, schema.verify):
+        with pytest.raises(SchemaMismatch, match=r"by an unreleased version .* drop schema notify_worker cascade"):
+            refuses(database)
+
+
+def test_a_read_only_database_is_named_as_the_reason(empty_database: str, database: str) -> None:
+    for conninfo in (empty_database, database):
+        with pytest.raises(NotifyWorkerError, match="not migrated: the database is read-only, or a standby"):
+            schema.migrate(make_conninfo(conninfo, options="-c default_transaction_read_only=on"))
 
 
 def test_a_lock_that_another_transaction_keeps_is_named_as_the_reason() -> None:

@@ -30,5 +30,3 @@ as $$
     on conflict (notification_id, device_id) do nothing
     returning notification_id
 $$;
-comment on function notify_worker.add_deliveries is
-    'Gives notifications a delivery for every live device that has none yet, or one to the address.';

@@ -36,4 +36,3 @@ begin
     left_over := least(greatest(1, fills_at / 4), coalesce(before.left_over + fills_at * since, 'infinity'));
 end
 $$;
-comment on function notify_worker.allowance is 'Says what a worker may claim of a project just now, by its share of the project''s rate.';

@@ -11,4 +11,3 @@ as $$
     cross join lateral allowance(due.project, allowed_in.worker_id) as allowance
     where allowance.left_over < 1
 $$;
-comment on function notify_worker.allowed_in is 'Says in how many seconds this worker may claim again, where only its allowance is used up.';

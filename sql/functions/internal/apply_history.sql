@@ -61,5 +61,3 @@ begin
         and not attempt.late;
 end
 $$;
-comment on function notify_worker.apply_history is
-    'What the history holds for the open deliveries of these notifications, under their present leases, becomes their state.';

@@ -27,5 +27,3 @@ begin
     end if;
 end
 $$;
-comment on function notify_worker.apply_late is
-    'What the history holds of late outcomes that say sent settles the open deliveries of these notifications.';

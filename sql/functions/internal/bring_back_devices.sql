@@ -14,4 +14,3 @@ as $$
         at + interval '1 second'
     )
 $$;
-comment on function notify_worker.bring_back_devices is 'Writes the statement that brings back the devices which were retired in the minute before a breaker stopped that.';

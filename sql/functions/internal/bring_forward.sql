@@ -33,4 +33,3 @@ as $$
     from waiting
     where notification.id = waiting.id
 $$;
-comment on function notify_worker.bring_forward is 'What was put off until the end of an incident is due now.';

@@ -14,4 +14,3 @@ begin
     end if;
 end
 $$;
-comment on function notify_worker.check_project is 'Refuses a project that is not there, and suggests the nearest name.';

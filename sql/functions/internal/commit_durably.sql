@@ -8,4 +8,3 @@ as $$
     select set_config('synchronous_commit', 'on', true)
     where current_setting('synchronous_commit') in ('off', 'local')
 $$;
-comment on function notify_worker.commit_durably is 'Makes the transaction that calls this commit durably, whatever the database''s default is.';

@@ -17,4 +17,3 @@ as $$
         and delivery.state = 'pending'
         and delivery.due_at <= notification.leased_at
 $$;
-comment on function notify_worker.deliveries_out is 'Lists the deliveries that are out under a lease.';

@@ -73,5 +73,3 @@ begin
     end if;
 end
 $$;
-comment on function notify_worker.drop_moved_devices is
-    'What waits for a device that was replaced goes to its successor; what waits for one that is gone ends as unregistered.';

@@ -16,4 +16,3 @@ as $$
         and notification.state = 'pending'
         and notification.id not in (select id from expanded)
 $$;
-comment on function notify_worker.expand is 'Gives notifications their deliveries: one per live device of the receiver, or one to the address.';

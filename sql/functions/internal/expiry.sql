@@ -9,4 +9,3 @@ as $$
         greatest(notification.created_at, notification.send_at, notification.retried_at) + expires_after
     )
 $$;
-comment on function notify_worker.expiry is 'Says until when a notification is worth sending.';

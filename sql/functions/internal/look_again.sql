@@ -18,5 +18,3 @@ begin
     where id = any (notification_ids);
 end
 $$;
-comment on function notify_worker.look_again is
-    'Looks once more at the devices of receivers whose every address turned out to be gone: for a rotated token.';

@@ -9,4 +9,3 @@ as $$
     from notifications
     where id = may_take_over.notification_id
 $$;
-comment on function notify_worker.may_take_over is 'Says whether a lease that has run out may be taken over: not while its holder is just recording.';

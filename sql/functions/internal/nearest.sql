@@ -24,4 +24,3 @@ as $$
         ''
     )
 $$;
-comment on function notify_worker.nearest is 'Names the candidate that is spelt most like a word, as the end of a sentence.';

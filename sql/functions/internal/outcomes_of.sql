@@ -35,4 +35,3 @@ as $$
         counts boolean
     )
 $$;
-comment on function notify_worker.outcomes_of is 'Reads the outcomes that a worker hands to record, as rows.';

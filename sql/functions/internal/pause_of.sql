@@ -24,4 +24,3 @@ as $$
         and (projects.paused_until > now() or incident.id is not null)
     limit 1
 $$;
-comment on function notify_worker.pause_of is 'Says until when a project is paused, in words, and why. No row: it is not.';

@@ -19,4 +19,3 @@ as $$
         )
     )
 $$;
-comment on function notify_worker.per_second is 'Says how many messages a second all workers together may send of a project.';

@@ -95,4 +95,3 @@ begin
     end loop;
 end
 $$;
-comment on function notify_worker.pick is 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';

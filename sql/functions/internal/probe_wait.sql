@@ -10,4 +10,3 @@ as $$
         else least(interval '5 minutes', interval '10 seconds' * power(2, least(probes, 10)))
     end
 $$;
-comment on function notify_worker.probe_wait is 'Says how long after a probe, or after the beginning, the next one is made.';

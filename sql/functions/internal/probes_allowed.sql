@@ -42,4 +42,3 @@ begin
     return 1;
 end
 $$;
-comment on function notify_worker.probes_allowed is 'Says how many notifications may be claimed of a project as far as its incidents go: any number, one as a probe, or none.';

@@ -26,4 +26,3 @@ as $$
             ) as due
         )
 $$;
-comment on function notify_worker.projects_due is 'Lists the projects that are not paused and have something due.';

@@ -36,4 +36,3 @@ as $$
             limit 1
         )
 $$;
-comment on function notify_worker.projects_in_line is 'Lists the projects that have pending notifications.';

@@ -67,4 +67,3 @@ begin
     return again + added;
 end
 $$;
-comment on function notify_worker.put_back_in_line is 'What retry and retry_delivery do: the whole notification, or one delivery of it.';

@@ -94,4 +94,3 @@ begin
     return array_remove(probes, null);
 end
 $$;
-comment on function notify_worker.put_off is 'Puts off the deliveries that an open incident of their project stops, and returns those that are probes.';

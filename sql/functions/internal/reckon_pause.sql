@@ -20,4 +20,3 @@ as $$
     ) as latest on true
     where projects.name = reckon_pause.project
 $$;
-comment on function notify_worker.reckon_pause is 'Writes down until when a project sends nothing, by its open incidents.';

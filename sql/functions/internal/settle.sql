@@ -63,4 +63,3 @@ begin
     end if;
 end
 $$;
-comment on function notify_worker.settle is 'Derives the state of these notifications from their deliveries, and ends the lease of each that has none out any more.';

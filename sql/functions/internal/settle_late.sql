@@ -24,5 +24,3 @@ begin
     perform apply_late(free);
 end
 $$;
-comment on function notify_worker.settle_late is
-    'A late outcome that says sent settles its delivery where that is held, or pending and unleased.';

@@ -66,5 +66,3 @@ begin
     perform settle(unsendable_ids);
 end
 $$;
-comment on function notify_worker.settle_unsendable is
-    'Settles the notifications that can''t be sent: expired, campaign retired, campaign or project missing, too big.';

@@ -15,4 +15,3 @@ as $$
     from projects as of_project
     where of_project.name = share.project
 $$;
-comment on function notify_worker.share is 'Says how many messages a second one worker may send of a project.';

@@ -12,4 +12,3 @@ as $$
         climbed = excluded.climbed,
         spent_at = excluded.spent_at
 $$;
-comment on function notify_worker.spend is 'Takes what a worker has claimed from its allowance of that project.';

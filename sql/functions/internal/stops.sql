@@ -11,4 +11,3 @@ as $$
         else false
     end
 $$;
-comment on function notify_worker.stops is 'Says whether an incident of this scope stops a delivery.';

@@ -22,4 +22,3 @@ as $$
     )
     select count(*) from taken_down
 $$;
-comment on function notify_worker.take_down_bells is 'Deletes the bells that wait: whoever claims after this answers them all.';

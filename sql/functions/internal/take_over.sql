@@ -42,5 +42,3 @@ begin
     perform settle(notification_ids);
 end
 $$;
-comment on function notify_worker.take_over is
-    'The leases of these notifications are over: the history is applied, and what it does not hold is written down as unknown.';

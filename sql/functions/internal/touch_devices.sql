@@ -41,4 +41,3 @@ as $$
     from told
     where device.id = told.id
 $$;
-comment on function notify_worker.touch_devices is 'An address that FCM calls unregistered is retired; one that was sent to has been seen.';

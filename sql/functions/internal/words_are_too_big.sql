@@ -19,4 +19,3 @@ as $$
         + coalesce(octet_length(campaign.data::text), 0)
         + coalesce(octet_length(campaign.message::text), 0)
 $$;
-comment on function notify_worker.words_are_too_big is 'Says whether a notification and its campaign hold more than 64 KB of words.';

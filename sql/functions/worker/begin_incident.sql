@@ -74,4 +74,3 @@ begin
     perform reckon_pause(begin_incident.project);
 end
 $$;
-comment on function notify_worker.begin_incident is 'A worker found that something of a project is not worth a request, or that devices must not be retired any more.';

@@ -42,4 +42,3 @@ begin
     return coalesce(cardinality(held), 0);
 end
 $$;
-comment on function notify_worker.bury is 'A worker is dead: what it held is due again, and what it did not record stands in the history as unknown.';

@@ -163,4 +163,3 @@ begin
     ) as claimed;
 end
 $$;
-comment on function notify_worker.claim is 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';

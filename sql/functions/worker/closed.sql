@@ -16,4 +16,3 @@ as $$
             and (incident.probes is not null or incident.until > clock_timestamp())
     )
 $$;
-comment on function notify_worker.closed is 'Lists what of a project is not to be sent just now: the scopes of its open incidents.';

@@ -28,4 +28,3 @@ begin
     return dropped;
 end
 $$;
-comment on function notify_worker.drop_old_partitions is 'Drops the months of the history that ended longer ago than `older_than`. Returns how many.';

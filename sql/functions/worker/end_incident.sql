@@ -26,4 +26,3 @@ begin
     perform ring();
 end
 $$;
-comment on function notify_worker.end_incident is 'A probe got through: what waited for it goes on.';

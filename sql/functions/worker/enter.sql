@@ -26,4 +26,3 @@ begin
     returning worker.name into enter.name;
 end
 $$;
-comment on function notify_worker.enter is 'A worker enters: gives it an id that is never used again and a name, and takes the lock of that id.';

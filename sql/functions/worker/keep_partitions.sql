@@ -29,4 +29,3 @@ begin
     return made;
 end
 $$;
-comment on function notify_worker.keep_partitions is 'Keeps the history''s partitions three months ahead. Returns how many it made.';

@@ -11,4 +11,3 @@ as $$
     where id = any (leave.worker_ids)
         and ended_at is null
 $$;
-comment on function notify_worker.leave is 'A worker leaves, under each id that it has or had, with nothing in its hands.';

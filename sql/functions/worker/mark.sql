@@ -26,4 +26,3 @@ as $$
     where delivery.id = mine.id
     returning delivery.id
 $$;
-comment on function notify_worker.mark is 'Writes down that requests of these deliveries are about to begin, and returns those of which that is so.';

@@ -24,4 +24,3 @@ as $$
             and projects.paused_until > clock_timestamp()
     )
 $$;
-comment on function notify_worker.next_due_in is 'Says in how many seconds the next notification is due that is not due yet; null: there is none.';

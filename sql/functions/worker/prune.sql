@@ -35,4 +35,3 @@ begin
     return deleted;
 end
 $$;
-comment on function notify_worker.prune is 'Deletes up to `most` settled notifications that ended longer ago than `older_than`. Returns how many.';

@@ -81,5 +81,3 @@ begin
     return added;
 end
 $$;
-comment on function notify_worker.record is
-    'Writes down what became of deliveries that this worker holds, or held: history first, then the rows that are not locked.';

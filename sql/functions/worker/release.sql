@@ -30,4 +30,3 @@ begin
     perform settle(held);
 end
 $$;
-comment on function notify_worker.release is 'Gives back deliveries that were claimed and not sent: due again at once, nothing is counted.';

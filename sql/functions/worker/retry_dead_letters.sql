@@ -28,4 +28,3 @@ begin
     return again;
 end
 $$;
-comment on function notify_worker.retry_dead_letters is 'Puts every dead letter of a project back in line that failed since then. Returns how many deliveries.';

@@ -23,4 +23,3 @@ begin
     return true;
 end
 $$;
-comment on function notify_worker.ring is 'Wakes a worker when this transaction commits, unless a bell waits already.';

@@ -16,4 +16,3 @@ as $$
             and pid is distinct from pg_backend_pid()   -- a prepared transaction has no pid
     )
 $$;
-comment on function notify_worker.somebody_writes is 'Says whether another session holds the outbox in ROW EXCLUSIVE mode; asked before a worker sleeps.';

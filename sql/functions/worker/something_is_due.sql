@@ -7,4 +7,3 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select exists (select from projects_due(clock_timestamp()))
 $$;
-comment on function notify_worker.something_is_due is 'Says whether a notification of a project that is not paused is due.';

@@ -9,4 +9,3 @@ as $$
     from (select date_part('epoch', clock_timestamp()) * 1000 as milliseconds) as now
     where coalesce(pg_sequence_last_value('notify_worker.awake_until') - now.milliseconds, 0) not between 100 and 300
 $$;
-comment on function notify_worker.stay_awake is 'Says for the next 200 ms that a worker is awake and looks: statements need not ring.';

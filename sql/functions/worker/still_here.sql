@@ -11,4 +11,3 @@ as $$
         and ended_at is null
     returning id
 $$;
-comment on function notify_worker.still_here is 'A worker says that it lives, under each id that it has or had. Returns those that still are its own.';

@@ -32,4 +32,3 @@ as $$
                 and objsubid = 2
         )
 $$;
-comment on function notify_worker.suspects is 'Lists the workers that may be dead, and for how many seconds that has to stay so until they are.';

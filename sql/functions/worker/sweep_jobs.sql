@@ -32,4 +32,3 @@ begin
     return cardinality(left_behind);
 end
 $$;
-comment on function notify_worker.sweep_jobs is 'Takes care of jobs that a dead process left as doing: bells are deleted, other tasks put back.';
