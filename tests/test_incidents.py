@@ -30,6 +30,7 @@ from tests.store_words import (
     notification,
     only_delivery,
     outcome,
+    paused,
     record,
     register,
     row,
@@ -43,7 +44,7 @@ from tests.waiting import until
 BELLS: LiteralString = (
     "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
 )
-OPEN: LiteralString = "select * from notify_worker.stored_incidents where ended_at is null order by id"
+OPEN: LiteralString = "select * from notify_worker.open_incidents order by id"
 
 
 def incident(connection: psycopg.Connection) -> Row:
@@ -53,9 +54,9 @@ def incident(connection: psycopg.Connection) -> Row:
 
 def waits_for(connection: psycopg.Connection) -> float:
     """Seconds until the open incident ends or is probed."""
-    left: LiteralString = """
-        select date_part('epoch', until - clock_timestamp()) from notify_worker.stored_incidents where ended_at is null
-    """
+    left: LiteralString = (
+        "select date_part('epoch', blocked_until - clock_timestamp()) from notify_worker.open_incidents"
+    )
     return float(value(connection, left))
 
 
@@ -67,17 +68,8 @@ def resume(connection: psycopg.Connection, project: str = "default") -> None:
     connection.execute("select notify_worker.resume(%s)", [project])
 
 
-def paused(connection: psycopg.Connection, project: str = "default") -> tuple[str | None, str | None]:
-    found = row(
-        connection,
-        "select paused_until::text, paused_because from notify_worker.projects where name = %s",
-        project,
-    )
-    return found["paused_until"], found["paused_because"]
-
-
-def per_second(connection: psycopg.Connection, project: str = "default") -> float:
-    statement: LiteralString = "select notify_worker.per_second(projects) from notify_worker.projects where name = %s"
+def project_rate(connection: psycopg.Connection, project: str = "default") -> float:
+    statement: LiteralString = "select notify_worker.project_rate(projects) from notify_worker.projects where name = %s"
     return float(value(connection, statement, project))
 
 
@@ -134,7 +126,7 @@ def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(
     assert sorted(len(each) for each in claimed) == [0, 0, 1]
     ((probe,),) = filter(None, claimed)
     assert probe["probe"] is True
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(
@@ -205,7 +197,7 @@ def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
 
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
     assert len(set(probed)) == 7
-    assert incident(connection)["probes"] == 7
+    assert incident(connection)["probe_count"] == 7
 
 
 def test_the_probes_of_an_outage_burn_no_attempt(connection: psycopg.Connection) -> None:
@@ -259,7 +251,7 @@ def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: psycopg
     claim_one(connection, worker)
     before, before_of_project = incident(connection), paused(connection)
 
-    begin(connection, because="the same, seen by another")
+    begin(connection, reason="the same, seen by another")
 
     assert incident(connection) == before
     assert paused(connection) == before_of_project
@@ -275,7 +267,7 @@ def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, con
         first.execute("commit")
 
         waiting.result(10)
-    assert incident(connection)["probes"] == 0
+    assert incident(connection)["probe_count"] == 0
 
 
 def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: psycopg.Connection) -> None:
@@ -360,10 +352,10 @@ def waits_or_ended(observer: psycopg.Connection, session: psycopg.Connection, ta
     "other",
     [
         "select * from notify_worker.claim(%s, %s, %s)",
-        "select notify_worker.end_incident('default', 'project')",
+        "select notify_worker.close_incident('default', 'project')",
         "select notify_worker.resume('default')",
     ],
-    ids=["claim", "end_incident", "resume"],
+    ids=["claim", "close_incident", "resume"],
 )
 def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     database: str, connection: psycopg.Connection, other: LiteralString
@@ -504,8 +496,8 @@ def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(co
     begin(connection)
     pause(connection)
 
-    begin(connection, because="an outage")
-    begin(connection, lasts=1, because="its quota")
+    begin(connection, reason="an outage")
+    begin(connection, lasts=1, reason="its quota")
     end(connection)
     let_pass(connection, hours=1)
 
@@ -523,7 +515,7 @@ def test_no_probe_is_made_while_an_operator_pauses(connection: psycopg.Connectio
     let_pass(connection, hours=1)
 
     assert claim(connection, worker) == []
-    assert value(connection, "select sum(probes) from notify_worker.stored_incidents") == 0
+    assert value(connection, "select sum(probe_count) from notify_worker.stored_incidents") == 0
 
 
 def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Connection) -> None:
@@ -533,7 +525,7 @@ def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Co
     topic = insert(connection, kind="topic", address="news")
     begin(connection, "apns_web")
     begin(connection, "topics", lasts=300)
-    begin(connection, "devices", because="many are gone")
+    begin(connection, "devices", reason="many are gone")
     assert [each["platform"] for each in claim(connection, worker)] == ["android"]
     begin(connection)
     pause(connection)
@@ -552,7 +544,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connect
     worker = enter(connection)
     for _ in range(3):
         insert(connection)
-    begin(connection, lasts=60, because="its quota is used up", per_second=10_000)
+    begin(connection, lasts=60, reason="its quota is used up", sent_rate=10_000)
     assert (claim(connection, worker), paused(connection)[1]) == ([], "its quota is used up")
 
     let_pass(connection, seconds=59)
@@ -566,7 +558,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connect
 
 def test_a_probe_that_got_through_ends_no_pause_with_a_time_of_its_own(connection: psycopg.Connection) -> None:
     begin(connection)
-    begin(connection, lasts=60, because="its quota")
+    begin(connection, lasts=60, reason="its quota")
 
     end(connection)
 
@@ -587,13 +579,13 @@ def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
 
 
 def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, because="the first")
+    begin(connection, lasts=60, reason="the first")
     let_pass(connection, minutes=3)
 
-    begin(connection, lasts=60, because="the second")
+    begin(connection, lasts=60, reason="the second")
 
     first, second = rows(connection, "select * from notify_worker.incidents order by began_at")
-    assert (first["because"], second["because"], second["ended_at"]) == ("the first", "the second", None)
+    assert (first["reason"], second["reason"], second["ended_at"]) == ("the first", "the second", None)
     assert first["ended_at"] - first["began_at"] == timedelta(seconds=60)
 
 
@@ -603,57 +595,57 @@ def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connecti
 def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(connection: psycopg.Connection) -> None:
     for _ in range(2):
         enter(connection)
-    begin(connection, lasts=60, per_second=50)
+    begin(connection, lasts=60, sent_rate=50)
 
-    assert per_second(connection) == pytest.approx(50)
+    assert project_rate(connection) == pytest.approx(50)
 
 
 def test_a_worker_alone_goes_on_with_half_and_never_with_less_than_one_a_second(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, per_second=30)
-    half = per_second(connection)
+    begin(connection, lasts=60, sent_rate=30)
+    half = project_rate(connection)
     let_pass(connection, hours=2)
-    begin(connection, lasts=60, per_second=1)
+    begin(connection, lasts=60, sent_rate=1)
 
-    assert (half, per_second(connection)) == (15, 1)
+    assert (half, project_rate(connection)) == (15, 1)
 
 
 def test_who_is_refused_at_once_goes_on_with_half_of_what_was_allowed(connection: psycopg.Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, per_second=0)
+    begin(connection, lasts=60, sent_rate=0)
 
-    assert per_second(connection) == 35
+    assert project_rate(connection) == 35
 
 
 @pytest.mark.parametrize("sent", [0, 3])
 def test_who_is_refused_again_soon_after_a_pause_goes_on_with_half_of_that(
     connection: psycopg.Connection, sent: float
 ) -> None:
-    begin(connection, lasts=60, per_second=3_000)
+    begin(connection, lasts=60, sent_rate=3_000)
     let_pass(connection, seconds=61)
-    begin(connection, lasts=60, per_second=sent)
+    begin(connection, lasts=60, sent_rate=sent)
 
-    assert per_second(connection) == pytest.approx(750, rel=0.1)
+    assert project_rate(connection) == pytest.approx(750, rel=0.1)
 
 
 @pytest.mark.parametrize(("minutes", "times"), [(0.5, 2**0.5), (1, 2), (2, 4), (5, 32)])
 def test_the_rate_after_an_exceeded_quota_doubles_each_minute(
     connection: psycopg.Connection, minutes: float, times: float
 ) -> None:
-    begin(connection, lasts=60, per_second=20)
+    begin(connection, lasts=60, sent_rate=20)
     let_pass(connection, minutes=1)
-    assert per_second(connection) == pytest.approx(10, rel=0.05)
+    assert project_rate(connection) == pytest.approx(10, rel=0.05)
 
     let_pass(connection, minutes=minutes)
 
-    assert per_second(connection) == pytest.approx(10 * times, rel=0.05)
+    assert project_rate(connection) == pytest.approx(10 * times, rel=0.05)
 
 
 def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: psycopg.Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, per_second=40)
+    begin(connection, lasts=60, sent_rate=40)
     let_pass(connection, days=400)
 
-    assert per_second(connection) == 70
+    assert project_rate(connection) == 70
 
 
 @pytest.mark.parametrize(("scope", "lasts"), [("project", None), ("apns_web", None), ("topics", 60), ("devices", None)])
@@ -662,7 +654,7 @@ def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
 ) -> None:
     begin(connection, scope, lasts=lasts)
 
-    assert per_second(connection) == 10_000
+    assert project_rate(connection) == 10_000
 
 
 # ── iOS and web ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -678,7 +670,7 @@ def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -
     record(connection, worker, outcome(android, verdict="sent"))
 
     assert (android["platform"], android["probe"]) == ("android", False)
-    open_until = incident(connection)["until"]
+    open_until = incident(connection)["blocked_until"]
     waiting = [each for each in deliveries(connection, number) if each["state"] == "pending"]
     assert [(each["platform"], each["due_at"]) for each in waiting] == [("ios", open_until), ("web", open_until)]
     assert notification(connection, number)["due_at"] == open_until
@@ -716,7 +708,7 @@ def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connecti
         assert probe["platform"] in ("ios", "web")
         record(connection, worker, refused(probe))
         assert claim(connection, worker) == []
-        assert incident(connection)["probes"] == probes
+        assert incident(connection)["probe_count"] == probes
         assert 14 * 60 < waits_for(connection) <= 15 * 60
     assert {each["platform"] for each in rows(connection, "select * from notify_worker.stored_deliveries")} == {
         "android",
@@ -748,7 +740,7 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: ps
     until("somebody probes", somebody_probes, within=10)
 
     assert [each["probe"] for each in claimed] == [True]
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: psycopg.Connection) -> None:
@@ -836,7 +828,7 @@ def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connecti
     ended = {each["platform"]: (each["state"], each["last_error"]) for each in deliveries(connection, number)}
     assert ended["ios"] == ended["web"] == ("expired", "it expired before it could be sent")
     assert (state(connection, number), len(attempts(connection, number))) == ("sent", 1)
-    assert incident(connection)["probes"] == 0
+    assert incident(connection)["probe_count"] == 0
     assert unbalanced(connection) == []
 
 
@@ -873,7 +865,7 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
 
         until("the probe is made", lambda: bool(claimed or claim(connection, enter(connection))), within=3)
 
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -887,7 +879,7 @@ def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connect
 
     assert [each["notification_id"] for each in claim(connection, worker)] == going
     assert paused(connection) == (None, None)
-    assert {notification(connection, number)["due_at"] for number in stopped} == {incident(connection)["until"]}
+    assert {notification(connection, number)["due_at"] for number in stopped} == {incident(connection)["blocked_until"]}
     let_pass(connection, seconds=61)
     later = claim(connection, worker)
 
@@ -907,7 +899,7 @@ def test_topics_that_wait_longer_after_all_are_put_off_again(connection: psycopg
     let_pass(connection, seconds=61)
 
     assert claim(connection, worker) == []
-    assert notification(connection, number)["due_at"] == incident(connection)["until"]
+    assert notification(connection, number)["due_at"] == incident(connection)["blocked_until"]
 
 
 def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: psycopg.Connection) -> None:
@@ -955,7 +947,7 @@ def retired(connection: psycopg.Connection) -> set[str]:
 def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     lose(connection, worker, "fcm:before")
-    begin(connection, "devices", because="more than a fifth of the answers say unregistered")
+    begin(connection, "devices", reason="more than a fifth of the answers say unregistered")
 
     number = lose(connection, worker, "fcm:while")
 
@@ -982,7 +974,7 @@ def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_n
     end(connection, "devices")
 
     assert retired(connection) == {"fcm:hers"}
-    assert value(connection, "select until::text from notify_worker.stored_incidents") == "infinity"
+    assert value(connection, "select ends_at::text from notify_worker.stored_incidents") == "infinity"
     assert paused(connection) == (None, None)
 
 
@@ -999,13 +991,13 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
     lose(connection, worker, "fcm:hers")
     register(connection, "u_42", "fcm:lost", project=mine)
     connection.execute("select notify_worker.retire_device('token', 'fcm:lost', %s)", [mine])
-    begin(connection, "devices", mine, because="more than a fifth of the answers say unregistered")
-    because = value(connection, "select because from notify_worker.incidents")
+    begin(connection, "devices", mine, reason="more than a fifth of the answers say unregistered")
+    reason = value(connection, "select reason from notify_worker.incidents")
 
-    (statement,) = re.findall(r"update .*$", because)
+    (statement,) = re.findall(r"update .*$", reason)
     connection.execute(cast(LiteralString, statement))
 
-    assert because.startswith("more than a fifth of the answers say unregistered. What was retired")
+    assert reason.startswith("more than a fifth of the answers say unregistered. What was retired")
     assert retired(connection) == {"fcm:long-ago", "fcm:hers", "fcm:lost"}
 
 
@@ -1016,7 +1008,7 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
     lose(connection, worker, "fcm:now")
     connection.execute("set timezone = 'Asia/Seoul'")
     begin(connection, "devices")
-    (statement,) = re.findall(r"update .*$", value(connection, "select because from notify_worker.incidents"))
+    (statement,) = re.findall(r"update .*$", value(connection, "select reason from notify_worker.incidents"))
     with connected(database) as session:
         session.execute("set timezone = 'America/New_York'")
 
@@ -1031,14 +1023,14 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
 def test_the_views_and_the_history_tell_of_a_project_that_is_probed(connection: psycopg.Connection) -> None:
     family(connection)
     number = insert(connection, receiver_id="u_42")
-    begin(connection, because="its key was refused")
+    begin(connection, reason="its key was refused")
 
     listed = row(connection, "select * from notify_worker.incidents")
     assert (listed["project"], listed["scope"], listed["by"]) == ("default", "project", "worker")
-    assert (listed["because"], listed["ended_at"]) == ("its key was refused", None)
+    assert (listed["reason"], listed["ended_at"]) == ("its key was refused", None)
     assert value(connection, "select paused_projects from notify_worker.status") == 1
     assert value(connection, "select due from notify_worker.status") == 0
-    assert value(connection, "select because from notify_worker.history('u_42')") == (
+    assert value(connection, "select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
     assert told(connection, number)[1] == "project default was paused by a worker: its key was refused"
@@ -1056,7 +1048,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
     status = row(connection, "select paused_projects, due, oldest_due_for from notify_worker.status")
     assert status["paused_projects"] == 1
     assert "its project is paused until a probe gets through" in told(connection, number)[-1]
-    assert value(connection, "select because from notify_worker.history('u_42')") == (
+    assert value(connection, "select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
     assert unbalanced(connection) == []
@@ -1065,7 +1057,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
 def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection)
-    begin(connection, because="its key was refused")
+    begin(connection, reason="its key was refused")
     let_pass(connection, seconds=11)
     probe = claim_one(connection, worker)
     end(connection)
@@ -1086,18 +1078,18 @@ def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psyc
     register(connection, "u_42", "fcm:phone", platform=platform)
     register(connection, "u_43", "fcm:other", platform="android")
     stopped, going = insert(connection, receiver_id="u_42"), insert(connection, receiver_id="u_43")
-    begin(connection, "apns_web", because="Apple refuses the key")
+    begin(connection, "apns_web", reason="Apple refuses the key")
     claim(connection, worker)
 
     assert "iOS and web of project default were paused by a worker: Apple refuses the key" in told(connection, stopped)
     assert not any("iOS" in line for line in told(connection, going))
-    assert "Apple refuses the key" in value(connection, "select because from notify_worker.history('u_42')")
+    assert "Apple refuses the key" in value(connection, "select reason from notify_worker.history('u_42')")
 
 
 def test_the_story_of_a_topic_says_why_it_waits(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection, kind="topic", address="news")
-    begin(connection, "topics", because="its quota of topics is used up", lasts=60)
+    begin(connection, "topics", reason="its quota of topics is used up", lasts=60)
     claim(connection, worker)
     let_pass(connection, seconds=61)
     record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from notify_worker.window import LATEST
 
 from notify_worker import sandbox
 from notify_worker.sandbox.switches import Changes
-from notify_worker.window import LATEST
 from tests.shop import Row, Shop, a_shop
 from tests.waiting import until
 

@@ -26,8 +26,6 @@ create table notify_worker.projects (
         constraint projects_expires_after_is_a_time check (expires_after between '0' and '100 years'),
     stale_after interval not null default '270 days'
         constraint projects_stale_after_is_a_time check (stale_after between '0' and '100 years'),
-    paused_until timestamptz,
-    paused_because text,
     constraint projects_retry_grows
         check (interval '0' < first_retry_after and first_retry_after <= longest_retry_after and longest_retry_after <= '1 year')
 );
@@ -42,7 +40,6 @@ comment on column notify_worker.projects.max_attempts is 'How many attempts of a
 comment on column notify_worker.projects.first_retry_after is 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
 comment on column notify_worker.projects.longest_retry_after is 'The wait grows no further than this.';
 comment on column notify_worker.projects.expires_after is 'How long a notification that names no expires_at stays worth sending.';
-comment on column notify_worker.projects.paused_until is 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
 comment on column notify_worker.projects.stale_after is 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
 
 create table notify_worker.campaigns (
@@ -264,24 +261,33 @@ create table notify_worker.stored_incidents (
     by text not null
         constraint stored_incidents_by check (by in ('operator', 'worker')),
     began_at timestamptz not null default now(),
-    until timestamptz not null default 'infinity',
+    ends_at timestamptz not null default 'infinity',
+    next_probe_at timestamptz,
+    probe_count integer not null default 0,
     ended_at timestamptz,
-    because text,
-    probes integer,
-    per_second double precision
+    reason text,
+    project_rate double precision
 );
 create index stored_incidents_open_idx
     on notify_worker.stored_incidents (project)
     where ended_at is null;
 create index stored_incidents_rate_idx
     on notify_worker.stored_incidents (project, id)
-    where per_second is not null;
+    where project_rate is not null;
 
-comment on table notify_worker.stored_incidents is 'Behind the view incidents: pauses and breakers, past and present.';
+comment on table notify_worker.stored_incidents is 'Behind the views incidents and open_incidents: pauses and breakers, past and present.';
 comment on column notify_worker.stored_incidents.scope is 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
-comment on column notify_worker.stored_incidents.until is 'When it ends by itself, or the next probe is made; infinity: when somebody resumes.';
-comment on column notify_worker.stored_incidents.probes is 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
-comment on column notify_worker.stored_incidents.per_second is 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
+comment on column notify_worker.stored_incidents.ends_at is 'When it ends by itself; infinity: when somebody resumes, or a probe succeeds.';
+comment on column notify_worker.stored_incidents.next_probe_at is 'When the next probe may be sent; the first that succeeds closes the incident. Null: it is not probed.';
+comment on column notify_worker.stored_incidents.probe_count is 'How many probes have been sent that decided something. The wait between two grows with it.';
+comment on column notify_worker.stored_incidents.ended_at is 'When it was closed. Null also where ends_at has passed and nobody has closed it since.';
+comment on column notify_worker.stored_incidents.project_rate is 'After FCM''s quota was exceeded: the messages a second with which all workers together go on, half of what it was. It doubles each minute.';
+
+create table notify_worker.stored_project_locks (
+    project text primary key
+);
+
+comment on table notify_worker.stored_project_locks is 'A row a project, for its lock alone: workers that change its incidents take turns. Only the worker''s role may lock it, which holds for no row of projects and for no advisory lock.';
 
 create table notify_worker.stored_allowances (
     project text,

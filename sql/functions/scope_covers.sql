@@ -1,0 +1,14 @@
+-- Says whether a delivery is of this scope, so that an open incident of the scope blocks it. (No pinned path, so that it is inlined.)
+create or replace function notify_worker.scope_covers(scope text, delivery notify_worker.stored_deliveries)
+returns boolean
+language sql
+immutable
+as $$
+    select case scope
+        when 'project' then true
+        when 'apns_web' then coalesce(delivery.platform in ('ios', 'web'), false)
+        when 'topics' then delivery.kind in ('topic', 'condition')
+        else false
+    end
+$$;
+comment on function notify_worker.scope_covers is 'Says whether a delivery is of this scope, so that an open incident of the scope blocks it.';
