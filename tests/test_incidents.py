@@ -1,7 +1,6 @@
 """What workers stop by themselves: it waits and costs nothing, is probed, and goes on where a probe gets through."""
 
 import re
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -44,7 +43,11 @@ from tests.waiting import until
 BELLS: LiteralString = (
     "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
 )
-OPEN: LiteralString = "select * from notify_worker.open_incidents order by id"
+OPEN: LiteralString = """
+    select id, project, scope, by, began_at, nullif(blocked_until, 'infinity') as blocked_until, probe_count, reason
+    from notify_worker.open_incidents
+    order by id
+"""
 
 
 def incident(connection: psycopg.Connection) -> Row:
@@ -366,30 +369,73 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     let_pass(connection, seconds=11)
     values = [worker.id, uuid4(), 10] if "claim" in other else []
     with (
-        connected(database) as operator,
+        connected(database) as slow,
         connected(database) as first,
         connected(database) as second,
         ThreadPoolExecutor(2) as threads,
     ):
-        operator.execute("begin")
-        operator.execute("update notify_worker.projects set max_attempts = 12")
+        slow.execute("begin")
+        begin(slow, "topics", lasts=60)
         begins = threads.submit(begin, first)
         await_lock(connection, first.info.backend_pid)
         acts = threads.submit(rows, second, other, *values)
         until("the other one waits or has ended", lambda: waits_or_ended(connection, second, acts), within=10)
 
-        operator.execute("commit")
+        slow.execute("commit")
 
         for either in (begins, acts):  # on a slow machine it may have waited for long enough
             assert isinstance(either.exception(10), psycopg.errors.LockNotAvailable | None)
 
 
-def test_whoever_writes_to_the_row_of_a_probed_project_makes_no_claim_wait(
+def test_a_worker_waits_for_another_one_for_half_a_second_at_most(
+    database: str, connection: psycopg.Connection
+) -> None:
+    with connected(database) as slow:
+        slow.execute("begin")
+        begin(slow)
+
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            begin(connection)
+
+    begin(connection)
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        "update notify_worker.projects set credentials = 'env:KEY'",
+        "select notify_worker.pause('default', 'I only look')",
+        "select notify_worker.resume('default')",
+    ],
+    ids=["the project's row", "an open pause", "an open resume"],
+)
+def test_an_operator_s_open_transaction_makes_no_worker_wait(
+    database: str, connection: psycopg.Connection, keeps: LiteralString
+) -> None:
+    worker = enter(connection)
+    for _ in range(3):
+        insert(connection)
+    begin(connection)
+    let_pass(connection, seconds=11)
+    connection.execute("set lock_timeout = '100ms'")
+    with connected(database) as operator:
+        operator.execute("begin")
+        operator.execute(keeps)
+
+        begin(connection)
+        claim(connection, worker)
+        end(connection)
+        begin(connection, lasts=60)
+        operator.execute("rollback")
+
+    assert paused(connection)[1] == "its key was refused"
+
+
+def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
     database: str, connection: psycopg.Connection
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    insert(connection, project="orders")
-    number = insert(connection)
+    probe, number = insert(connection, project="orders"), insert(connection)
     begin(connection, project="orders")
     let_pass(connection, seconds=11)
     connection.execute("set lock_timeout = '5s'")
@@ -397,21 +443,148 @@ def test_whoever_writes_to_the_row_of_a_probed_project_makes_no_claim_wait(
         operator.execute("begin")
         operator.execute("update notify_worker.projects set credentials = 'env:KEY' where name = 'orders'")
 
-        assert claim_one(connection, enter(connection))["notification_id"] == number
+        claimed = claim(connection, enter(connection))
+
+    assert {each["notification_id"]: each["probe"] for each in claimed} == {probe: True, number: False}
 
 
-@pytest.mark.parametrize("tells", [begin, end], ids=["begins", "ends"])
-def test_who_keeps_the_row_of_a_project_makes_nobody_wait_for_long_who_tells(
-    database: str, connection: psycopg.Connection, tells: Callable[[psycopg.Connection], None]
+@pytest.mark.parametrize("operator_ends_by", ["commit", "rollback"])
+def test_what_a_worker_finds_during_an_open_resume_is_an_incident_of_its_own(
+    database: str, connection: psycopg.Connection, operator_ends_by: LiteralString
 ) -> None:
+    worker = enter(connection)
+    for _ in range(3):
+        insert(connection)
+    begin(connection, reason="the first")
     with connected(database) as operator:
         operator.execute("begin")
-        operator.execute("select notify_worker.pause('default', 'I only look')")
+        resume(operator)
+        begin(connection, reason="the second")
+        operator.execute(operator_ends_by)
 
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            tells(connection)
+    left = ["the second"] if operator_ends_by == "commit" else ["the first", "the second"]
+    assert [each["reason"] for each in rows(connection, OPEN)] == left
+    let_pass(connection, seconds=11)
+    (probe,) = claim(connection, worker)
+    assert probe["probe"] is True
+    assert claim(connection, worker) == []
+    end(connection)
+    assert rows(connection, OPEN) == []
+    assert len(claim(connection, worker)) == 2
 
-    tells(connection)
+
+def test_an_incident_that_an_open_resume_keeps_is_closed_by_a_later_probe(
+    database: str, connection: psycopg.Connection
+) -> None:
+    begin(connection)
+    with connected(database) as operator:
+        operator.execute("begin")
+        resume(operator)
+        end(connection)
+        operator.execute("rollback")
+    still_open = rows(connection, OPEN)
+
+    end(connection)
+
+    assert len(still_open) == 1
+    assert rows(connection, OPEN) == []
+
+
+def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: psycopg.Connection) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    number = insert(connection, project="orders")
+    pause(connection, "orders")
+    connection.execute("delete from notify_worker.projects where name = 'orders'")
+
+    assert claim(connection, enter(connection)) == []
+
+    assert (notification(connection, number)["state"], notification(connection, number)["settled_because"]) == (
+        "failed",
+        'there is no project "orders"',
+    )
+    assert value(connection, "select ended_at from notify_worker.incidents") is None
+
+
+# ── a probe that decides nothing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def decide_nothing(connection: psycopg.Connection, scope: str = "project") -> None:
+    """A probe was answered for its own fault, or not requested at all."""
+    connection.execute("select notify_worker.make_probe_due('default', %s)", [scope])
+
+
+def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    for _ in range(5):
+        insert(connection)
+    begin(connection)
+    let_pass(connection, seconds=11)
+
+    probed = set()
+    for _ in range(3):
+        probe = claim_one(connection, worker)
+        decide_nothing(connection)
+        record(connection, worker, outcome(probe, verdict="failed", http_status=400))
+        probed.add((probe["notification_id"], probe["probe"]))
+
+    assert len({number for number, is_probe in probed if is_probe}) == 3
+    assert len(rows(connection, OPEN)) == 1
+    record(connection, worker, refused(claim_one(connection, worker)))
+    assert claim(connection, worker) == []
+    assert 19 < waits_for(connection) <= 20  # as after a first probe
+    assert unbalanced(connection) == []
+
+
+def test_a_probe_that_decides_nothing_wakes_a_worker(connection: psycopg.Connection) -> None:
+    begin(connection)
+    before = value(connection, BELLS)
+
+    decide_nothing(connection)
+
+    assert (before, value(connection, BELLS)) == (0, 1)
+
+
+def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_next(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone", platform="ios")
+    for _ in range(4):
+        insert(connection, receiver_id="u_42")
+    begin(connection, "apns_web")
+    assert claim(connection, worker) == []
+    let_pass(connection, minutes=16)
+    first = claim_one(connection, worker)
+
+    decide_nothing(connection, "apns_web")
+    record(connection, worker, outcome(first, verdict="failed", http_status=400))
+
+    second = claim_one(connection, worker)
+    assert (second["probe"], second["notification_id"] != first["notification_id"]) == (True, True)
+    assert claim(connection, worker) == []
+    record(connection, worker, outcome(second, verdict="sent"))
+    end(connection, "apns_web")
+    assert len(claim(connection, worker)) == 2
+    assert unbalanced(connection) == []
+
+
+def test_a_probe_that_decides_nothing_touches_no_pause_of_an_operator_nor_one_with_a_time(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    insert(connection)
+    pause(connection)
+    begin(connection, lasts=60)
+    before = rows(connection, OPEN)
+
+    decide_nothing(connection)
+
+    assert rows(connection, OPEN) == before
+    assert claim(connection, worker) == []
+    assert value(connection, BELLS) == 0
+
+
+# ── a claim beside an operator ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_open_resume_makes_no_claim_wait(database: str, connection: psycopg.Connection) -> None:

@@ -9,10 +9,12 @@ from psycopg.errors import UndefinedObject
 
 from tests.store_words import (
     attempts,
+    begin,
     claim,
     claim_one,
     enter,
     insert,
+    let_pass,
     only_delivery,
     outcome,
     paused,
@@ -111,12 +113,10 @@ def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
 def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection, project="orders")
-    connection.execute(
-        "update notify_worker.projects set paused_until = now() + interval '1 hour' where name = 'orders'"
-    )
+    begin(connection, project="orders", lasts=3600)
     assert claim(connection, worker) == []
 
-    connection.execute("update notify_worker.projects set paused_until = now() where name = 'orders'")
+    let_pass(connection, hours=1)
 
     assert claim_one(connection, worker)["notification_id"] == number
 
