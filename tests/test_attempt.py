@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from notify_worker.attempt import Mark, Places, Try
-from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict, Words
+from notify_worker.model import (
+    Attempt,
+    Change,
+    Delivery,
+    Incident,
+    Message,
+    OnUnknown,
+    Outcome,
+    Pause,
+    Project,
+    Scope,
+    Verdict,
+    Words,
+)
 from notify_worker.project_state import ProjectState
 from tests.test_render import DELIVERY
 from tests.waiting import auntil
@@ -280,6 +293,39 @@ async def test_a_probe_is_sent_whatever_is_stopped() -> None:
 
     assert (result.outcome, result.requests) == (SENT, 1)
     assert Scope.PROJECT not in state.blocked
+
+
+UNDECIDED = [Incident("default", Scope.PROJECT, change=Change.UNDECIDED)]
+
+
+@pytest.mark.parametrize("why", ["it can not be rendered", "rendering breaks", "the worker stops", "it is not marked"])
+async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) -> None:
+    sender, stopping = ready(), asyncio.Event()
+    state = project(sender, blocked=(Scope.PROJECT,))
+    delivery: dict[str, Any] = {"probe": True}
+    match why:
+        case "it can not be rendered":
+            delivery["inline"] = Words(body="x" * 5000)
+        case "rendering breaks":
+            delivery["inline"] = None
+        case "the worker stops":
+            stopping.set()
+        case "it is not marked":
+            delivery |= {"on_unknown": OnUnknown.HOLD, "mark": Book(sender, Places(1), allows=False).mark}
+
+    await attempt(sender, state=state, stopping=stopping, **delivery).run()
+
+    assert (state.unreported, state.blocked) == (UNDECIDED, frozenset({Scope.PROJECT}))
+    assert sender.asked == []
+
+
+async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> None:
+    sender = ready(a=[RuntimeError("a bug")])
+    state = project(sender, blocked=(Scope.PROJECT,))
+
+    await made(attempt(sender, state=state, probe=True))
+
+    assert (state.unreported, state.blocked) == ([], frozenset({Scope.PROJECT}))
 
 
 async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_request() -> None:

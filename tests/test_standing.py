@@ -14,6 +14,7 @@ from tests.test_render import DELIVERY
 
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 WRONG = Outcome(Verdict.FAILED, error="400 INVALID_ARGUMENT: no", http_status=400)
+TOO_BIG = Outcome(Verdict.FAILED, error="413", http_status=413)
 GONE = Outcome(Verdict.UNREGISTERED, http_status=404)
 OTHERS = Outcome(Verdict.FAILED, error="another sender's", error_code="SENDER_ID_MISMATCH", http_status=403)
 DEVICE_QUOTA = Outcome(Verdict.RETRY, http_status=429)
@@ -303,7 +304,7 @@ def test_a_few_tokens_that_are_anothers_stop_nothing() -> None:
 # ── probes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("answered", [TAKEN, WRONG, GONE, DEVICE_QUOTA])
+@pytest.mark.parametrize("answered", [TAKEN, GONE, DEVICE_QUOTA])
 def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcome) -> None:
     project = state()
     answer(project, *[SILENT] * 3)
@@ -313,6 +314,52 @@ def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcom
     assert project.unreported[1:] == [Incident("orders", Scope.PROJECT, change=Change.CLOSED)]
     assert project.blocked == frozenset()
     assert project.allows(ANDROID)
+
+
+@pytest.mark.parametrize("wrong", [WRONG, TOO_BIG], ids=lambda given: str(given.http_status))
+@pytest.mark.parametrize(
+    ("delivery", "scopes"),
+    [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])],
+    ids=["android", "ios"],
+)
+def test_a_probe_that_fails_by_its_own_fault_decides_nothing_and_asks_for_another(
+    wrong: Outcome, delivery: Delivery, scopes: list[Scope]
+) -> None:
+    project = state(*Scope)
+    answer(project, *[SILENT] * 30)
+
+    counts = answer(project, wrong, delivery=probe(delivery))
+
+    assert project.unreported == [Incident("orders", scope, change=Change.UNDECIDED) for scope in scopes]
+    assert project.blocked == {*Scope}
+    assert counts == [True]
+    assert project.stats.is_outage(monotonic()), "what was seen before is not forgotten"
+
+
+def test_what_fails_by_its_own_fault_and_is_no_probe_asks_for_none() -> None:
+    project = state(Scope.PROJECT)
+
+    answer(project, WRONG)
+
+    assert project.unreported == []
+
+
+def test_a_probe_that_was_never_requested_asks_for_another() -> None:
+    project = state(Scope.PROJECT)
+
+    project.observe_undecided(probe())
+
+    assert project.unreported == [Incident("orders", Scope.PROJECT, change=Change.UNDECIDED)]
+
+
+def test_a_probe_that_decides_nothing_hastens_none_of_a_pause_that_began_while_it_was_in_flight() -> None:
+    project = state()
+    started = monotonic()
+    project.sync(project.project, ["project"])
+
+    project.observe(probe(), WRONG, started)
+
+    assert project.unreported == []
 
 
 @pytest.mark.parametrize("failed", [BUSY, SILENT, NEVER_LEFT, REVOKED, QUOTA])
@@ -361,7 +408,7 @@ def test_a_probe_ends_no_pause_that_became_known_while_it_was_in_flight(known_fr
     assert project.blocked == {Scope.PROJECT}
 
 
-@pytest.mark.parametrize("refused", [WRONG, GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
+@pytest.mark.parametrize("refused", [GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
 def test_a_probe_to_ios_that_fcm_refuses_by_itself_says_nothing_of_apple(refused: Outcome) -> None:
     project = state(Scope.PROJECT, Scope.APNS_WEB)
 
