@@ -29,9 +29,9 @@ BACKLOG = """
 INCIDENTS = """
     select
         to_char(began_at, 'HH24:MI:SS'),
-        to_char(least(until, ended_at), 'HH24:MI:SS'),
-        round(per_second::numeric, 1),
-        because
+        to_char(least(ends_at, ended_at), 'HH24:MI:SS'),
+        round(project_rate::numeric, 1),
+        reason
     from notify_worker.stored_incidents
     order by began_at
 """
@@ -79,8 +79,8 @@ def main() -> None:
             shop.start_worker()
         shop.connection.execute(BACKLOG, [options.backlog])
         report(measured(box, options.climb, options.seconds), options.quota)
-        for began_at, ended_at, per_second, because in shop.connection.execute(INCIDENTS):
-            print(f"{began_at} to {ended_at}, then {per_second} a second: {because}")
+        for began_at, ended_at, rate, reason in shop.connection.execute(INCIDENTS):
+            print(f"{began_at} to {ended_at}, then {rate} a second: {reason}")
 
 
 def number_or_none(text: str) -> int | None:

@@ -9,9 +9,9 @@ from time import monotonic
 from types import TracebackType
 
 from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
+from notify_worker.project_state import ProjectState
 from notify_worker.render import render
 from notify_worker.retry import blip
-from notify_worker.standing import Standing
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Try:
     """One attempt, while it goes on."""
 
     delivery: Delivery
-    standing: Standing
+    project: ProjectState
     places: Places
     stopping: asyncio.Event
     mend_for: float
@@ -74,10 +74,12 @@ class Try:
             broken = True
             log.exception("delivery %d broke", self.delivery.id)
             self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
+        if not self.requests:
+            self.project.observe_undecided(self.delivery, self.started)
         if self.outcome is None:
             return None
-        heard = self.requests and not broken
-        counts = self.standing.heed(self.delivery, self.outcome, self.started) if heard else True
+        answered = self.requests and not broken
+        counts = self.project.observe(self.delivery, self.outcome, self.started) if answered else True
         dice = random.random()  # noqa: S311  jitter
         return Attempt(
             delivery=self.delivery,
@@ -86,7 +88,7 @@ class Try:
             finished=monotonic(),
             requests=self.requests,
             counts=counts,
-            retry_in=self.standing.policy.retry_in(self.delivery, self.outcome, counts=counts, dice=dice),
+            retry_in=self.project.policy.retry_in(self.delivery, self.outcome, counts=counts, dice=dice),
         )
 
     async def _render_and_send(self) -> Outcome | None:
@@ -105,8 +107,8 @@ class Try:
                 if not self.requests:
                     self.started = monotonic()
                 self.requests += 1
-                answer = await self.standing.sender.send(message)
-                self.standing.window.answered(answer, monotonic())
+                answer = await self.project.sender.send(message)
+                self.project.stats.add_answer(answer, monotonic())
                 self.outcome = self._after(self.outcome, answer)
         return self.outcome
 
@@ -125,7 +127,7 @@ class Try:
         return (
             not self.stopping.is_set()
             and monotonic() <= min(limit, self.delivery.expires_by)
-            and self.standing.lets(self.delivery)
+            and self.project.allows(self.delivery)
             and self.holds(self.delivery.worker_id)
         )
 
@@ -141,7 +143,7 @@ class Try:
             return True
         if self.delivery.on_unknown is OnUnknown.HOLD or self.delivery.probe:
             return False
-        return outcome.http_status is None or self.standing.window.blips_help(monotonic())
+        return outcome.http_status is None or self.project.stats.quick_retry_allowed(monotonic())
 
     async def _pause(self, seconds: float) -> None:
         """Wait between two requests, in nobody's place; a worker that stops waits for nothing."""

@@ -107,7 +107,7 @@ def describe_retry(retry: argparse.ArgumentParser) -> None:
 def describe_pause(pause: argparse.ArgumentParser) -> None:
     """Describe the options of `pause`."""
     pause.add_argument("project")
-    pause.add_argument("because", help="why; whoever asks about its notifications will read it")
+    pause.add_argument("reason", help="why; whoever asks about its notifications will read it")
 
 
 def describe_sandbox(sandbox: argparse.ArgumentParser) -> None:

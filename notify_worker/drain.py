@@ -15,10 +15,10 @@ from notify_worker.attempt import Places, Try
 from notify_worker.liveness import Liveness
 from notify_worker.marker import Marker
 from notify_worker.model import Delivery
+from notify_worker.project_state import ProjectState
 from notify_worker.projects import OpenSender, Projects
 from notify_worker.recorder import FLUSH, Recorder
 from notify_worker.settings import Settings
-from notify_worker.standing import Standing
 from notify_worker.store import Claim, Store
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ class Pipeline:
         start_within = self._settings.lease - self._settings.longest_attempt
         lease = uuid4()
         try:
-            claim = await self._store.claim(worker_id, lease, room, start_within, not_of=self.projects.untold())
+            unreported = self.projects.projects_with_unreported()
+            claim = await self._store.claim(worker_id, lease, room, start_within, not_of=unreported)
             await self.projects.read_what_is_claimed(claim.deliveries)
         except psycopg.errors.ObjectNotInPrerequisiteState:
             await self._liveness.lose()  # taken for dead: nothing was claimed, and another id is due
@@ -169,18 +170,18 @@ class Pipeline:
         task.add_done_callback(self._in_hand.pop)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        standing = self.projects.standing(delivery.project)
-        attempt = None if standing is None else await self._try(delivery, standing).run()
+        state = self.projects.state(delivery.project)
+        attempt = None if state is None else await self._try(delivery, state).run()
         if attempt is None:
             self._recorder.give_back(delivery)
         else:
             self._recorder.take(attempt)
         self._moved.set()
 
-    def _try(self, delivery: Delivery, standing: Standing) -> Try:
+    def _try(self, delivery: Delivery, state: ProjectState) -> Try:
         return Try(
             delivery,
-            standing,
+            state,
             places=self._places,
             stopping=self._stopping,
             mend_for=(self._settings.longest_attempt - self._settings.request_timeout).total_seconds(),

@@ -39,6 +39,15 @@ class Scope(StrEnum):
     DEVICES = "devices"
 
 
+class Change(StrEnum):
+    """What happened to an incident."""
+
+    OPENED = "opened"
+    CLOSED = "closed"
+    UNDECIDED = "undecided"
+    """Its probe says nothing of the project: the next one is due at once."""
+
+
 class OnUnknown(StrEnum):
     """What the caller wants where nobody can say whether FCM has the message."""
 
@@ -166,12 +175,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What a process found out about a project, for all the others: that something stops, or goes on (`over`)."""
+    """What a process found out about a scope of a project, to be reported to all others."""
 
     project: str
     scope: Scope
-    over: bool = False
-    because: str | None = None
+    change: Change = Change.OPENED
+    reason: str | None = None
     lasts: timedelta | None = None
-    per_second: float | None = None
-    """After an exceeded quota: what this process has sent just before."""
+    """How long it lasts; None: until a probe succeeds."""
+    sent_rate: float | None = None
+    """After an exceeded quota: the messages a second that this process sent just before."""

@@ -1,4 +1,4 @@
-"""What this process knows of the projects: their rows, followed as they change, and how each stands."""
+"""What this process knows of the projects: their rows, read again as they change, and the state of each."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +9,8 @@ import psycopg
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
+from notify_worker.project_state import ProjectState
 from notify_worker.senders.opening import LazySender
-from notify_worker.standing import Standing
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
@@ -22,18 +22,18 @@ OpenSender = Callable[[Project], LazySender]
 
 
 class Projects:
-    """The projects. `read` before each claim; `standing` tells how one stands."""
+    """The projects. `read` before each claim; `state` returns what is known of one."""
 
     def __init__(self, store: Store, open_sender: OpenSender) -> None:
         self._store = store
         self._open_sender = open_sender
-        self._standings: dict[str, Standing] = {}
+        self._states: dict[str, ProjectState] = {}
         self._senders: dict[Project, LazySender] = {}
         self._read_at = float("-inf")
 
-    def standing(self, name: str) -> Standing | None:
-        """Tell how a project stands; None: its row is gone, or not read yet."""
-        return self._standings.get(name)
+    def state(self, name: str) -> ProjectState | None:
+        """Return what is known of a project; None: its row is gone, or not read yet."""
+        return self._states.get(name)
 
     async def read(self, *, anew: bool = False) -> None:
         """Read the rows, where that was not done within the last second. Raises psycopg.Error."""
@@ -43,43 +43,43 @@ class Projects:
         rows = await self._store.projects()
         self._read_at = monotonic()
         # Else what was read may be older than what this process has found out.
-        current = self._changes() == before and not any(self.found())
-        for project, closed in rows:
-            new = project.name not in self._standings
-            self._follow(project, closed if current or new else None)
-        for gone in self._standings.keys() - {project.name for project, _ in rows}:
-            del self._standings[gone]
+        current = self._changes() == before and not any(self.unreported())
+        for project, blocked in rows:
+            new = project.name not in self._states
+            self._sync(project, blocked if current or new else None)
+        for gone in self._states.keys() - {project.name for project, _ in rows}:
+            del self._states[gone]
 
     async def read_what_is_claimed(self, claimed: Iterable[Delivery]) -> None:
         """Read the rows again where a claim knows more: a project made just now, or a pause that is over."""
         for delivery in claimed:
-            standing = self.standing(delivery.project)
-            if standing is None or not standing.lets(delivery):
+            state = self.state(delivery.project)
+            if state is None or not state.allows(delivery):
                 await self.read(anew=True)
                 return
 
-    def found(self) -> Iterator[Incident]:
-        """List what this process has found out and not told yet, the oldest of each project first."""
-        for standing in self._standings.values():
-            yield from standing.found
+    def unreported(self) -> Iterator[Incident]:
+        """List what this process has found out and not reported yet, the oldest of each project first."""
+        for state in self._states.values():
+            yield from state.unreported
 
-    def untold(self) -> set[str]:
-        """List the projects of which this process has found out something that it has not told yet."""
-        return {incident.project for incident in self.found()}
+    def projects_with_unreported(self) -> set[str]:
+        """List the projects of which something is not reported yet."""
+        return {incident.project for incident in self.unreported()}
 
-    async def tell(self) -> None:
-        """Tell the database. Raises psycopg.Error: what was not told stays to be told."""
-        for standing in list(self._standings.values()):
-            while standing.found:
-                await self._tell(standing.found[0])
-                standing.found.pop(0)
-                standing.changes += 1
+    async def report(self) -> None:
+        """Report what was found out to the database. Raises psycopg.Error: what was not reported yet is kept."""
+        for state in list(self._states.values()):
+            while state.unreported:
+                await self._report(state.unreported[0])
+                state.unreported.pop(0)
+                state.changes += 1
 
-    async def _tell(self, incident: Incident) -> None:
+    async def _report(self, incident: Incident) -> None:
         try:
-            await self._store.tell(incident)
+            await self._store.report(incident)
         except (psycopg.DataError, UnicodeError):  # words of another package's sender that Postgres can't hold
-            await self._store.tell(replace(incident, because="its sender's words can't be kept"))
+            await self._store.report(replace(incident, reason="its sender's words can't be kept"))
 
     async def open_senders(self) -> None:
         """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""
@@ -90,7 +90,7 @@ class Projects:
                 await sender.open()
             except CredentialsError as error:
                 problems[project.name] = error
-        if problems and len(problems) == len(self._standings):
+        if problems and len(problems) == len(self._states):
             raise CredentialsError("\n".join(map(str, problems.values())))
         for name, problem in problems.items():
             log.warning("project %s can't send: %s", name, problem)
@@ -111,13 +111,13 @@ class Projects:
         for sender in self._senders.values():
             await sender.aclose()
 
-    def _follow(self, project: Project, closed: list[str] | None) -> None:
+    def _sync(self, project: Project, blocked: list[str] | None) -> None:
         sender = self._sender(project)
-        standing = self._standings.get(project.name)
-        if standing is None:
-            standing = self._standings[project.name] = Standing(project, sender)
-        standing.sender = sender
-        standing.follow(project, closed)
+        state = self._states.get(project.name)
+        if state is None:
+            state = self._states[project.name] = ProjectState(project, sender)
+        state.sender = sender
+        state.sync(project, blocked)
 
     def _sender(self, project: Project) -> LazySender:
         """Give the sender of a project: the same one as long as the row says nothing else about the way."""
@@ -127,7 +127,7 @@ class Projects:
         return self._senders[way]
 
     def _each(self) -> list[tuple[Project, LazySender]]:
-        return [(standing.project, self._sender(standing.project)) for standing in self._standings.values()]
+        return [(state.project, self._sender(state.project)) for state in self._states.values()]
 
     def _changes(self) -> int:
-        return sum(standing.changes for standing in self._standings.values())
+        return sum(state.changes for state in self._states.values())

@@ -1,8 +1,7 @@
 """What comes back from the requests, on its way to the database: kept until it is recorded, in batches.
 
-While the database is away, or refuses, it is kept and tried again. Incidents go first: what is given back because of a pause
-must not be claimed again before the pause is known. One that can't be told, since somebody has its project's row, keeps what
-is of that project, and nothing else.
+While the database is away, or refuses, it is kept and tried again. Incidents go first: a delivery that is given back because
+of one must not be claimed again before it is known.
 """
 
 import asyncio
@@ -115,10 +114,6 @@ class Recorder:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
-            except psycopg.errors.LockNotAvailable as error:
-                self._complaint.say(
-                    f"somebody keeps a project's row ({in_brief(error)}); its incident waits to be told"
-                )
             except psycopg.Error as error:
                 self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
             except Exception:  # a bug must not end the recording
@@ -130,7 +125,7 @@ class Recorder:
             self._something.set()
 
     async def _flush(self) -> None:
-        locked = await self._tell()
+        await self._projects.report()
         while self._answered:
             batch = list(islice(self._answered, FLUSH))
             for worker_id, attempts in groupby(batch, key=lambda attempt: attempt.delivery.worker_id):
@@ -138,7 +133,7 @@ class Recorder:
             for _ in batch:
                 self._answered.popleft()
             self._moved.set()
-            locked = locked or await self._tell()
+            await self._projects.report()
         await self._give_back()
         for lease, until in list(self._doubtful.items()):
             over = monotonic() > until
@@ -150,20 +145,10 @@ class Recorder:
             self._moved.set()
         if self._doubtful:
             asyncio.get_running_loop().call_later(DOUBT_EVERY, self._something.set)
-        if locked:
-            raise locked
-
-    async def _tell(self) -> psycopg.Error | None:
-        """Tell what was found out. Return the error where somebody keeps a row that this needs; raise any other."""
-        try:
-            await self._projects.tell()
-        except psycopg.errors.LockNotAvailable as error:
-            return error
-        return None
 
     async def _give_back(self) -> None:
-        """Give back what was not sent: of a project that is stopped only once the others know of it."""
-        while free := [each for each in self._unsent if each.project not in self._projects.untold()]:
+        """Give back what was not sent, but for projects whose incidents the others do not know yet."""
+        while free := [each for each in self._unsent if each.project not in self._projects.projects_with_unreported()]:
             lease = free[0].lease
             given_back = {each.id for each in free if each.lease == lease}
             await self._store.release(lease, list(given_back))

@@ -39,7 +39,7 @@ def folder(packaged: str, checkout: str, probe: str) -> Path:
 alembic_folder = partial(folder, "_alembic", "alembic", "versions/0001_procrastinate.py")
 sql_folder = partial(folder, "_sql", "sql", "triggers/wake.sql")
 
-TELLTALE = ("stored_workers", "lease_length")
+TELLTALE = ("stored_incidents", "ends_at")
 """A table and a column of it that revision 0002 makes, and that it did not make before it was rewritten."""
 HAS_COLUMN: LiteralString = """
     select attnum from pg_attribute
@@ -130,7 +130,7 @@ def apply_sql() -> None:
     apply_files("functions/*/*.sql", "triggers/*.sql", replaces=True)
     apply_files("triggers.sql")
     run("call pg_temp.drop_outdated('routine');")
-    apply_files("views/*.sql", replaces=True)
+    apply_files("views/internal/*.sql", "views/*.sql", replaces=True)
     run("call pg_temp.drop_outdated('view');")
     apply_files("grants.sql")
     run("select notify_worker.keep_partitions();")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, LiteralString, NamedTuple, Self
+from typing import Any, LiteralString, NamedTuple, Self, assert_never
 from uuid import UUID
 
 import psycopg
@@ -17,7 +17,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from notify_worker.model import UNREADABLE, Attempt, Delivery, Incident, Json, OnUnknown, Project, Words
+from notify_worker.model import UNREADABLE, Attempt, Change, Delivery, Incident, Json, OnUnknown, Project, Words
 from notify_worker.session import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 
 CONNECTIONS = 2
@@ -86,19 +86,24 @@ class Store:
         )
         return {row["id"] for row in rows}
 
-    async def tell(self, incident: Incident) -> None:
-        """Tell all workers what this one found out about a project."""
-        if incident.over:
-            await self._value("select notify_worker.end_incident(%s, %s)", incident.project, incident.scope.value)
-            return
-        await self._value(
-            "select notify_worker.begin_incident(%s, %s, %s, %s, %s)",
-            incident.project,
-            incident.scope.value,
-            incident.because,
-            incident.lasts.total_seconds() if incident.lasts is not None else None,
-            incident.per_second,
-        )
+    async def report(self, incident: Incident) -> None:
+        """Report to all workers what this one found out about a project. Raises psycopg.Error."""
+        match incident.change:
+            case Change.OPENED:
+                await self._value(
+                    "select notify_worker.open_incident(%s, %s, %s, %s, %s)",
+                    incident.project,
+                    incident.scope.value,
+                    incident.reason,
+                    incident.lasts.total_seconds() if incident.lasts is not None else None,
+                    incident.sent_rate,
+                )
+            case Change.CLOSED:
+                await self._value("select notify_worker.close_incident(%s, %s)", incident.project, incident.scope.value)
+            case Change.UNDECIDED:
+                await self._value("select notify_worker.make_probe_due(%s, %s)", incident.project, incident.scope.value)
+            case _:
+                assert_never(incident.change)
 
     async def record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Write down what became of deliveries. The same attempts again change nothing."""
@@ -174,17 +179,17 @@ class Store:
         return deleted
 
     async def projects(self) -> list[tuple[Project, list[str]]]:
-        """Read what the projects' rows say, and what of each is not to be sent just now."""
+        """Read the projects' rows, and which scopes of each are blocked by an open incident."""
         rows = await self._rows(
             """
             select
                 name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after,
-                notify_worker.closed(projects) as closed
+                notify_worker.blocked_scopes(name) as blocked_scopes
             from notify_worker.projects
             """
         )
-        closed = [row.pop("closed") for row in rows]
-        return [(Project(**row), each) for row, each in zip(rows, closed, strict=True)]
+        blocked = [row.pop("blocked_scopes") for row in rows]
+        return [(Project(**row), each) for row, each in zip(rows, blocked, strict=True)]
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:

@@ -172,7 +172,7 @@ def history(options: argparse.Namespace) -> int:
             number = row["notification_id"]
             print(
                 one_line(
-                    f"{moment(row['at'])}  notification {number}{event}{campaign}: {row['state']}: {row['because']}"
+                    f"{moment(row['at'])}  notification {number}{event}{campaign}: {row['state']}: {row['reason']}"
                 )
             )
     return WELL
@@ -224,7 +224,7 @@ def retry(options: argparse.Namespace) -> int:
 def pause(options: argparse.Namespace) -> int:
     """Send nothing of a project until somebody resumes it."""
     with database() as connection:
-        connection.execute("select notify_worker.pause(%s, %s)", [options.project, options.because])
+        connection.execute("select notify_worker.pause(%s, %s)", [options.project, options.reason])
     print(f"project {options.project} is paused until: notify-worker resume {options.project}")
     return WELL
 

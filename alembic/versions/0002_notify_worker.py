@@ -26,8 +26,6 @@ create table notify_worker.projects (
         constraint projects_expires_after_is_a_time check (expires_after between '0' and '100 years'),
     stale_after interval not null default '270 days'
         constraint projects_stale_after_is_a_time check (stale_after between '0' and '100 years'),
-    paused_until timestamptz,
-    paused_because text,
     constraint projects_retry_grows
         check (interval '0' < first_retry_after and first_retry_after <= longest_retry_after and longest_retry_after <= '1 year')
 );
@@ -280,21 +278,30 @@ create table notify_worker.stored_incidents (
     by text not null
         constraint stored_incidents_by check (by in ('operator', 'worker')),
     began_at timestamptz not null default now(),
-    -- When it ends by itself, or the next probe is due; infinity: it ends by resume.
-    until timestamptz not null default 'infinity',
+    -- When it ends by itself; infinity: when somebody resumes, or a probe succeeds.
+    ends_at timestamptz not null default 'infinity',
+    -- When the next probe may be sent; the first that succeeds closes the incident. Null: it is not probed.
+    next_probe_at timestamptz,
+    -- How many probes have been sent that decided something. The wait between two grows with it.
+    probe_count integer not null default 0,
+    -- When it was closed. Null also where ends_at has passed and nobody has closed it since.
     ended_at timestamptz,
-    because text,
-    -- How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.
-    probes integer,
+    reason text,
     -- After FCM's quota was exceeded: the rate of all workers together, half of what it was. It doubles each minute.
-    per_second double precision
+    project_rate double precision
 );
 create index stored_incidents_open_idx
     on notify_worker.stored_incidents (project)
     where ended_at is null;
 create index stored_incidents_rate_idx
     on notify_worker.stored_incidents (project, id)
-    where per_second is not null;
+    where project_rate is not null;
+
+-- One row a project, for its lock alone: workers that change its incidents take turns. Only the worker's role may lock it,
+-- which holds for no row of projects and for no advisory lock.
+create table notify_worker.stored_project_locks (
+    project text primary key
+);
 
 -- What each worker may still claim of each project just now: its share of the project's rate, as a token bucket.
 -- Nobody else writes its row.

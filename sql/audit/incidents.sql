@@ -6,7 +6,7 @@ select
     began_at,
     coalesce(ended_at, now()) - began_at as lasted,
     ended_at is null as goes_on,
-    because
+    reason
 from notify_worker.incidents
 order by goes_on desc, began_at desc
 limit 100;

@@ -6,7 +6,7 @@ select
     now() - notification.due_at as due_for,
     case
         when project.name is null then 'its project is not there'
-        when project.paused_until > now() then 'its project is paused: ' || coalesce(project.paused_because, 'no reason given')
+        when pause.project is not null then 'its project is paused: ' || coalesce(pause.reason, 'no reason given')
         when notification.lease is not null then 'its lease has run out; a worker will take it over'
         when not exists (select from notify_worker.workers) then 'no worker is alive'
         else 'it waits for a worker'
@@ -14,6 +14,15 @@ select
 from notify_worker.notifications as notification
 left join notify_worker.projects as project
     on project.name = notification.project
+left join lateral (
+    select incident.project, incident.reason
+    from notify_worker.incidents as incident
+    where incident.project = notification.project
+        and incident.scope = 'project'
+        and incident.ended_at is null
+    limit 1
+) as pause
+    on true
 where notification.state = 'pending'
     and notification.due_at <= now()
 order by notification.due_at

@@ -83,13 +83,7 @@ with notification as materialized (
             (select max(lease_length) from notify_worker.stored_workers where ended_at is null), interval '2 minutes'
         )
         and project not in (
-            select name from notify_worker.projects where paused_until > now()
-            union all
-            select incident.project
-            from notify_worker.stored_incidents as incident
-            where incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.probes is not null
+            select project from notify_worker.open_incidents where scope = 'project'
         )
         and project not in (
             select project from notification where leased_at > now() - interval '10 seconds'

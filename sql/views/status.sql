@@ -1,16 +1,9 @@
 -- How things stand, in one row. Counts stop at 100,000, so that it is cheap at any size.
 create or replace view notify_worker.status as
 with paused as materialized (
-    select name as project
-    from notify_worker.projects
-    where paused_until > now()
-        or name in (        -- between two probes
-            select project
-            from notify_worker.stored_incidents
-            where scope = 'project'
-                and ended_at is null
-                and probes is not null
-        )
+    select distinct project
+    from notify_worker.open_incidents
+    where scope = 'project'
 ), of_project as materialized (
     select line.project, lane.number as lane
     from notify_worker.projects_in_line() as line (project)

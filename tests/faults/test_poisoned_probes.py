@@ -13,7 +13,7 @@ def test_what_is_new_is_probed_before_all_that_failed_before(connection: psycopg
     worker = enter(connection)
     for _ in range(POISONED):
         insert(connection)
-    value(connection, "select notify_worker.begin_incident('default', 'project', 'an outage')")
+    value(connection, "select notify_worker.open_incident('default', 'project', 'an outage')")
     new = insert(connection)
 
     probed = [probe(connection, worker, well=new) for _ in range(SOON_ENOUGH)]
@@ -23,8 +23,7 @@ def test_what_is_new_is_probed_before_all_that_failed_before(connection: psycopg
 
 def probe(connection: psycopg.Connection, worker: Worker, *, well: int) -> int:
     """Let one probe be made, of which all but one come to nothing; return its notification."""
-    connection.execute("update notify_worker.stored_incidents set until = clock_timestamp()")
-    value(connection, "select notify_worker.reckon_pause('default')")
+    connection.execute("update notify_worker.stored_incidents set next_probe_at = clock_timestamp()")
     claimed = claim_one(connection, worker)
     verdict = "sent" if claimed["notification_id"] == well else "unknown"
     retry = {"retry_in": 60} if verdict == "unknown" else {}

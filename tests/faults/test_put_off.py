@@ -15,17 +15,17 @@ def test_what_waits_for_the_quota_of_topics_from_its_first_claim_on_has_one_deli
     connection: psycopg.Connection, kind: str
 ) -> None:
     worker = enter(connection)
-    value(connection, "select notify_worker.begin_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)
+    value(connection, "select notify_worker.open_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)
     waiting = insert(connection, kind=kind, address="'news' in topics" if kind == "condition" else "news")
     assert claim(connection, worker) == []
 
-    until("the quota is there again", lambda: not closed(connection), within=5)
+    until("the quota is there again", lambda: not blocked(connection), within=5)
 
     assert [each["notification_id"] for each in claim(connection, worker)] == [waiting]
     assert len(deliveries(connection, waiting)) == 1
 
 
-def closed(connection: psycopg.Connection) -> list[str]:
+def blocked(connection: psycopg.Connection) -> list[str]:
     """What of the project is not to be sent just now."""
-    scopes: list[str] = value(connection, "select notify_worker.closed(projects) from notify_worker.projects")
+    scopes: list[str] = value(connection, "select notify_worker.blocked_scopes(name) from notify_worker.projects")
     return scopes

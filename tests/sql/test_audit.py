@@ -146,8 +146,8 @@ def test_by_receiver_tells_what_became_of_each_and_why(lived: str) -> None:
     newest, oldest = psql(lived, "by_receiver", "-v", "receiver=u_42")
 
     assert (newest["event_id"], newest["state"]) == ("order:44:paid", "failed")
-    assert newest["because"] == 'there is no campaign "no_such"'
-    assert (oldest["event_id"], oldest["state"], oldest["because"]) == (
+    assert newest["reason"] == 'there is no campaign "no_such"'
+    assert (oldest["event_id"], oldest["state"], oldest["reason"]) == (
         "order:42:paid",
         "sent",
         "FCM has accepted it",
@@ -243,8 +243,8 @@ def test_incidents_that_go_on_come_first(lived: str) -> None:
     goes_on, over = psql(lived, "incidents")
 
     assert (goes_on["project"], goes_on["by"], goes_on["goes_on"]) == ("quiet", "operator", "t")
-    assert goes_on["because"] == "their certificate"
-    assert (over["project"], over["goes_on"], over["because"]) == ("orders", "f", "a test")
+    assert goes_on["reason"] == "their certificate"
+    assert (over["project"], over["goes_on"], over["reason"]) == ("orders", "f", "a test")
 
 
 def test_an_audit_changes_nothing(lived: str) -> None:

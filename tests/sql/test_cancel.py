@@ -62,7 +62,6 @@ def insert_for_devices(connection: psycopg.Connection, count: int, **columns: ob
 def make_due(connection: psycopg.Connection) -> None:
     """Let the time come of all that waits."""
     connection.execute("update notify_worker.notifications set due_at = now() where state = 'pending'")
-    connection.execute("update notify_worker.projects set paused_until = null")
 
 
 def tried(*rounds: Row, **columns: object) -> Prepare:

@@ -1,7 +1,6 @@
 """What workers stop by themselves: it waits and costs nothing, is probed, and goes on where a probe gets through."""
 
 import re
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -30,6 +29,7 @@ from tests.support.store_calls import (
     notification,
     only_delivery,
     outcome,
+    paused,
     record,
     register,
     row,
@@ -43,7 +43,11 @@ from tests.support.waiting import until
 BELLS: LiteralString = (
     "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
 )
-OPEN: LiteralString = "select * from notify_worker.stored_incidents where ended_at is null order by id"
+OPEN: LiteralString = """
+    select id, project, scope, by, began_at, nullif(blocked_until, 'infinity') as blocked_until, probe_count, reason
+    from notify_worker.open_incidents
+    order by id
+"""
 
 
 def incident(connection: psycopg.Connection) -> Row:
@@ -53,9 +57,9 @@ def incident(connection: psycopg.Connection) -> Row:
 
 def waits_for(connection: psycopg.Connection) -> float:
     """Seconds until the open incident ends or is probed."""
-    left: LiteralString = """
-        select date_part('epoch', until - clock_timestamp()) from notify_worker.stored_incidents where ended_at is null
-    """
+    left: LiteralString = (
+        "select date_part('epoch', blocked_until - clock_timestamp()) from notify_worker.open_incidents"
+    )
     return float(value(connection, left))
 
 
@@ -67,17 +71,8 @@ def resume(connection: psycopg.Connection, project: str = "default") -> None:
     connection.execute("select notify_worker.resume(%s)", [project])
 
 
-def paused(connection: psycopg.Connection, project: str = "default") -> tuple[str | None, str | None]:
-    found = row(
-        connection,
-        "select paused_until::text, paused_because from notify_worker.projects where name = %s",
-        project,
-    )
-    return found["paused_until"], found["paused_because"]
-
-
-def per_second(connection: psycopg.Connection, project: str = "default") -> float:
-    statement: LiteralString = "select notify_worker.per_second(projects) from notify_worker.projects where name = %s"
+def project_rate(connection: psycopg.Connection, project: str = "default") -> float:
+    statement: LiteralString = "select notify_worker.project_rate(projects) from notify_worker.projects where name = %s"
     return float(value(connection, statement, project))
 
 
@@ -134,7 +129,7 @@ def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(
     assert sorted(len(each) for each in claimed) == [0, 0, 1]
     ((probe,),) = filter(None, claimed)
     assert probe["probe"] is True
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(
@@ -205,7 +200,7 @@ def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
 
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
     assert len(set(probed)) == 7
-    assert incident(connection)["probes"] == 7
+    assert incident(connection)["probe_count"] == 7
 
 
 def test_the_probes_of_an_outage_burn_no_attempt(connection: psycopg.Connection) -> None:
@@ -259,7 +254,7 @@ def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: psycopg
     claim_one(connection, worker)
     before, before_of_project = incident(connection), paused(connection)
 
-    begin(connection, because="the same, seen by another")
+    begin(connection, reason="the same, seen by another")
 
     assert incident(connection) == before
     assert paused(connection) == before_of_project
@@ -275,7 +270,7 @@ def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, con
         first.execute("commit")
 
         waiting.result(10)
-    assert incident(connection)["probes"] == 0
+    assert incident(connection)["probe_count"] == 0
 
 
 def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: psycopg.Connection) -> None:
@@ -360,10 +355,10 @@ def waits_or_ended(observer: psycopg.Connection, session: psycopg.Connection, ta
     "other",
     [
         "select * from notify_worker.claim(%s, %s, %s)",
-        "select notify_worker.end_incident('default', 'project')",
+        "select notify_worker.close_incident('default', 'project')",
         "select notify_worker.resume('default')",
     ],
-    ids=["claim", "end_incident", "resume"],
+    ids=["claim", "close_incident", "resume"],
 )
 def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     database: str, connection: psycopg.Connection, other: LiteralString
@@ -374,30 +369,73 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     let_pass(connection, seconds=11)
     values = [worker.id, uuid4(), 10] if "claim" in other else []
     with (
-        connected(database) as operator,
+        connected(database) as slow,
         connected(database) as first,
         connected(database) as second,
         ThreadPoolExecutor(2) as threads,
     ):
-        operator.execute("begin")
-        operator.execute("update notify_worker.projects set max_attempts = 12")
+        slow.execute("begin")
+        begin(slow, "topics", lasts=60)
         begins = threads.submit(begin, first)
         await_lock(connection, first.info.backend_pid)
         acts = threads.submit(rows, second, other, *values)
         until("the other one waits or has ended", lambda: waits_or_ended(connection, second, acts), within=10)
 
-        operator.execute("commit")
+        slow.execute("commit")
 
         for either in (begins, acts):  # on a slow machine it may have waited for long enough
             assert isinstance(either.exception(10), psycopg.errors.LockNotAvailable | None)
 
 
-def test_whoever_writes_to_the_row_of_a_probed_project_makes_no_claim_wait(
+def test_a_worker_waits_for_another_one_for_half_a_second_at_most(
+    database: str, connection: psycopg.Connection
+) -> None:
+    with connected(database) as slow:
+        slow.execute("begin")
+        begin(slow)
+
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            begin(connection)
+
+    begin(connection)
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        "update notify_worker.projects set credentials = 'env:KEY'",
+        "select notify_worker.pause('default', 'I only look')",
+        "select notify_worker.resume('default')",
+    ],
+    ids=["the project's row", "an open pause", "an open resume"],
+)
+def test_an_operator_s_open_transaction_makes_no_worker_wait(
+    database: str, connection: psycopg.Connection, keeps: LiteralString
+) -> None:
+    worker = enter(connection)
+    for _ in range(3):
+        insert(connection)
+    begin(connection)
+    let_pass(connection, seconds=11)
+    connection.execute("set lock_timeout = '100ms'")
+    with connected(database) as operator:
+        operator.execute("begin")
+        operator.execute(keeps)
+
+        begin(connection)
+        claim(connection, worker)
+        end(connection)
+        begin(connection, lasts=60)
+        operator.execute("rollback")
+
+    assert paused(connection)[1] == "its key was refused"
+
+
+def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
     database: str, connection: psycopg.Connection
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    insert(connection, project="orders")
-    number = insert(connection)
+    probe, number = insert(connection, project="orders"), insert(connection)
     begin(connection, project="orders")
     let_pass(connection, seconds=11)
     connection.execute("set lock_timeout = '5s'")
@@ -405,21 +443,148 @@ def test_whoever_writes_to_the_row_of_a_probed_project_makes_no_claim_wait(
         operator.execute("begin")
         operator.execute("update notify_worker.projects set credentials = 'env:KEY' where name = 'orders'")
 
-        assert claim_one(connection, enter(connection))["notification_id"] == number
+        claimed = claim(connection, enter(connection))
+
+    assert {each["notification_id"]: each["probe"] for each in claimed} == {probe: True, number: False}
 
 
-@pytest.mark.parametrize("tells", [begin, end], ids=["begins", "ends"])
-def test_who_keeps_the_row_of_a_project_makes_nobody_wait_for_long_who_tells(
-    database: str, connection: psycopg.Connection, tells: Callable[[psycopg.Connection], None]
+@pytest.mark.parametrize("operator_ends_by", ["commit", "rollback"])
+def test_what_a_worker_finds_during_an_open_resume_is_an_incident_of_its_own(
+    database: str, connection: psycopg.Connection, operator_ends_by: LiteralString
 ) -> None:
+    worker = enter(connection)
+    for _ in range(3):
+        insert(connection)
+    begin(connection, reason="the first")
     with connected(database) as operator:
         operator.execute("begin")
-        operator.execute("select notify_worker.pause('default', 'I only look')")
+        resume(operator)
+        begin(connection, reason="the second")
+        operator.execute(operator_ends_by)
 
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            tells(connection)
+    left = ["the second"] if operator_ends_by == "commit" else ["the first", "the second"]
+    assert [each["reason"] for each in rows(connection, OPEN)] == left
+    let_pass(connection, seconds=11)
+    (probe,) = claim(connection, worker)
+    assert probe["probe"] is True
+    assert claim(connection, worker) == []
+    end(connection)
+    assert rows(connection, OPEN) == []
+    assert len(claim(connection, worker)) == 2
 
-    tells(connection)
+
+def test_an_incident_that_an_open_resume_keeps_is_closed_by_a_later_probe(
+    database: str, connection: psycopg.Connection
+) -> None:
+    begin(connection)
+    with connected(database) as operator:
+        operator.execute("begin")
+        resume(operator)
+        end(connection)
+        operator.execute("rollback")
+    still_open = rows(connection, OPEN)
+
+    end(connection)
+
+    assert len(still_open) == 1
+    assert rows(connection, OPEN) == []
+
+
+def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: psycopg.Connection) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    number = insert(connection, project="orders")
+    pause(connection, "orders")
+    connection.execute("delete from notify_worker.projects where name = 'orders'")
+
+    assert claim(connection, enter(connection)) == []
+
+    assert (notification(connection, number)["state"], notification(connection, number)["settled_because"]) == (
+        "failed",
+        'there is no project "orders"',
+    )
+    assert value(connection, "select ended_at from notify_worker.incidents") is None
+
+
+# ── a probe that decides nothing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def decide_nothing(connection: psycopg.Connection, scope: str = "project") -> None:
+    """A probe was answered for its own fault, or not requested at all."""
+    connection.execute("select notify_worker.make_probe_due('default', %s)", [scope])
+
+
+def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    for _ in range(5):
+        insert(connection)
+    begin(connection)
+    let_pass(connection, seconds=11)
+
+    probed = set()
+    for _ in range(3):
+        probe = claim_one(connection, worker)
+        decide_nothing(connection)
+        record(connection, worker, outcome(probe, verdict="failed", http_status=400))
+        probed.add((probe["notification_id"], probe["probe"]))
+
+    assert len({number for number, is_probe in probed if is_probe}) == 3
+    assert len(rows(connection, OPEN)) == 1
+    record(connection, worker, refused(claim_one(connection, worker)))
+    assert claim(connection, worker) == []
+    assert 19 < waits_for(connection) <= 20  # as after a first probe
+    assert unbalanced(connection) == []
+
+
+def test_a_probe_that_decides_nothing_wakes_a_worker(connection: psycopg.Connection) -> None:
+    begin(connection)
+    before = value(connection, BELLS)
+
+    decide_nothing(connection)
+
+    assert (before, value(connection, BELLS)) == (0, 1)
+
+
+def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_next(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone", platform="ios")
+    for _ in range(4):
+        insert(connection, receiver_id="u_42")
+    begin(connection, "apns_web")
+    assert claim(connection, worker) == []
+    let_pass(connection, minutes=16)
+    first = claim_one(connection, worker)
+
+    decide_nothing(connection, "apns_web")
+    record(connection, worker, outcome(first, verdict="failed", http_status=400))
+
+    second = claim_one(connection, worker)
+    assert (second["probe"], second["notification_id"] != first["notification_id"]) == (True, True)
+    assert claim(connection, worker) == []
+    record(connection, worker, outcome(second, verdict="sent"))
+    end(connection, "apns_web")
+    assert len(claim(connection, worker)) == 2
+    assert unbalanced(connection) == []
+
+
+def test_a_probe_that_decides_nothing_touches_no_pause_of_an_operator_nor_one_with_a_time(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    insert(connection)
+    pause(connection)
+    begin(connection, lasts=60)
+    before = rows(connection, OPEN)
+
+    decide_nothing(connection)
+
+    assert rows(connection, OPEN) == before
+    assert claim(connection, worker) == []
+    assert value(connection, BELLS) == 0
+
+
+# ── a claim beside an operator ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_open_resume_makes_no_claim_wait(database: str, connection: psycopg.Connection) -> None:
@@ -504,8 +669,8 @@ def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(co
     begin(connection)
     pause(connection)
 
-    begin(connection, because="an outage")
-    begin(connection, lasts=1, because="its quota")
+    begin(connection, reason="an outage")
+    begin(connection, lasts=1, reason="its quota")
     end(connection)
     let_pass(connection, hours=1)
 
@@ -523,7 +688,7 @@ def test_no_probe_is_made_while_an_operator_pauses(connection: psycopg.Connectio
     let_pass(connection, hours=1)
 
     assert claim(connection, worker) == []
-    assert value(connection, "select sum(probes) from notify_worker.stored_incidents") == 0
+    assert value(connection, "select sum(probe_count) from notify_worker.stored_incidents") == 0
 
 
 def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Connection) -> None:
@@ -533,7 +698,7 @@ def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Co
     topic = insert(connection, kind="topic", address="news")
     begin(connection, "apns_web")
     begin(connection, "topics", lasts=300)
-    begin(connection, "devices", because="many are gone")
+    begin(connection, "devices", reason="many are gone")
     assert [each["platform"] for each in claim(connection, worker)] == ["android"]
     begin(connection)
     pause(connection)
@@ -552,7 +717,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connect
     worker = enter(connection)
     for _ in range(3):
         insert(connection)
-    begin(connection, lasts=60, because="its quota is used up", per_second=10_000)
+    begin(connection, lasts=60, reason="its quota is used up", sent_rate=10_000)
     assert (claim(connection, worker), paused(connection)[1]) == ([], "its quota is used up")
 
     let_pass(connection, seconds=59)
@@ -566,7 +731,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connect
 
 def test_a_probe_that_got_through_ends_no_pause_with_a_time_of_its_own(connection: psycopg.Connection) -> None:
     begin(connection)
-    begin(connection, lasts=60, because="its quota")
+    begin(connection, lasts=60, reason="its quota")
 
     end(connection)
 
@@ -587,13 +752,13 @@ def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
 
 
 def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, because="the first")
+    begin(connection, lasts=60, reason="the first")
     let_pass(connection, minutes=3)
 
-    begin(connection, lasts=60, because="the second")
+    begin(connection, lasts=60, reason="the second")
 
     first, second = rows(connection, "select * from notify_worker.incidents order by began_at")
-    assert (first["because"], second["because"], second["ended_at"]) == ("the first", "the second", None)
+    assert (first["reason"], second["reason"], second["ended_at"]) == ("the first", "the second", None)
     assert first["ended_at"] - first["began_at"] == timedelta(seconds=60)
 
 
@@ -603,57 +768,57 @@ def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connecti
 def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(connection: psycopg.Connection) -> None:
     for _ in range(2):
         enter(connection)
-    begin(connection, lasts=60, per_second=50)
+    begin(connection, lasts=60, sent_rate=50)
 
-    assert per_second(connection) == pytest.approx(50)
+    assert project_rate(connection) == pytest.approx(50)
 
 
 def test_a_worker_alone_goes_on_with_half_and_never_with_less_than_one_a_second(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, per_second=30)
-    half = per_second(connection)
+    begin(connection, lasts=60, sent_rate=30)
+    half = project_rate(connection)
     let_pass(connection, hours=2)
-    begin(connection, lasts=60, per_second=1)
+    begin(connection, lasts=60, sent_rate=1)
 
-    assert (half, per_second(connection)) == (15, 1)
+    assert (half, project_rate(connection)) == (15, 1)
 
 
 def test_who_is_refused_at_once_goes_on_with_half_of_what_was_allowed(connection: psycopg.Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, per_second=0)
+    begin(connection, lasts=60, sent_rate=0)
 
-    assert per_second(connection) == 35
+    assert project_rate(connection) == 35
 
 
 @pytest.mark.parametrize("sent", [0, 3])
 def test_who_is_refused_again_soon_after_a_pause_goes_on_with_half_of_that(
     connection: psycopg.Connection, sent: float
 ) -> None:
-    begin(connection, lasts=60, per_second=3_000)
+    begin(connection, lasts=60, sent_rate=3_000)
     let_pass(connection, seconds=61)
-    begin(connection, lasts=60, per_second=sent)
+    begin(connection, lasts=60, sent_rate=sent)
 
-    assert per_second(connection) == pytest.approx(750, rel=0.1)
+    assert project_rate(connection) == pytest.approx(750, rel=0.1)
 
 
 @pytest.mark.parametrize(("minutes", "times"), [(0.5, 2**0.5), (1, 2), (2, 4), (5, 32)])
 def test_the_rate_after_an_exceeded_quota_doubles_each_minute(
     connection: psycopg.Connection, minutes: float, times: float
 ) -> None:
-    begin(connection, lasts=60, per_second=20)
+    begin(connection, lasts=60, sent_rate=20)
     let_pass(connection, minutes=1)
-    assert per_second(connection) == pytest.approx(10, rel=0.05)
+    assert project_rate(connection) == pytest.approx(10, rel=0.05)
 
     let_pass(connection, minutes=minutes)
 
-    assert per_second(connection) == pytest.approx(10 * times, rel=0.05)
+    assert project_rate(connection) == pytest.approx(10 * times, rel=0.05)
 
 
 def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: psycopg.Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, per_second=40)
+    begin(connection, lasts=60, sent_rate=40)
     let_pass(connection, days=400)
 
-    assert per_second(connection) == 70
+    assert project_rate(connection) == 70
 
 
 @pytest.mark.parametrize(("scope", "lasts"), [("project", None), ("apns_web", None), ("topics", 60), ("devices", None)])
@@ -662,7 +827,7 @@ def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
 ) -> None:
     begin(connection, scope, lasts=lasts)
 
-    assert per_second(connection) == 10_000
+    assert project_rate(connection) == 10_000
 
 
 # ── iOS and web ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -678,7 +843,7 @@ def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -
     record(connection, worker, outcome(android, verdict="sent"))
 
     assert (android["platform"], android["probe"]) == ("android", False)
-    open_until = incident(connection)["until"]
+    open_until = incident(connection)["blocked_until"]
     waiting = [each for each in deliveries(connection, number) if each["state"] == "pending"]
     assert [(each["platform"], each["due_at"]) for each in waiting] == [("ios", open_until), ("web", open_until)]
     assert notification(connection, number)["due_at"] == open_until
@@ -716,7 +881,7 @@ def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connecti
         assert probe["platform"] in ("ios", "web")
         record(connection, worker, refused(probe))
         assert claim(connection, worker) == []
-        assert incident(connection)["probes"] == probes
+        assert incident(connection)["probe_count"] == probes
         assert 14 * 60 < waits_for(connection) <= 15 * 60
     assert {each["platform"] for each in rows(connection, "select * from notify_worker.stored_deliveries")} == {
         "android",
@@ -748,7 +913,7 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: ps
     until("somebody probes", somebody_probes, within=10)
 
     assert [each["probe"] for each in claimed] == [True]
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: psycopg.Connection) -> None:
@@ -836,7 +1001,7 @@ def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connecti
     ended = {each["platform"]: (each["state"], each["last_error"]) for each in deliveries(connection, number)}
     assert ended["ios"] == ended["web"] == ("expired", "it expired before it could be sent")
     assert (state(connection, number), len(attempts(connection, number))) == ("sent", 1)
-    assert incident(connection)["probes"] == 0
+    assert incident(connection)["probe_count"] == 0
     assert unbalanced(connection) == []
 
 
@@ -873,7 +1038,7 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
 
         until("the probe is made", lambda: bool(claimed or claim(connection, enter(connection))), within=3)
 
-    assert incident(connection)["probes"] == 1
+    assert incident(connection)["probe_count"] == 1
 
 
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -887,7 +1052,7 @@ def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connect
 
     assert [each["notification_id"] for each in claim(connection, worker)] == going
     assert paused(connection) == (None, None)
-    assert {notification(connection, number)["due_at"] for number in stopped} == {incident(connection)["until"]}
+    assert {notification(connection, number)["due_at"] for number in stopped} == {incident(connection)["blocked_until"]}
     let_pass(connection, seconds=61)
     later = claim(connection, worker)
 
@@ -907,7 +1072,7 @@ def test_topics_that_wait_longer_after_all_are_put_off_again(connection: psycopg
     let_pass(connection, seconds=61)
 
     assert claim(connection, worker) == []
-    assert notification(connection, number)["due_at"] == incident(connection)["until"]
+    assert notification(connection, number)["due_at"] == incident(connection)["blocked_until"]
 
 
 def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: psycopg.Connection) -> None:
@@ -955,7 +1120,7 @@ def retired(connection: psycopg.Connection) -> set[str]:
 def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     lose(connection, worker, "fcm:before")
-    begin(connection, "devices", because="more than a fifth of the answers say unregistered")
+    begin(connection, "devices", reason="more than a fifth of the answers say unregistered")
 
     number = lose(connection, worker, "fcm:while")
 
@@ -982,7 +1147,7 @@ def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_n
     end(connection, "devices")
 
     assert retired(connection) == {"fcm:hers"}
-    assert value(connection, "select until::text from notify_worker.stored_incidents") == "infinity"
+    assert value(connection, "select ends_at::text from notify_worker.stored_incidents") == "infinity"
     assert paused(connection) == (None, None)
 
 
@@ -999,13 +1164,13 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
     lose(connection, worker, "fcm:hers")
     register(connection, "u_42", "fcm:lost", project=mine)
     connection.execute("select notify_worker.retire_device('token', 'fcm:lost', %s)", [mine])
-    begin(connection, "devices", mine, because="more than a fifth of the answers say unregistered")
-    because = value(connection, "select because from notify_worker.incidents")
+    begin(connection, "devices", mine, reason="more than a fifth of the answers say unregistered")
+    reason = value(connection, "select reason from notify_worker.incidents")
 
-    (statement,) = re.findall(r"update .*$", because)
+    (statement,) = re.findall(r"update .*$", reason)
     connection.execute(cast(LiteralString, statement))
 
-    assert because.startswith("more than a fifth of the answers say unregistered. What was retired")
+    assert reason.startswith("more than a fifth of the answers say unregistered. What was retired")
     assert retired(connection) == {"fcm:long-ago", "fcm:hers", "fcm:lost"}
 
 
@@ -1016,7 +1181,7 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
     lose(connection, worker, "fcm:now")
     connection.execute("set timezone = 'Asia/Seoul'")
     begin(connection, "devices")
-    (statement,) = re.findall(r"update .*$", value(connection, "select because from notify_worker.incidents"))
+    (statement,) = re.findall(r"update .*$", value(connection, "select reason from notify_worker.incidents"))
     with connected(database) as session:
         session.execute("set timezone = 'America/New_York'")
 
@@ -1031,14 +1196,14 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
 def test_the_views_and_the_history_tell_of_a_project_that_is_probed(connection: psycopg.Connection) -> None:
     family(connection)
     number = insert(connection, receiver_id="u_42")
-    begin(connection, because="its key was refused")
+    begin(connection, reason="its key was refused")
 
     listed = row(connection, "select * from notify_worker.incidents")
     assert (listed["project"], listed["scope"], listed["by"]) == ("default", "project", "worker")
-    assert (listed["because"], listed["ended_at"]) == ("its key was refused", None)
+    assert (listed["reason"], listed["ended_at"]) == ("its key was refused", None)
     assert value(connection, "select paused_projects from notify_worker.status") == 1
     assert value(connection, "select due from notify_worker.status") == 0
-    assert value(connection, "select because from notify_worker.history('u_42')") == (
+    assert value(connection, "select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
     assert told(connection, number)[1] == "project default was paused by a worker: its key was refused"
@@ -1056,7 +1221,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
     status = row(connection, "select paused_projects, due, oldest_due_for from notify_worker.status")
     assert status["paused_projects"] == 1
     assert "its project is paused until a probe gets through" in told(connection, number)[-1]
-    assert value(connection, "select because from notify_worker.history('u_42')") == (
+    assert value(connection, "select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
     assert unbalanced(connection) == []
@@ -1065,7 +1230,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
 def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection)
-    begin(connection, because="its key was refused")
+    begin(connection, reason="its key was refused")
     let_pass(connection, seconds=11)
     probe = claim_one(connection, worker)
     end(connection)
@@ -1086,18 +1251,18 @@ def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psyc
     register(connection, "u_42", "fcm:phone", platform=platform)
     register(connection, "u_43", "fcm:other", platform="android")
     stopped, going = insert(connection, receiver_id="u_42"), insert(connection, receiver_id="u_43")
-    begin(connection, "apns_web", because="Apple refuses the key")
+    begin(connection, "apns_web", reason="Apple refuses the key")
     claim(connection, worker)
 
     assert "iOS and web of project default were paused by a worker: Apple refuses the key" in told(connection, stopped)
     assert not any("iOS" in line for line in told(connection, going))
-    assert "Apple refuses the key" in value(connection, "select because from notify_worker.history('u_42')")
+    assert "Apple refuses the key" in value(connection, "select reason from notify_worker.history('u_42')")
 
 
 def test_the_story_of_a_topic_says_why_it_waits(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection, kind="topic", address="news")
-    begin(connection, "topics", because="its quota of topics is used up", lasts=60)
+    begin(connection, "topics", reason="its quota of topics is used up", lasts=60)
     claim(connection, worker)
     let_pass(connection, seconds=61)
     record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))

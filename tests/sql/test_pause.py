@@ -8,16 +8,17 @@ import pytest
 from psycopg.errors import UndefinedObject
 
 from tests.support.store_calls import (
-    Row,
     attempts,
+    begin,
     claim,
     claim_one,
     enter,
     insert,
+    let_pass,
     only_delivery,
     outcome,
+    paused,
     record,
-    row,
     rows,
     state,
     value,
@@ -36,27 +37,19 @@ def connection(connection: psycopg.Connection) -> psycopg.Connection:
     return connection
 
 
-def pause(connection: psycopg.Connection, project: str, because: str | None = "maintenance") -> None:
-    connection.execute("select notify_worker.pause(%s, %s)", [project, because])
+def pause(connection: psycopg.Connection, project: str, reason: str | None = "maintenance") -> None:
+    connection.execute("select notify_worker.pause(%s, %s)", [project, reason])
 
 
 def resume(connection: psycopg.Connection, project: str) -> None:
     connection.execute("select notify_worker.resume(%s)", [project])
 
 
-def paused(connection: psycopg.Connection, project: str) -> Row:
-    return row(
-        connection,
-        "select paused_until::text, paused_because from notify_worker.projects where name = %s",
-        project,
-    )
-
-
 def breaker(connection: psycopg.Connection, scope: str, until: str = "infinity") -> None:
     """What a worker writes down when it stops something by itself."""
     connection.execute(
         """
-        insert into notify_worker.stored_incidents (project, scope, by, began_at, until, because)
+        insert into notify_worker.stored_incidents (project, scope, by, began_at, ends_at, reason)
         values ('orders', %s, 'worker', now() - interval '3 hours', %s::timestamptz, 'its quota')
         """,
         [scope, until],
@@ -73,7 +66,7 @@ def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(con
     assert claim_one(connection, worker)["notification_id"] == other
     assert claim(connection, worker) == []
     assert [state(connection, number) for number in waiting] == ["pending", "pending"]
-    assert paused(connection, "orders") == {"paused_until": "infinity", "paused_because": "maintenance"}
+    assert paused(connection, "orders") == ("infinity", "maintenance")
 
 
 def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: psycopg.Connection) -> None:
@@ -120,12 +113,10 @@ def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
 def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert(connection, project="orders")
-    connection.execute(
-        "update notify_worker.projects set paused_until = now() + interval '1 hour' where name = 'orders'"
-    )
+    begin(connection, project="orders", lasts=3600)
     assert claim(connection, worker) == []
 
-    connection.execute("update notify_worker.projects set paused_until = now() where name = 'orders'")
+    let_pass(connection, hours=1)
 
     assert claim_one(connection, worker)["notification_id"] == number
 
@@ -166,9 +157,9 @@ def test_a_pause_is_an_incident_until_somebody_resumes(connection: psycopg.Conne
 
     (ended,) = rows(connection, INCIDENTS)
     assert (open_one["project"], open_one["scope"], open_one["by"]) == ("orders", "project", "operator")
-    assert (open_one["because"], open_one["ended_at"]) == ("their certificate has expired", None)
+    assert (open_one["reason"], open_one["ended_at"]) == ("their certificate has expired", None)
     assert ended["began_at"] == open_one["began_at"] < ended["ended_at"]
-    assert paused(connection, "orders") == {"paused_until": None, "paused_because": None}
+    assert paused(connection, "orders") == (None, None)
 
 
 def test_a_resume_ends_every_pause_and_breaker_of_its_project_alone_and_rings(connection: psycopg.Connection) -> None:
@@ -202,7 +193,7 @@ def test_who_resumes_what_is_not_paused_changes_nothing(connection: psycopg.Conn
     resume(connection, "orders")
 
     assert rows(connection, INCIDENTS) == []
-    assert paused(connection, "orders") == {"paused_until": None, "paused_because": None}
+    assert paused(connection, "orders") == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -235,19 +226,19 @@ def test_a_pause_that_is_rolled_back_was_never_there(connection: psycopg.Connect
 
 
 @pytest.mark.parametrize(
-    ("because", "said"), [("maintenance", "maintenance"), (None, "no reason given")], ids=["reason", "none"]
+    ("reason", "said"), [("maintenance", "maintenance"), (None, "no reason given")], ids=["reason", "none"]
 )
 def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
-    connection: psycopg.Connection, because: str | None, said: str
+    connection: psycopg.Connection, reason: str | None, said: str
 ) -> None:
     number = insert(connection, receiver_id="u_42", project="orders")
-    pause(connection, "orders", because)
+    pause(connection, "orders", reason)
 
     told = [line["what"] for line in rows(connection, "select what from notify_worker.explain(%s::bigint)", number)]
 
     assert told[1].startswith("project orders was paused by an operator")
     assert told[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
-    assert value(connection, "select because from notify_worker.history('u_42')") == f"its project is paused: {said}"
+    assert value(connection, "select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 
 def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: psycopg.Connection) -> None:
@@ -268,15 +259,15 @@ def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: psycopg
 
 
 @pytest.mark.parametrize(
-    ("because", "line"),
+    ("reason", "line"),
     [
         ("maintenance", "project orders was paused by an operator: maintenance"),
         (None, "project orders was paused by an operator"),
     ],
 )
-def test_the_line_of_a_pause_reads_well(connection: psycopg.Connection, because: str | None, line: str) -> None:
+def test_the_line_of_a_pause_reads_well(connection: psycopg.Connection, reason: str | None, line: str) -> None:
     number = insert(connection, project="orders")
-    pause(connection, "orders", because)
+    pause(connection, "orders", reason)
 
     told = rows(connection, "select what from notify_worker.explain(%s::bigint)", number)
 

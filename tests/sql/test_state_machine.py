@@ -642,7 +642,7 @@ class Database:
         self.connection.execute(
             """
             truncate notifications, stored_deliveries, stored_attempts, devices, campaigns, projects,
-                stored_incidents, stored_allowances, stored_workers, procrastinate_jobs cascade
+                stored_incidents, stored_project_locks, stored_allowances, stored_workers, procrastinate_jobs cascade
             """
         )
         for project in PROJECTS:
@@ -934,7 +934,7 @@ class Machine(RuleBasedStateMachine):
             self.model.paused.add(project)
         else:
             lasts = 30.5 * MINUTE if what == "topics" else None
-            self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
+            self.database.value("select open_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
             self.model.begin(project, what, lasts or APNS_WAIT)
         self.insert(wishes)
         self.claim(worker, MINUTE, [], marked=False)
@@ -943,7 +943,7 @@ class Machine(RuleBasedStateMachine):
     @rule(project=one_of("stopped"), by_a_probe=st.booleans())
     def go_on(self, project: str, by_a_probe: bool) -> None:
         if by_a_probe:
-            self.database.value("select end_incident(%s, 'apns_web')", project)
+            self.database.value("select close_incident(%s, 'apns_web')", project)
             self.model.a_probe_got_through(project)
         else:
             self.database.value("select resume(%s)", project)

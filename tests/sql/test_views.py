@@ -346,7 +346,7 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "state", "because"),
+    ("prepare", "state", "reason"),
     [
         (told(SENT), "sent", "FCM has accepted it"),
         (told(SENT, FAILED), "sent", "FCM has accepted it"),
@@ -367,14 +367,14 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
     ],
 )
 def test_the_history_of_a_receiver_says_what_became_of_it_and_why(
-    connection: psycopg.Connection, prepare: Prepare, state: str, because: str
+    connection: psycopg.Connection, prepare: Prepare, state: str, reason: str
 ) -> None:
     number = prepare(connection, enter(connection))
 
     (line,) = rows(connection, HISTORY)
 
     assert (line["notification_id"], line["state"]) == (number, state)
-    assert line["because"].startswith(because)
+    assert line["reason"].startswith(reason)
 
 
 def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_first(
@@ -391,7 +391,7 @@ def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_f
     assert (newest["notification_id"], newest["event_id"], newest["campaign"]) == (second, None, "sale")
     assert (oldest["notification_id"], oldest["event_id"], oldest["campaign"]) == (first, "order:42:paid", None)
     assert oldest["at"] <= newest["at"]
-    assert list(newest) == ["at", "event_id", "notification_id", "campaign", "state", "because"]
+    assert list(newest) == ["at", "event_id", "notification_id", "campaign", "state", "reason"]
 
 
 def test_a_history_begins_when_it_is_asked_to(connection: psycopg.Connection) -> None:

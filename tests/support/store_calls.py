@@ -193,28 +193,43 @@ def begin(
     scope: str = "project",
     project: str = "default",
     *,
-    because: str = "its key was refused",
+    reason: str = "its key was refused",
     lasts: float | None = None,
-    per_second: float | None = None,
+    sent_rate: float | None = None,
 ) -> None:
     """A worker found that this is not worth a request."""
-    statement: LiteralString = "select notify_worker.begin_incident(%s, %s, %s, %s, %s)"
-    connection.execute(statement, [project, scope, because, lasts, per_second])
+    statement: LiteralString = "select notify_worker.open_incident(%s, %s, %s, %s, %s)"
+    connection.execute(statement, [project, scope, reason, lasts, sent_rate])
 
 
 def end(connection: psycopg.Connection, scope: str = "project", project: str = "default") -> None:
     """A probe got through."""
-    connection.execute("select notify_worker.end_incident(%s, %s)", [project, scope])
+    connection.execute("select notify_worker.close_incident(%s, %s)", [project, scope])
+
+
+def paused(connection: psycopg.Connection, project: str = "default") -> tuple[str | None, str | None]:
+    """Until when a project is paused, or probed next, and why; twice None: it is not."""
+    found = rows(
+        connection,
+        """
+        select blocked_until::text, reason
+        from notify_worker.open_incidents
+        where project = %s and scope = 'project'
+        order by blocked_until desc, id
+        limit 1
+        """,
+        project,
+    )
+    return (found[0]["blocked_until"], found[0]["reason"]) if found else (None, None)
 
 
 def let_pass(connection: psycopg.Connection, **time: float) -> None:
     """Let time pass, as `timedelta` names it: what stands in the tables was then longer ago. Workers stay alive."""
     for table, columns in {
-        "projects": ["paused_until"],
         "devices": ["registered_at", "seen_at", "retired_at"],
         "notifications": ["created_at", "due_at", "send_at", "expires_at", "expanded_at", "leased_at", "settled_at"],
         "stored_deliveries": ["created_at", "due_at", "settled_at"],
-        "stored_incidents": ["began_at", "until", "ended_at"],
+        "stored_incidents": ["began_at", "ends_at", "next_probe_at", "ended_at"],
         "stored_allowances": ["spent_at"],
     }.items():
         earlier = [SQL("{0} = {0} - %(time)s").format(Identifier(column)) for column in columns]

@@ -9,10 +9,23 @@ from typing import Any
 import pytest
 
 from notify_worker.attempt import Mark, Places, Try
-from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict, Words
-from notify_worker.standing import Standing
-from tests.support.waiting import auntil
+from notify_worker.model import (
+    Attempt,
+    Change,
+    Delivery,
+    Incident,
+    Message,
+    OnUnknown,
+    Outcome,
+    Pause,
+    Project,
+    Scope,
+    Verdict,
+    Words,
+)
+from notify_worker.project_state import ProjectState
 from tests.unit.test_render import DELIVERY
+from tests.support.waiting import auntil
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
@@ -65,13 +78,13 @@ def attempt(
     places: Places | None = None,
     stopping: asyncio.Event | None = None,
     mend_for: float = 60,
-    standing: Standing | None = None,
+    state: ProjectState | None = None,
     mark: Mark | None = None,
     **delivery: Any,
 ) -> Try:
     return Try(
         replace(DELIVERY, address=address, **delivery),
-        standing or Standing(Project("default"), sender),
+        state or ProjectState(Project("default"), sender),
         places=places or Places(100),
         stopping=stopping or asyncio.Event(),
         mend_for=mend_for,
@@ -83,12 +96,12 @@ async def allowed(delivery: Delivery) -> bool:
     return True
 
 
-def project(sender: ScriptedSender, *answered: Outcome, closed: tuple[Scope, ...] = ()) -> Standing:
+def project(sender: ScriptedSender, *answered: Outcome, blocked: tuple[Scope, ...] = ()) -> ProjectState:
     """A project that has got these answers within the last minute, and of which so much is stopped."""
-    standing = Standing(Project("default"), sender, closed=frozenset(closed))
+    state = ProjectState(Project("default"), sender, blocked=frozenset(blocked))
     for answer in answered:
-        standing.window.answered(answer, monotonic())
-    return standing
+        state.stats.add_answer(answer, monotonic())
+    return state
 
 
 async def made(attempt: Try) -> Attempt:
@@ -266,28 +279,61 @@ async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
 
 async def test_nothing_of_a_project_that_is_stopped_is_sent() -> None:
     sender = ready()
-    standing = project(sender, closed=(Scope.PROJECT,))
+    state = project(sender, blocked=(Scope.PROJECT,))
 
-    assert await attempt(sender, standing=standing).run() is None
+    assert await attempt(sender, state=state).run() is None
     assert sender.asked == []
 
 
 async def test_a_probe_is_sent_whatever_is_stopped() -> None:
     sender = ready()
-    standing = project(sender, closed=tuple(Scope))
+    state = project(sender, blocked=tuple(Scope))
 
-    result = await made(attempt(sender, standing=standing, probe=True))
+    result = await made(attempt(sender, state=state, probe=True))
 
     assert (result.outcome, result.requests) == (SENT, 1)
-    assert Scope.PROJECT not in standing.closed
+    assert Scope.PROJECT not in state.blocked
+
+
+UNDECIDED = [Incident("default", Scope.PROJECT, change=Change.UNDECIDED)]
+
+
+@pytest.mark.parametrize("why", ["it can not be rendered", "rendering breaks", "the worker stops", "it is not marked"])
+async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) -> None:
+    sender, stopping = ready(), asyncio.Event()
+    state = project(sender, blocked=(Scope.PROJECT,))
+    delivery: dict[str, Any] = {"probe": True}
+    match why:
+        case "it can not be rendered":
+            delivery["inline"] = Words(body="x" * 5000)
+        case "rendering breaks":
+            delivery["inline"] = None
+        case "the worker stops":
+            stopping.set()
+        case "it is not marked":
+            delivery |= {"on_unknown": OnUnknown.HOLD, "mark": Book(sender, Places(1), allows=False).mark}
+
+    await attempt(sender, state=state, stopping=stopping, **delivery).run()
+
+    assert (state.unreported, state.blocked) == (UNDECIDED, frozenset({Scope.PROJECT}))
+    assert sender.asked == []
+
+
+async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> None:
+    sender = ready(a=[RuntimeError("a bug")])
+    state = project(sender, blocked=(Scope.PROJECT,))
+
+    await made(attempt(sender, state=state, probe=True))
+
+    assert (state.unreported, state.blocked) == ([], frozenset({Scope.PROJECT}))
 
 
 async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_request() -> None:
     sender, places = ScriptedSender({"a": [QUOTA]}), Places(1)
-    standing = project(sender)
-    in_flight = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
+    state = project(sender)
+    in_flight = asyncio.create_task(made(attempt(sender, state=state, places=places)))
     await auntil("the place is taken", lambda: sender.busy == 1, within=5)
-    waiting = [asyncio.create_task(attempt(sender, standing=standing, places=places).run()) for _ in range(3)]
+    waiting = [asyncio.create_task(attempt(sender, state=state, places=places).run()) for _ in range(3)]
     await auntil("the others wait", lambda: places.waiting == 3, within=5)
 
     sender.go.set()
@@ -301,39 +347,39 @@ async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_reques
 async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
     gone = Outcome(Verdict.UNREGISTERED, http_status=404)
     sender = ready(a=[gone] * 20)
-    standing = project(sender)
+    state = project(sender)
 
     for _ in range(19):
-        await made(attempt(sender, standing=standing))
-    before = standing.closed
-    await made(attempt(sender, standing=standing))
+        await made(attempt(sender, state=state))
+    before = state.blocked
+    await made(attempt(sender, state=state))
 
     assert before == frozenset()
-    assert standing.closed == {Scope.DEVICES}
+    assert state.blocked == {Scope.DEVICES}
 
 
 async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
     sender = ScriptedSender()
-    standing = project(sender)
-    in_flight = asyncio.create_task(made(attempt(sender, standing=standing)))
+    state = project(sender)
+    in_flight = asyncio.create_task(made(attempt(sender, state=state)))
     await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
 
-    standing.follow(standing.project, ["project"])
+    state.sync(state.project, ["project"])
     sender.go.set()
 
     assert (await in_flight).outcome is SENT
-    assert standing.closed == {Scope.PROJECT}
+    assert state.blocked == {Scope.PROJECT}
 
 
 async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
     """Side by side, since a blip's waits are real."""
     sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
-    standing = project(sender)
-    running = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
+    state = project(sender)
+    running = asyncio.create_task(made(attempt(sender, state=state, places=places)))
     expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
     await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
 
-    standing.follow(standing.project, ["project"])
+    state.sync(state.project, ["project"])
     paused, expired = await asyncio.gather(running, expiring)
 
     assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
@@ -344,10 +390,10 @@ async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_deliv
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
     sender = ready(a=[replace(MENDABLE, mendable=False)] * 4)
-    standing = project(sender)
+    state = project(sender)
 
-    results = [await made(attempt(sender, standing=standing)) for _ in range(3)]
-    last = await made(attempt(sender, standing=standing, attempts=9, probe=True))
+    results = [await made(attempt(sender, state=state)) for _ in range(3)]
+    last = await made(attempt(sender, state=state, attempts=9, probe=True))
 
     assert [result.counts for result in [*results, last]] == [True, True, False, False]
     assert last.retry_in is not None
@@ -374,26 +420,26 @@ async def test_what_expires_while_it_waits_for_a_place_leaves_without_a_request(
 
 async def test_a_bug_costs_its_delivery_alone_however_often_it_comes() -> None:
     sender = ready(a=[RuntimeError("a bug")] * 3)
-    standing = project(sender)
+    state = project(sender)
 
-    results = [await made(attempt(sender, standing=standing)) for _ in range(3)]
+    results = [await made(attempt(sender, state=state)) for _ in range(3)]
 
     assert [result.counts for result in results] == [True, True, True]
-    assert standing.closed == frozenset()
+    assert state.blocked == frozenset()
 
 
-async def test_a_probe_to_ios_that_gets_through_does_not_end_a_pause_that_began_while_it_was_in_flight() -> None:
+async def test_a_probe_to_ios_that_succeeded_recently_does_not_end_a_pause_that_began_while_it_was_in_flight() -> None:
     probing, other = ScriptedSender(), ready(a=[QUOTA])
-    standing = project(probing, closed=(Scope.APNS_WEB,))
-    probe = asyncio.create_task(made(attempt(probing, standing=standing, platform="ios", probe=True)))
+    state = project(probing, blocked=(Scope.APNS_WEB,))
+    probe = asyncio.create_task(made(attempt(probing, state=state, platform="ios", probe=True)))
     await auntil("the probe is in flight", lambda: probing.busy == 1, within=5)
-    standing.sender = other
-    await made(attempt(other, standing=standing))
+    state.sender = other
+    await made(attempt(other, state=state))
 
     probing.go.set()
     await probe
 
-    assert standing.closed == {Scope.PROJECT}
+    assert state.blocked == {Scope.PROJECT}
 
 
 # ── the mark ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -439,11 +485,11 @@ async def test_what_can_not_be_marked_is_not_sent() -> None:
 
 async def test_what_does_not_leave_is_not_marked() -> None:
     sender, places, stopping = ready(), Places(1), asyncio.Event()
-    book, standing = Book(sender, places), project(sender, closed=(Scope.PROJECT,))
+    book, state = Book(sender, places), project(sender, blocked=(Scope.PROJECT,))
     stopping.set()
 
     hold: dict[str, Any] = {"places": places, "mark": book.mark, "on_unknown": OnUnknown.HOLD}
-    await attempt(sender, standing=standing, **hold).run()
+    await attempt(sender, state=state, **hold).run()
     await attempt(sender, stopping=stopping, **hold).run()
     await attempt(sender, expires_by=monotonic() - 1, **hold).run()
     await attempt(sender, start_by=monotonic() - 1, **hold).run()
@@ -454,13 +500,13 @@ async def test_what_does_not_leave_is_not_marked() -> None:
 
 async def test_what_waits_for_a_place_when_a_pause_begins_is_not_marked() -> None:
     sender, places = ready(), Places(1)
-    book, standing = Book(sender, places), project(sender)
+    book, state = Book(sender, places), project(sender)
 
     async with places:
-        hold = attempt(sender, standing=standing, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)
+        hold = attempt(sender, state=state, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)
         waiting = asyncio.create_task(hold.run())
         await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
-        standing.follow(standing.project, ["project"])
+        state.sync(state.project, ["project"])
 
     assert await waiting is None
     assert (book.written, sender.asked) == ([], [])
@@ -479,19 +525,19 @@ async def test_what_may_be_sent_twice_is_not_marked() -> None:
 @pytest.mark.parametrize("what", ["the worker stops", "a pause begins", "it expires", "its lease ends"])
 async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(what: str) -> None:
     sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05
-    standing = project(sender)
+    state = project(sender)
 
     async def slow(delivery: Delivery) -> bool:
         if what == "the worker stops":
             stopping.set()
         if what == "a pause begins":
-            standing.follow(standing.project, ["project"])
+            state.sync(state.project, ["project"])
         await auntil("it is over", lambda: monotonic() > soon, within=5)
         return True
 
     result = await attempt(
         sender,
-        standing=standing,
+        state=state,
         stopping=stopping,
         mark=slow,
         on_unknown=OnUnknown.HOLD,
@@ -518,9 +564,9 @@ async def test_a_refused_token_and_what_never_left_are_mended_where_a_5xx_is_not
     of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
         made(attempt(hold, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)),
         made(attempt(probing, probe=True)),
-        made(attempt(busy, standing=project(busy, *many_are_5xx))),
-        made(attempt(never_left, standing=project(never_left, *many_are_5xx))),
-        made(attempt(calm, standing=project(calm, *[SENT] * 20))),
+        made(attempt(busy, state=project(busy, *many_are_5xx))),
+        made(attempt(never_left, state=project(never_left, *many_are_5xx))),
+        made(attempt(calm, state=project(calm, *[SENT] * 20))),
     )
 
     assert (of_hold.outcome, of_hold.requests, len(book.written)) == (SENT, 2, 1)

@@ -7,13 +7,14 @@ from time import monotonic
 
 import pytest
 
-from notify_worker.model import Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.model import Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.project_state import ProjectState
 from notify_worker.senders.console import ConsoleSender
-from notify_worker.standing import Standing
 from tests.unit.test_render import DELIVERY
 
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 WRONG = Outcome(Verdict.FAILED, error="400 INVALID_ARGUMENT: no", http_status=400)
+TOO_BIG = Outcome(Verdict.FAILED, error="413", http_status=413)
 GONE = Outcome(Verdict.UNREGISTERED, http_status=404)
 OTHERS = Outcome(Verdict.FAILED, error="another sender's", error_code="SENDER_ID_MISMATCH", http_status=403)
 DEVICE_QUOTA = Outcome(Verdict.RETRY, http_status=429)
@@ -36,19 +37,19 @@ CONDITION = replace(DELIVERY, kind="condition", platform=None)
 SOMEWHERE = replace(DELIVERY, platform=None)
 
 
-def standing(*closed: Scope) -> Standing:
+def state(*blocked: Scope) -> ProjectState:
     """A project of which the database has said so much."""
-    found = Standing(Project("orders"), ConsoleSender(StringIO()))
-    found.follow(found.project, closed)
+    found = ProjectState(Project("orders"), ConsoleSender(StringIO()))
+    found.sync(found.project, blocked)
     return found
 
 
-def answer(project: Standing, *outcomes: Outcome, delivery: Delivery = ANDROID) -> list[bool]:
+def answer(project: ProjectState, *outcomes: Outcome, delivery: Delivery = ANDROID) -> list[bool]:
     """Let attempts of one request each come to this; say of each whether it counts."""
     counts = []
     for outcome in outcomes:
-        project.window.answered(outcome, monotonic())
-        counts.append(project.heed(delivery, outcome))
+        project.stats.add_answer(outcome, monotonic())
+        counts.append(project.observe(delivery, outcome))
     return counts
 
 
@@ -56,12 +57,12 @@ def probe(of: Delivery = ANDROID) -> Delivery:
     return replace(of, probe=True)
 
 
-def begun(project: Standing) -> list[Scope]:
-    return [incident.scope for incident in project.found if not incident.over]
+def begun(project: ProjectState) -> list[Scope]:
+    return [incident.scope for incident in project.unreported if incident.change is Change.OPENED]
 
 
-def ended(project: Standing) -> list[Scope]:
-    return [incident.scope for incident in project.found if incident.over]
+def ended(project: ProjectState) -> list[Scope]:
+    return [incident.scope for incident in project.unreported if incident.change is Change.CLOSED]
 
 
 # ── lets ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -77,27 +78,27 @@ STOPPED_BY = {
 
 @pytest.mark.parametrize("scope", Scope)
 def test_an_incident_stops_what_is_of_its_scope_and_nothing_else(scope: Scope) -> None:
-    project = standing(scope)
+    project = state(scope)
 
-    assert [each for each in EVERYTHING if not project.lets(each)] == STOPPED_BY[scope]
+    assert [each for each in EVERYTHING if not project.allows(each)] == STOPPED_BY[scope]
 
 
 def test_one_of_several_incidents_is_enough_to_stop_a_delivery() -> None:
-    project = standing(Scope.DEVICES, Scope.TOPICS, Scope.APNS_WEB)
+    project = state(Scope.DEVICES, Scope.TOPICS, Scope.APNS_WEB)
 
-    assert [each for each in EVERYTHING if project.lets(each)] == [ANDROID, SOMEWHERE]
+    assert [each for each in EVERYTHING if project.allows(each)] == [ANDROID, SOMEWHERE]
 
 
 def test_an_installation_is_a_device_and_no_topic() -> None:
-    assert standing(Scope.TOPICS).lets(replace(DELIVERY, kind="fid"))
+    assert state(Scope.TOPICS).allows(replace(DELIVERY, kind="fid"))
 
 
 def test_where_nothing_is_stopped_everything_goes() -> None:
-    assert all(map(standing().lets, EVERYTHING))
+    assert all(map(state().allows, EVERYTHING))
 
 
 def test_a_probe_always_goes() -> None:
-    assert all(map(standing(*Scope).lets, map(probe, EVERYTHING)))
+    assert all(map(state(*Scope).allows, map(probe, EVERYTHING)))
 
 
 # ── what counts against a delivery ──────────────────────────────────────────────────────────────────────────────────────
@@ -105,27 +106,27 @@ def test_a_probe_always_goes() -> None:
 
 @pytest.mark.parametrize("trouble", [BUSY, SILENT, NEVER_LEFT])
 def test_trouble_counts_until_it_is_an_outage_and_not_from_then_on(trouble: Outcome) -> None:
-    project = standing()
+    project = state()
 
     assert answer(project, trouble, trouble, trouble, trouble) == [True, True, False, False]
     assert begun(project) == [Scope.PROJECT]
 
 
 def test_trouble_among_good_answers_counts() -> None:
-    project = standing()
+    project = state()
 
     assert all(answer(project, *[TAKEN, SILENT, SILENT] * 20))
-    assert project.found == []
+    assert project.unreported == []
 
 
 def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attempts_were() -> None:
-    project = standing()
+    project = state()
     answer(project, *[TAKEN, SILENT, SILENT, DEVICE_QUOTA, SILENT, SILENT, WRONG] * 2)  # 8 of 14
     answer(project, SILENT, SILENT, TAKEN, SILENT, SILENT)  # 12 of 19
 
     counts = answer(project, SILENT, TAKEN, *[SILENT, SILENT, TAKEN] * 20)
 
-    assert project.found == []
+    assert project.unreported == []
     assert all(counts)
 
     counts = answer(project, *[SILENT] * 40)
@@ -138,7 +139,7 @@ def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attemp
 def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
     tries: int, outage: bool
 ) -> None:
-    project = standing()
+    project = state()
     answer(project, *[TAKEN] * 1000)
 
     answer(project, *[SILENT] * 100, delivery=replace(DELIVERY, tries=tries))
@@ -147,7 +148,7 @@ def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_wit
 
 
 def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_delivery() -> None:
-    project = standing()
+    project = state()
     answer(project, REVOKED)
 
     assert answer(project, BUSY, SILENT, NEVER_LEFT) == [False, False, False]
@@ -155,13 +156,13 @@ def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_del
 
 
 def test_a_pause_that_another_process_began_spares_this_ones_stragglers_as_well() -> None:
-    assert answer(standing(Scope.PROJECT), SILENT) == [False]
+    assert answer(state(Scope.PROJECT), SILENT) == [False]
 
 
 @pytest.mark.parametrize("trouble", [BUSY, SILENT, NEVER_LEFT])
 def test_nothing_is_given_up_where_nothing_has_got_through(trouble: Outcome) -> None:
     """Of many workers with few deliveries none may ever see three in a row."""
-    project = standing()
+    project = state()
     last, last_but_one = (replace(DELIVERY, attempts=project.project.max_attempts - 1 - left) for left in (0, 1))
 
     before = answer(project, trouble, delivery=last_but_one)
@@ -172,18 +173,18 @@ def test_nothing_is_given_up_where_nothing_has_got_through(trouble: Outcome) -> 
 
 
 def test_a_last_attempt_counts_where_others_got_through() -> None:
-    project = standing()
+    project = state()
     answer(project, WRONG)
 
     counts = answer(project, SILENT, delivery=replace(DELIVERY, attempts=project.project.max_attempts - 1))
 
     assert counts == [True]
-    assert project.found == []
+    assert project.unreported == []
 
 
 @pytest.mark.parametrize("scope", [Scope.APNS_WEB, Scope.TOPICS, Scope.DEVICES])
 def test_trouble_counts_while_only_a_part_of_the_project_is_stopped(scope: Scope) -> None:
-    assert answer(standing(scope), SILENT) == [True]
+    assert answer(state(scope), SILENT) == [True]
 
 
 # ── what is found out ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,28 +192,28 @@ def test_trouble_counts_while_only_a_part_of_the_project_is_stopped(scope: Scope
 
 @pytest.mark.parametrize("outcome", [TAKEN, WRONG, GONE, OTHERS, DEVICE_QUOTA, BUSY, SILENT, NEVER_LEFT, REFUSED_TOKEN])
 def test_one_answer_about_one_delivery_is_nothing_to_tell(outcome: Outcome) -> None:
-    project = standing()
+    project = state()
 
     answer(project, outcome)
 
-    assert (project.found, project.changes, project.closed) == ([], 0, frozenset())
+    assert (project.unreported, project.changes, project.blocked) == ([], 0, frozenset())
 
 
 @pytest.mark.parametrize("outcome", [REVOKED, QUOTA, TOPIC_QUOTA, NO_APNS_KEY])
 def test_one_answer_about_the_project_stops_its_scope_at_once(outcome: Outcome) -> None:
-    project = standing()
+    project = state()
 
     answer(project, outcome)
 
     assert outcome.pause is not None
-    (incident,) = project.found
-    assert (incident.project, incident.scope, incident.over) == ("orders", outcome.pause.scope, False)
-    assert (incident.because, incident.lasts) == (outcome.error, outcome.pause.lasts)
-    assert project.closed == {outcome.pause.scope}
+    (incident,) = project.unreported
+    assert (incident.project, incident.scope, incident.change) == ("orders", outcome.pause.scope, Change.OPENED)
+    assert (incident.reason, incident.lasts) == (outcome.error, outcome.pause.lasts)
+    assert project.blocked == {outcome.pause.scope}
 
 
 def test_each_scope_is_one_incident_however_many_answers_say_so() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[TOPIC_QUOTA, NO_APNS_KEY, REVOKED, QUOTA, *[SILENT] * 5, *[GONE] * 20, *[OTHERS] * 80] * 3)
 
@@ -221,177 +222,223 @@ def test_each_scope_is_one_incident_however_many_answers_say_so() -> None:
 
 
 def test_what_the_database_says_is_stopped_already_is_no_news() -> None:
-    project = standing(*Scope)
+    project = state(*Scope)
 
     answer(project, REVOKED, TOPIC_QUOTA, NO_APNS_KEY, *[SILENT] * 3, *[GONE] * 20)
 
-    assert project.found == []
+    assert project.unreported == []
 
 
-def test_an_outage_lasts_until_a_probe_gets_through_and_says_what_was_answered_last() -> None:
-    project = standing()
+def test_an_outage_lasts_until_a_probe_succeeded_recently_and_says_what_was_answered_last() -> None:
+    project = state()
 
     answer(project, SILENT, SILENT, BUSY)
 
-    (incident,) = project.found
+    (incident,) = project.unreported
     assert incident == Incident(
-        "orders", Scope.PROJECT, because="an outage, as it seems; the last answer: 503 UNAVAILABLE: later"
+        "orders", Scope.PROJECT, reason="an outage, as it seems; the last answer: 503 UNAVAILABLE: later"
     )
 
 
 def test_an_exceeded_quota_says_how_fast_this_process_has_sent() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[TAKEN] * 40, TOPIC_QUOTA, QUOTA)
 
-    topics, whole = project.found
-    assert topics.per_second is None
-    assert whole.per_second == pytest.approx(40, rel=0.2)  # all within this second
+    topics, whole = project.unreported
+    assert topics.sent_rate is None
+    assert whole.sent_rate == pytest.approx(40, rel=0.2)  # all within this second
 
 
 def test_a_pause_without_an_end_says_nothing_of_a_rate() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[TAKEN] * 40, REVOKED)
 
-    assert [incident.per_second for incident in project.found] == [None]
+    assert [incident.sent_rate for incident in project.unreported] == [None]
 
 
 def test_the_breaker_for_devices_trips_once_and_stops_no_delivery() -> None:
-    project = standing()
+    project = state()
     answer(project, *[GONE] * 19)
-    before = list(project.found)
+    before = list(project.unreported)
 
     counts = answer(project, *[GONE] * 40)
 
     assert before == []
-    assert [(incident.scope, incident.lasts) for incident in project.found] == [(Scope.DEVICES, None)]
-    assert "unregistered" in (project.found[0].because or "")
+    assert [(incident.scope, incident.lasts) for incident in project.unreported] == [(Scope.DEVICES, None)]
+    assert "unregistered" in (project.unreported[0].reason or "")
     assert all(counts)
-    assert project.lets(ANDROID)
+    assert project.allows(ANDROID)
 
 
 def test_a_fifth_that_is_unregistered_trips_nothing() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[TAKEN, TAKEN, TAKEN, TAKEN, GONE] * 20)
 
-    assert project.found == []
+    assert project.unreported == []
 
 
 def test_tokens_that_are_mostly_anothers_stop_the_project_once_and_count() -> None:
-    project = standing()
+    project = state()
     answer(project, *[OTHERS] * 19)
-    before = list(project.found)
+    before = list(project.unreported)
 
     counts = answer(project, *[OTHERS] * 20)
 
     assert before == []
-    assert [(incident.scope, incident.lasts) for incident in project.found] == [(Scope.PROJECT, None)]
-    assert "another sender" in (project.found[0].because or "")
+    assert [(incident.scope, incident.lasts) for incident in project.unreported] == [(Scope.PROJECT, None)]
+    assert "another sender" in (project.unreported[0].reason or "")
     assert all(counts)
 
 
 def test_a_few_tokens_that_are_anothers_stop_nothing() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[TAKEN, OTHERS] * 40)
 
-    assert project.found == []
+    assert project.unreported == []
 
 
 # ── probes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("answered", [TAKEN, WRONG, GONE, DEVICE_QUOTA])
+@pytest.mark.parametrize("answered", [TAKEN, GONE, DEVICE_QUOTA])
 def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcome) -> None:
-    project = standing()
+    project = state()
     answer(project, *[SILENT] * 3)
 
     answer(project, answered, delivery=probe())
 
-    assert project.found[1:] == [Incident("orders", Scope.PROJECT, over=True)]
-    assert project.closed == frozenset()
-    assert project.lets(ANDROID)
+    assert project.unreported[1:] == [Incident("orders", Scope.PROJECT, change=Change.CLOSED)]
+    assert project.blocked == frozenset()
+    assert project.allows(ANDROID)
+
+
+@pytest.mark.parametrize("wrong", [WRONG, TOO_BIG], ids=lambda given: str(given.http_status))
+@pytest.mark.parametrize(
+    ("delivery", "scopes"),
+    [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])],
+    ids=["android", "ios"],
+)
+def test_a_probe_that_fails_by_its_own_fault_decides_nothing_and_asks_for_another(
+    wrong: Outcome, delivery: Delivery, scopes: list[Scope]
+) -> None:
+    project = state(*Scope)
+    answer(project, *[SILENT] * 30)
+
+    counts = answer(project, wrong, delivery=probe(delivery))
+
+    assert project.unreported == [Incident("orders", scope, change=Change.UNDECIDED) for scope in scopes]
+    assert project.blocked == {*Scope}
+    assert counts == [True]
+    assert project.stats.is_outage(monotonic()), "what was seen before is not forgotten"
+
+
+def test_what_fails_by_its_own_fault_and_is_no_probe_asks_for_none() -> None:
+    project = state(Scope.PROJECT)
+
+    answer(project, WRONG)
+
+    assert project.unreported == []
+
+
+def test_a_probe_that_was_never_requested_asks_for_another() -> None:
+    project = state(Scope.PROJECT)
+
+    project.observe_undecided(probe())
+
+    assert project.unreported == [Incident("orders", Scope.PROJECT, change=Change.UNDECIDED)]
+
+
+def test_a_probe_that_decides_nothing_hastens_none_of_a_pause_that_began_while_it_was_in_flight() -> None:
+    project = state()
+    started = monotonic()
+    project.sync(project.project, ["project"])
+
+    project.observe(probe(), WRONG, started)
+
+    assert project.unreported == []
 
 
 @pytest.mark.parametrize("failed", [BUSY, SILENT, NEVER_LEFT, REVOKED, QUOTA])
 def test_a_probe_that_fails_ends_nothing_tells_nothing_and_counts_for_nothing(failed: Outcome) -> None:
-    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+    project = state(Scope.PROJECT, Scope.APNS_WEB)
 
     counts = answer(project, failed, delivery=probe(IOS))
 
-    assert project.found == []
-    assert project.closed == {Scope.PROJECT, Scope.APNS_WEB}
+    assert project.unreported == []
+    assert project.blocked == {Scope.PROJECT, Scope.APNS_WEB}
     assert counts == [failed.verdict is Verdict.PAUSED]  # which the history never counts
 
 
 @pytest.mark.parametrize("delivery", [IOS, WEB])
 def test_a_probe_to_ios_or_web_ends_their_pause_too(delivery: Delivery) -> None:
-    project = standing(*Scope)
+    project = state(*Scope)
 
     answer(project, TAKEN, delivery=probe(delivery))
 
     assert set(ended(project)) == {Scope.PROJECT, Scope.APNS_WEB}
-    assert project.closed == {Scope.TOPICS, Scope.DEVICES}
+    assert project.blocked == {Scope.TOPICS, Scope.DEVICES}
 
 
 @pytest.mark.parametrize("delivery", [ANDROID, TOPIC, SOMEWHERE])
 def test_another_probe_ends_the_pause_of_the_project_alone(delivery: Delivery) -> None:
-    project = standing(*Scope)
+    project = state(*Scope)
 
     answer(project, TAKEN, delivery=probe(delivery))
 
     assert ended(project) == [Scope.PROJECT]
-    assert project.closed == {Scope.APNS_WEB, Scope.TOPICS, Scope.DEVICES}
+    assert project.blocked == {Scope.APNS_WEB, Scope.TOPICS, Scope.DEVICES}
 
 
 @pytest.mark.parametrize("known_from", ["an answer", "the database"])
 def test_a_probe_ends_no_pause_that_became_known_while_it_was_in_flight(known_from: str) -> None:
-    project = standing(Scope.APNS_WEB)
+    project = state(Scope.APNS_WEB)
     started = monotonic()
     if known_from == "an answer":
         answer(project, QUOTA)
     else:
-        project.follow(project.project, ["apns_web", "project"])
+        project.sync(project.project, ["apns_web", "project"])
 
-    project.heed(probe(IOS), TAKEN, started)
+    project.observe(probe(IOS), TAKEN, started)
 
     assert ended(project) == [Scope.APNS_WEB]
-    assert project.closed == {Scope.PROJECT}
+    assert project.blocked == {Scope.PROJECT}
 
 
-@pytest.mark.parametrize("refused", [WRONG, GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
+@pytest.mark.parametrize("refused", [GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
 def test_a_probe_to_ios_that_fcm_refuses_by_itself_says_nothing_of_apple(refused: Outcome) -> None:
-    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+    project = state(Scope.PROJECT, Scope.APNS_WEB)
 
     answer(project, refused, delivery=probe(IOS))
 
     assert ended(project) == [Scope.PROJECT]
-    assert project.closed == {Scope.APNS_WEB}
+    assert project.blocked == {Scope.APNS_WEB}
 
 
 def test_a_probe_to_ios_that_apple_still_refuses_leaves_ios_stopped() -> None:
-    project = standing(Scope.APNS_WEB)
+    project = state(Scope.APNS_WEB)
 
     answer(project, NO_APNS_KEY, delivery=probe(IOS))
 
-    assert project.found == []
-    assert project.closed == {Scope.APNS_WEB}
+    assert project.unreported == []
+    assert project.blocked == {Scope.APNS_WEB}
 
 
 def test_the_good_answer_of_a_straggler_ends_nothing() -> None:
-    project = standing()
+    project = state()
     answer(project, *[SILENT] * 3)
 
     answer(project, *[TAKEN] * 5)
 
     assert ended(project) == []
-    assert not project.lets(ANDROID)
+    assert not project.allows(ANDROID)
 
 
 def test_after_a_probe_got_through_the_trouble_of_before_is_forgotten() -> None:
-    project = standing()
+    project = state()
     answer(project, *[SILENT] * 30)
     answer(project, TAKEN, delivery=probe())
 
@@ -402,101 +449,101 @@ def test_after_a_probe_got_through_the_trouble_of_before_is_forgotten() -> None:
 
 
 def test_an_outage_that_comes_again_is_an_incident_of_its_own() -> None:
-    project = standing()
+    project = state()
 
     answer(project, *[SILENT] * 3)
     answer(project, TAKEN, delivery=probe())
     answer(project, *[SILENT] * 3)
 
-    assert [incident.over for incident in project.found] == [False, True, False]
+    assert [incident.change for incident in project.unreported] == [Change.OPENED, Change.CLOSED, Change.OPENED]
 
 
 def test_a_probe_whose_token_is_anothers_does_not_end_the_pause_for_foreign_credentials() -> None:
-    project = standing()
+    project = state()
     answer(project, *[OTHERS] * 20)
 
     answer(project, OTHERS, delivery=probe())
 
     assert ended(project) == []
-    assert not project.lets(ANDROID)
+    assert not project.allows(ANDROID)
 
 
 def test_a_probe_whose_access_token_was_refused_ends_nothing() -> None:
     """The worker stopped, or the lease was over, before the same request could be made with a new token."""
-    project = standing(Scope.PROJECT)
+    project = state(Scope.PROJECT)
 
     answer(project, REFUSED_TOKEN, delivery=probe())
 
     assert ended(project) == []
-    assert not project.lets(ANDROID)
+    assert not project.allows(ANDROID)
 
 
 # ── follow ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_the_database_says_is_stopped_is_stopped_and_what_goes_on_goes_on() -> None:
-    project = standing()
+    project = state()
 
-    project.follow(project.project, ["apns_web", "topics"])
-    stopped = project.closed
-    project.follow(project.project, ["topics"])
+    project.sync(project.project, ["apns_web", "topics"])
+    stopped = project.blocked
+    project.sync(project.project, ["topics"])
 
     assert stopped == {Scope.APNS_WEB, Scope.TOPICS}
-    assert project.closed == {Scope.TOPICS}
-    assert (project.found, project.changes) == ([], 0)
+    assert project.blocked == {Scope.TOPICS}
+    assert (project.unreported, project.changes) == ([], 0)
 
 
 def test_a_stale_reading_neither_reopens_nor_stops_and_yet_brings_the_row() -> None:
-    project = standing()
+    project = state()
     answer(project, REVOKED)
     patient = replace(project.project, max_attempts=3)
 
-    project.follow(patient, None)
+    project.sync(patient, None)
 
-    assert project.closed == {Scope.PROJECT}
+    assert project.blocked == {Scope.PROJECT}
     assert project.policy.max_attempts == 3
 
 
 def test_a_reading_that_reopens_the_project_makes_its_trouble_forgotten() -> None:
-    project = standing()
+    project = state()
     answer(project, *[SILENT] * 30)
-    project.found.clear()
+    project.unreported.clear()
 
-    project.follow(project.project, [])
+    project.sync(project.project, [])
 
-    assert project.lets(ANDROID)
+    assert project.allows(ANDROID)
     assert answer(project, SILENT, SILENT) == [True, True]
-    assert project.found == []
+    assert project.unreported == []
 
 
 def test_after_a_resume_of_the_breaker_for_devices_it_trips_no_sooner_than_before() -> None:
-    project = standing()
+    project = state()
     answer(project, *[TAKEN] * 20, *[GONE] * 10)
     assert begun(project) == [Scope.DEVICES]
-    project.found.clear()
+    project.unreported.clear()
 
-    project.follow(project.project, [])
+    project.sync(project.project, [])
     answer(project, GONE)
 
-    assert project.found == []
+    assert project.unreported == []
 
 
 def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
     quotes = replace(REVOKED, error='403 No: {"title": "Your result"}', error_code="PERMISSION_DENIED", http_status=403)
 
-    answer(standing(), quotes)
-    answer(standing(), *[replace(BUSY, error="503: Your result")] * 3)
+    answer(state(), quotes)
+    answer(state(), *[replace(BUSY, error="503: Your result")] * 3)
 
     assert "403 PERMISSION_DENIED" in caplog.text
     assert "503 unknown" in caplog.text
     assert "result" not in caplog.text
 
 
-@pytest.mark.parametrize("closed", [["project"], ["project", "topics"]])
-def test_a_reading_that_reopens_nothing_of_the_whole_project_forgets_nothing(closed: list[str]) -> None:
-    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+@pytest.mark.parametrize("blocked", [["project"], ["project", "topics"]])
+def test_a_reading_that_reopens_nothing_of_the_whole_project_forgets_nothing(blocked: list[str]) -> None:
+    project = state(Scope.PROJECT, Scope.APNS_WEB)
     answer(project, *[SILENT] * 30)
 
-    project.follow(project.project, closed)
+    project.sync(project.project, blocked)
 
-    assert project.window.is_outage(monotonic())
+    assert project.stats.is_outage(monotonic())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from notify_worker.answer_stats import AnswerStats
 from notify_worker.model import Outcome, Verdict
-from notify_worker.window import Window
 
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 WRONG = Outcome(Verdict.FAILED, http_status=400, error_code="INVALID_ARGUMENT")
@@ -28,29 +28,29 @@ NO_TROUBLE = [TAKEN, WRONG, GONE, OTHERS, DEVICE_QUOTA, REFUSED_TOKEN]
 NOW = 1000.0
 
 
-def answered(*outcomes: Outcome, at: float = NOW) -> Window:
-    """A window that has seen these answers."""
-    window = Window()
-    answer(window, outcomes, at)
-    return window
+def answered(*outcomes: Outcome, at: float = NOW) -> AnswerStats:
+    """Stats that has seen these answers."""
+    stats = AnswerStats()
+    answer(stats, outcomes, at)
+    return stats
 
 
-def answer(window: Window, outcomes: Iterable[Outcome], at: float = NOW) -> None:
+def answer(stats: AnswerStats, outcomes: Iterable[Outcome], at: float = NOW) -> None:
     for outcome in outcomes:
-        window.answered(outcome, at)
+        stats.add_answer(outcome, at)
 
 
-def attempt(window: Window, outcomes: Iterable[Outcome], at: float = NOW, *, first: bool = True) -> None:
+def attempt(stats: AnswerStats, outcomes: Iterable[Outcome], at: float = NOW, *, first: bool = True) -> None:
     for outcome in outcomes:
-        window.attempted(outcome, at, first=first)
+        stats.add_attempt(outcome, at, first=first)
 
 
-def attempted(*came_to: tuple[float, Outcome]) -> Window:
-    """A window that has seen these attempts, and no answer."""
-    window = Window()
+def attempted(*came_to: tuple[float, Outcome]) -> AnswerStats:
+    """Stats that has seen these attempts, and no answer."""
+    stats = AnswerStats()
     for at, outcome in came_to:
-        window.attempted(outcome, at)
-    return window
+        stats.add_attempt(outcome, at)
+    return stats
 
 
 # ── blips ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,17 +68,19 @@ def attempted(*came_to: tuple[float, Outcome]) -> Window:
         (91, 9, True),
     ],
 )
-def test_blips_help_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(taken: int, busy: int, help_: bool) -> None:
-    window = answered(*[TAKEN] * taken, *[BUSY] * busy)
+def test_quick_retry_allowed_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(
+    taken: int, busy: int, help_: bool
+) -> None:
+    stats = answered(*[TAKEN] * taken, *[BUSY] * busy)
 
-    assert window.blips_help(NOW) is help_
+    assert stats.quick_retry_allowed(NOW) is help_
 
 
 def test_only_a_5xx_speaks_against_blips() -> None:
     others = [each for each in TROUBLE + NO_TROUBLE if each not in (BUSY, LOWEST_5XX)]
 
-    assert answered(*others * 20).blips_help(NOW)
-    assert not answered(*others * 20, *[LOWEST_5XX] * 20).blips_help(NOW)
+    assert answered(*others * 20).quick_retry_allowed(NOW)
+    assert not answered(*others * 20, *[LOWEST_5XX] * 20).quick_retry_allowed(NOW)
 
 
 # ── an outage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,60 +91,60 @@ def test_only_a_5xx_speaks_against_blips() -> None:
     [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False), (4, 15, False)],
 )
 def test_three_quarters_of_twenty_answers_are_an_outage(taken: int, silent: int, outage: bool) -> None:
-    window = answered(*[TAKEN] * taken, *[SILENT] * silent)
+    stats = answered(*[TAKEN] * taken, *[SILENT] * silent)
 
-    assert window.is_outage(NOW) is outage
+    assert stats.is_outage(NOW) is outage
 
 
-def try_first(window: Window, outcomes: Iterable[Outcome]) -> None:
+def try_first(stats: AnswerStats, outcomes: Iterable[Outcome]) -> None:
     """First attempts, of one request each."""
     for outcome in outcomes:
-        answer(window, [outcome])
-        window.attempted(outcome, NOW, first=True)
+        answer(stats, [outcome])
+        stats.add_attempt(outcome, NOW, first=True)
 
 
 def test_three_quarters_of_the_latest_hundred_first_attempts_are_an_outage_however_good_the_minute_was() -> None:
-    window = answered(*[TAKEN] * 1000)
-    attempt(window, [TAKEN] * 1000 + [SILENT] * 74)
-    before = window.is_outage(NOW)
+    stats = answered(*[TAKEN] * 1000)
+    attempt(stats, [TAKEN] * 1000 + [SILENT] * 74)
+    before = stats.is_outage(NOW)
 
-    attempt(window, [SILENT])
+    attempt(stats, [SILENT])
 
     assert not before
-    assert window.is_outage(NOW)
-    attempt(window, [TAKEN] * 26)
-    assert not window.is_outage(NOW)
+    assert stats.is_outage(NOW)
+    attempt(stats, [TAKEN] * 26)
+    assert not stats.is_outage(NOW)
 
 
 def test_the_latest_say_nothing_while_they_are_not_a_hundred() -> None:
-    window = answered(*[TAKEN] * 1000)
+    stats = answered(*[TAKEN] * 1000)
 
-    attempt(window, [SILENT] * 99)
+    attempt(stats, [SILENT] * 99)
 
-    assert not window.is_outage(NOW)
+    assert not stats.is_outage(NOW)
 
 
 def test_what_has_failed_before_is_no_witness_of_an_outage() -> None:
-    window = answered(*[TAKEN] * 1000)
-    attempt(window, [TAKEN] * 100)
+    stats = answered(*[TAKEN] * 1000)
+    attempt(stats, [TAKEN] * 100)
 
-    attempt(window, [SILENT] * 200, first=False)
+    attempt(stats, [SILENT] * 200, first=False)
 
-    assert not window.is_outage(NOW)
+    assert not stats.is_outage(NOW)
 
 
 def test_what_failed_in_the_last_days_is_no_witness_of_an_outage_now() -> None:
     """One push a quarter of an hour, over a way that forgets who is silent: each fails at first, and goes a moment later."""
-    window, now = Window(), NOW
+    stats, now = AnswerStats(), NOW
     for _ in range(100):
         now += 900
-        attempt(window, [SILENT], now)
-        attempt(window, [TAKEN], now + 10, first=False)
+        attempt(stats, [SILENT], now)
+        attempt(stats, [TAKEN], now + 10, first=False)
 
-    answer(window, [TAKEN] * 20, now + 20)
-    attempt(window, [TAKEN] * 20, now + 20)
+    answer(stats, [TAKEN] * 20, now + 20)
+    attempt(stats, [TAKEN] * 20, now + 20)
 
-    assert not window.is_outage(now + 20)
+    assert not stats.is_outage(now + 20)
 
 
 @pytest.mark.parametrize("outcome", TROUBLE)
@@ -168,35 +170,35 @@ def test_where_answers_are_few_the_last_three_attempts_decide() -> None:
 
 
 def test_three_attempts_are_an_outage_within_ten_minutes_alone() -> None:
-    window = attempted((NOW, SILENT), (NOW + 300, SILENT), (NOW + 599, SILENT))
+    stats = attempted((NOW, SILENT), (NOW + 300, SILENT), (NOW + 599, SILENT))
 
-    assert window.is_outage(NOW + 600)
-    assert not window.is_outage(NOW + 600.1)
+    assert stats.is_outage(NOW + 600)
+    assert not stats.is_outage(NOW + 600.1)
 
 
 def test_where_answers_are_enough_three_attempts_decide_nothing_until_these_are_out_of_the_minute() -> None:
-    window = attempted(*[(NOW, SILENT)] * 3)
-    answer(window, [TAKEN] * 19)
-    with_nineteen = window.is_outage(NOW)
+    stats = attempted(*[(NOW, SILENT)] * 3)
+    answer(stats, [TAKEN] * 19)
+    with_nineteen = stats.is_outage(NOW)
 
-    answer(window, [TAKEN])
+    answer(stats, [TAKEN])
 
     assert with_nineteen
-    assert not window.is_outage(NOW)
-    assert window.is_outage(NOW + 60)
+    assert not stats.is_outage(NOW)
+    assert stats.is_outage(NOW + 60)
 
 
-def test_what_gets_through_says_so_for_ten_minutes() -> None:
-    window = attempted((NOW, TAKEN), (NOW + 1, SILENT), (NOW + 2, BUSY), (NOW + 3, NEVER_LEFT))
+def test_what_succeeded_recently_says_so_for_ten_minutes() -> None:
+    stats = attempted((NOW, TAKEN), (NOW + 1, SILENT), (NOW + 2, BUSY), (NOW + 3, NEVER_LEFT))
 
-    assert window.gets_through(NOW + 600)
-    assert not window.gets_through(NOW + 600.1)
-    assert not Window().gets_through(NOW)
+    assert stats.succeeded_recently(NOW + 600)
+    assert not stats.succeeded_recently(NOW + 600.1)
+    assert not AnswerStats().succeeded_recently(NOW)
 
 
 @pytest.mark.parametrize("outcome", TROUBLE + NO_TROUBLE)
-def test_an_attempt_gets_through_where_it_meets_no_trouble(outcome: Outcome) -> None:
-    assert attempted((NOW, outcome)).gets_through(NOW) is (outcome in NO_TROUBLE)
+def test_an_attempt_succeeded_recently_where_it_meets_no_trouble(outcome: Outcome) -> None:
+    assert attempted((NOW, outcome)).succeeded_recently(NOW) is (outcome in NO_TROUBLE)
 
 
 # ── devices, credentials ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,98 +208,98 @@ def test_an_attempt_gets_through_where_it_meets_no_trouble(outcome: Outcome) -> 
     ("taken", "gone", "vanish"),
     [(0, 19, False), (0, 20, True), (16, 4, False), (15, 5, True), (80, 20, False), (79, 21, True)],
 )
-def test_devices_vanish_where_more_than_a_fifth_is_unregistered(taken: int, gone: int, vanish: bool) -> None:
-    window = answered(*[TAKEN] * taken, *[GONE] * gone)
+def test_unregistered_spike_where_more_than_a_fifth_is_unregistered(taken: int, gone: int, vanish: bool) -> None:
+    stats = answered(*[TAKEN] * taken, *[GONE] * gone)
 
-    assert window.devices_vanish(NOW) is vanish
+    assert stats.unregistered_spike(NOW) is vanish
 
 
 @pytest.mark.parametrize(
     ("taken", "others", "foreign"),
     [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False)],
 )
-def test_the_credentials_are_foreign_where_three_quarters_of_the_tokens_are_anothers(
+def test_the_sender_mismatch_spike_where_three_quarters_of_the_tokens_are_anothers(
     taken: int,
     others: int,
     foreign: bool,
 ) -> None:
-    window = answered(*[TAKEN] * taken, *[OTHERS] * others)
+    stats = answered(*[TAKEN] * taken, *[OTHERS] * others)
 
-    assert window.credentials_are_foreign(NOW) is foreign
+    assert stats.sender_mismatch_spike(NOW) is foreign
 
 
 def test_no_other_answer_accuses_devices_or_credentials() -> None:
     others = [each for each in TROUBLE + NO_TROUBLE if each not in (GONE, OTHERS)]
 
-    assert not answered(*others * 20).devices_vanish(NOW)
-    assert not answered(*others * 20).credentials_are_foreign(NOW)
+    assert not answered(*others * 20).unregistered_spike(NOW)
+    assert not answered(*others * 20).sender_mismatch_spike(NOW)
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_minute_slides_second_by_second() -> None:
-    window = Window()
+    stats = AnswerStats()
     for second in range(30):
-        window.answered(GONE, NOW + second)
+        stats.add_answer(GONE, NOW + second)
 
-    assert window.devices_vanish(NOW + 69.9)  # twenty are left
-    assert not window.devices_vanish(NOW + 70)  # nineteen
+    assert stats.unregistered_spike(NOW + 69.9)  # twenty are left
+    assert not stats.unregistered_spike(NOW + 70)  # nineteen
 
 
 def test_each_answer_leaves_with_its_second_and_takes_along_all_that_it_was_counted_as() -> None:
-    window = answered(*[BUSY, GONE, OTHERS] * 20, at=NOW + 0.9)
-    answer(window, [TAKEN] * 20, at=NOW + 30)
+    stats = answered(*[BUSY, GONE, OTHERS] * 20, at=NOW + 0.9)
+    answer(stats, [TAKEN] * 20, at=NOW + 30)
 
-    assert (window.blips_help(NOW + 59.9), window.devices_vanish(NOW + 59.9)) == (False, True)
-    assert (window.blips_help(NOW + 60), window.devices_vanish(NOW + 60)) == (True, False)
-    assert not answered(*[OTHERS] * 20).credentials_are_foreign(NOW + 60)
+    assert (stats.quick_retry_allowed(NOW + 59.9), stats.unregistered_spike(NOW + 59.9)) == (False, True)
+    assert (stats.quick_retry_allowed(NOW + 60), stats.unregistered_spike(NOW + 60)) == (True, False)
+    assert not answered(*[OTHERS] * 20).sender_mismatch_spike(NOW + 60)
     assert not answered(*[SILENT] * 20).is_outage(NOW + 60)
 
 
 def test_what_is_cleared_is_forgotten_answers_attempts_and_rate() -> None:
-    window = attempted(*[(NOW, SILENT)] * 3)
-    answer(window, [BUSY, GONE, GONE, TAKEN] * 20)
+    stats = attempted(*[(NOW, SILENT)] * 3)
+    answer(stats, [BUSY, GONE, GONE, TAKEN] * 20)
 
-    window.clear()
+    stats.clear()
 
-    assert window.blips_help(NOW)
-    assert not window.is_outage(NOW)
-    assert window.accepted_per_second(NOW) == 0
-    answer(window, [GONE] * 19)
-    assert not window.devices_vanish(NOW)
-    answer(window, [GONE])
-    assert window.devices_vanish(NOW)
+    assert stats.quick_retry_allowed(NOW)
+    assert not stats.is_outage(NOW)
+    assert stats.accepted_per_second(NOW) == 0
+    answer(stats, [GONE] * 19)
+    assert not stats.unregistered_spike(NOW)
+    answer(stats, [GONE])
+    assert stats.unregistered_spike(NOW)
 
 
 def test_of_the_latest_hundred_too_nothing_is_left_once_it_is_cleared() -> None:
-    window = Window()
-    attempt(window, [SILENT] * 80)
+    stats = AnswerStats()
+    attempt(stats, [SILENT] * 80)
 
-    window.clear()
-    answer(window, [TAKEN] * 20)
-    attempt(window, [TAKEN] * 20)
+    stats.clear()
+    answer(stats, [TAKEN] * 20)
+    attempt(stats, [TAKEN] * 20)
 
-    assert not window.is_outage(NOW)
+    assert not stats.is_outage(NOW)
 
 
 def test_the_rate_is_what_was_taken_over_ten_seconds() -> None:
-    window = Window()
+    stats = AnswerStats()
     for second in range(20):
-        answer(window, [TAKEN] * 50 + [DEVICE_QUOTA, BUSY, GONE], NOW + second)
+        answer(stats, [TAKEN] * 50 + [DEVICE_QUOTA, BUSY, GONE], NOW + second)
 
-    assert window.accepted_per_second(NOW + 20) == 50
-    assert window.accepted_per_second(NOW + 25) == 50 * 4 / 9
-    assert window.accepted_per_second(NOW + 29) == 0
+    assert stats.accepted_per_second(NOW + 20) == 50
+    assert stats.accepted_per_second(NOW + 25) == 50 * 4 / 9
+    assert stats.accepted_per_second(NOW + 29) == 0
 
 
 def test_the_rate_of_a_process_that_has_just_begun_is_that_since_then() -> None:
-    window = answered(*[TAKEN] * 50)
+    stats = answered(*[TAKEN] * 50)
 
-    assert window.accepted_per_second(NOW + 0.1) == 50
-    assert window.accepted_per_second(NOW + 1) == 50
-    assert window.accepted_per_second(NOW + 2.5) == 20
-    assert Window().accepted_per_second(NOW) == 0
+    assert stats.accepted_per_second(NOW + 0.1) == 50
+    assert stats.accepted_per_second(NOW + 1) == 50
+    assert stats.accepted_per_second(NOW + 2.5) == 20
+    assert AnswerStats().accepted_per_second(NOW) == 0
 
 
 # ── against a plain list ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,13 +325,13 @@ class PlainList:
         last = self.attempts[-3:]
         seconds = [(int(at), outcome) for at, outcome in self.answers if int(at) > now - 10]
         return {
-            "blips_help": total < 20 or sum(each in (BUSY, LOWEST_5XX) for each in recent) / total < 0.1,
+            "quick_retry_allowed": total < 20 or sum(each in (BUSY, LOWEST_5XX) for each in recent) / total < 0.1,
             "is_outage": share(recent) >= 0.75 or (len(latest) == 100 and share(latest) >= 0.75)
             if total >= 20
             else len(last) == 3 and all(outcome in TROUBLE and now - at <= 600 for at, outcome in last),
-            "devices_vanish": total >= 20 and sum(each == GONE for each in recent) / total > 0.2,
-            "credentials_are_foreign": total >= 20 and sum(each == OTHERS for each in recent) / total >= 0.75,
-            "gets_through": any(now - at <= 600 for at in self.through),
+            "unregistered_spike": total >= 20 and sum(each == GONE for each in recent) / total > 0.2,
+            "sender_mismatch_spike": total >= 20 and sum(each == OTHERS for each in recent) / total >= 0.75,
+            "succeeded_recently": any(now - at <= 600 for at in self.through),
             "accepted_per_second": sum(each == TAKEN for _, each in seconds) / max(1, now - seconds[0][0])
             if seconds
             else 0,
@@ -341,14 +343,14 @@ def share(outcomes: list[Outcome]) -> float:
     return sum(each in TROUBLE for each in outcomes) / len(outcomes)
 
 
-def said(window: Window, now: float) -> dict[str, object]:
+def said(stats: AnswerStats, now: float) -> dict[str, object]:
     return {
-        "blips_help": window.blips_help(now),
-        "is_outage": window.is_outage(now),
-        "devices_vanish": window.devices_vanish(now),
-        "credentials_are_foreign": window.credentials_are_foreign(now),
-        "gets_through": window.gets_through(now),
-        "accepted_per_second": window.accepted_per_second(now),
+        "quick_retry_allowed": stats.quick_retry_allowed(now),
+        "is_outage": stats.is_outage(now),
+        "unregistered_spike": stats.unregistered_spike(now),
+        "sender_mismatch_spike": stats.sender_mismatch_spike(now),
+        "succeeded_recently": stats.succeeded_recently(now),
+        "accepted_per_second": stats.accepted_per_second(now),
     }
 
 
@@ -372,21 +374,21 @@ happenings = st.lists(
 def test_it_says_what_a_list_of_all_that_happened_says(
     begun: float, happenings: list[tuple[float, tuple[str, list[Outcome]]]]
 ) -> None:
-    window, model, now = Window(), PlainList(), begun
+    stats, model, now = AnswerStats(), PlainList(), begun
 
     for gap, (what, outcomes) in happenings:
         now += gap
-        assert said(window, now) == model.said(now)
+        assert said(stats, now) == model.said(now)
         if what == "cleared":
-            window.clear()
+            stats.clear()
             model = model.cleared()
         for outcome in outcomes:
             if what == "answered":
-                window.answered(outcome, now)
+                stats.add_answer(outcome, now)
                 model.answers.append((now, outcome))
             else:
-                window.attempted(outcome, now, first=what == "first")
+                stats.add_attempt(outcome, now, first=what == "first")
                 model.first_attempts.extend([(now, outcome)] * (what == "first"))
                 model.attempts.append((now, outcome))
                 model.through.extend([now] * (outcome in NO_TROUBLE))
-        assert said(window, now) == model.said(now)
+        assert said(stats, now) == model.said(now)

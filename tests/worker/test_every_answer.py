@@ -506,11 +506,14 @@ def is_stopped(shop: Shop, row: Answer) -> bool:
 
 def put_probes_off(shop: Shop) -> None:
     """Have nothing probed, nor any pause over, in the time that a busy machine takes for all else."""
-    with shop.connection.transaction():
-        shop.connection.execute(
-            "update notify_worker.stored_incidents set until = until + interval '1 hour' where ended_at is null"
-        )
-        shop.connection.execute("select notify_worker.reckon_pause(name) from notify_worker.projects")
+    shop.connection.execute(
+        """
+        update notify_worker.stored_incidents
+        set ends_at = ends_at + interval '1 hour',
+            next_probe_at = next_probe_at + interval '1 hour'
+        where ended_at is null
+        """
+    )
 
 
 def tell_row(shop: Shop, row: Answer) -> int:
@@ -557,7 +560,7 @@ def look_at(shop: Shop, row: Answer, number: int) -> Facts:
         shop.state(number),
         shop.delivery(number),
         shop.attempts(number),
-        shop.rows("select * from notify_worker.stored_incidents where project = %s order by id", PROJECTS[row]),
+        shop.rows(BEGUN, PROJECTS[row]),
         bool(shop.value(RETIRED, address_of(row))),
         [
             fit_to_compare(line["what"])
@@ -567,6 +570,16 @@ def look_at(shop: Shop, row: Answer, number: int) -> Facts:
     )
 
 
+BEGUN = """
+    select
+        scope,
+        date_part('epoch', coalesce(next_probe_at, ends_at) - began_at) as lasts,
+        next_probe_at is not null as probed,
+        probe_count
+    from notify_worker.stored_incidents
+    where project = %s
+    order by id
+"""
 RETIRED = "select retired_at is not null from notify_worker.devices where address = %s"
 
 
@@ -601,10 +614,9 @@ def test_each_answer_has_its_verdict_and_its_consequences(facts: dict[Answer, Fa
     if fate.due_in is not None:
         due_in = (found.delivery["due_at"] - attempt["finished_at"]).total_seconds()
         assert fate.due_in - 1 <= due_in <= 1.2 * fate.due_in + 2
-    assert [
-        (incident["scope"], (incident["until"] - incident["began_at"]).total_seconds(), incident["probes"])
-        for incident in found.incidents
-    ] == [(scope, pytest.approx(lasts, abs=1.1), 0 if fate.probed else None) for scope, lasts in fate.stops]
+    assert [tuple(incident.values()) for incident in found.incidents] == [
+        (scope, pytest.approx(lasts, abs=1.1), fate.probed, 0) for scope, lasts in fate.stops
+    ]
 
 
 def read(row: Answer) -> tuple[int | None, str | None]:
@@ -649,16 +661,21 @@ def let_the_wait_be_over(shop: Shop, project: str = "default") -> None:
     with shop.connection.transaction():
         shop.connection.execute(
             """
-            select notify_worker.bring_forward(project, until)
-            from notify_worker.stored_incidents
-            where project = %s and ended_at is null and scope <> 'project'
+            select notify_worker.resume_postponed(project, blocked_until)
+            from notify_worker.open_incidents
+            where project = %s and scope <> 'project'
             """,
             [project],
         )
         shop.connection.execute(
-            "update notify_worker.stored_incidents set until = now() where project = %s and ended_at is null", [project]
+            """
+            update notify_worker.stored_incidents
+            set ends_at = case when next_probe_at is null then now() else ends_at end,
+                next_probe_at = case when next_probe_at is not null then now() end
+            where project = %s and ended_at is null
+            """,
+            [project],
         )
-        shop.connection.execute("select notify_worker.reckon_pause(%s)", [project])
 
 
 def verdicts(shop: Shop, number: int) -> list[str]:
@@ -697,8 +714,10 @@ def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) 
     for probes, wait in ((1, 20), (2, 40)):
         let_the_wait_be_over(shop)
         until("a probe is made", lambda count=1 + probes: shop.box.received == count, within=8)  # type: ignore[misc]
-        (incident,) = shop.rows("select *, until - now() as wait from notify_worker.stored_incidents")
-        assert (incident["probes"], incident["ended_at"]) == (probes, None)
+        (incident,) = shop.rows(
+            "select probe_count, ended_at, next_probe_at - now() as wait from notify_worker.stored_incidents"
+        )
+        assert (incident["probe_count"], incident["ended_at"]) == (probes, None)
         assert wait - 5 < incident["wait"].total_seconds() <= wait
         until("it is recorded", lambda: shop.held() == 0, within=20)
 

@@ -12,15 +12,15 @@ import pytest
 import pytest_asyncio
 
 from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.project_state import ProjectState
 from notify_worker.projects import Projects
 from notify_worker.senders import Sender
 from notify_worker.senders.opening import LazySender
-from notify_worker.standing import Standing
 from notify_worker.store import Store
 from tests.support.relay import Relay
-from tests.support.store_calls import connected, enter, insert, row, rows, value
-from tests.support.waiting import auntil
+from tests.support.store_calls import connected, enter, insert, paused, row, rows, value
 from tests.unit.test_render import DELIVERY
+from tests.support.waiting import auntil
 
 READING = "from notify_worker.projects"
 WITHIN_A_SECOND = 1.5
@@ -32,7 +32,7 @@ NO_APNS_KEY = Outcome(Verdict.PAUSED, error="no key for Apple", pause=Pause(Scop
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 PROBE = replace(DELIVERY, probe=True)
 INCIDENTS: LiteralString = (
-    "select project, scope, by, because, ended_at is not null as ended from notify_worker.stored_incidents order by id"
+    "select project, scope, by, reason, ended_at is not null as ended from notify_worker.stored_incidents order by id"
 )
 
 
@@ -86,13 +86,13 @@ async def other(database: str) -> AsyncIterator[Projects]:
         yield Projects(store, Post().open_sender)
 
 
-def knows(projects: Projects, name: str = "default") -> Standing:
-    found = projects.standing(name)
+def knows(projects: Projects, name: str = "default") -> ProjectState:
+    found = projects.state(name)
     assert found is not None
     return found
 
 
-async def follows(projects: Projects, what: str, holds: Callable[[Standing], bool]) -> None:
+async def follows(projects: Projects, what: str, holds: Callable[[ProjectState], bool]) -> None:
     """Read as a worker does that looks for work, until this is so."""
 
     async def read() -> bool:
@@ -102,8 +102,8 @@ async def follows(projects: Projects, what: str, holds: Callable[[Standing], boo
     await auntil(what, read, within=WITHIN_A_SECOND)
 
 
-def is_closed(*scopes: Scope) -> Callable[[Standing], bool]:
-    return lambda standing: standing.closed == set(scopes)
+def is_blocked(*scopes: Scope) -> Callable[[ProjectState], bool]:
+    return lambda state: state.blocked == set(scopes)
 
 
 # ── rows and senders ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +124,7 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
         set max_attempts = 3, first_retry_after = '20 s', longest_retry_after = '30 s', max_per_second = 5
         """
     )
-    await follows(projects, "the policy is followed", lambda standing: standing.policy.max_attempts == 3)
+    await follows(projects, "the policy is followed", lambda state: state.policy.max_attempts == 3)
     await projects.open_senders()
 
     assert knows(projects) is before  # with its window
@@ -142,15 +142,15 @@ async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
     post = Post()
     projects = Projects(store, post.open_sender)
     await projects.open_senders()
-    standing = knows(projects)
-    before = standing.sender
+    state = knows(projects)
+    before = state.sender
 
     connection.execute(f"update notify_worker.projects set {change}")
     await projects.read(anew=True)
-    await standing.sender.send(Message("token", {"token": "fcm:abc"}))
+    await state.sender.send(Message("token", {"token": "fcm:abc"}))
 
-    assert knows(projects) is standing
-    assert standing.sender is not before
+    assert knows(projects) is state
+    assert state.sender is not before
     assert [letters.closed for letters in post.opened] == [False, False]
     await projects.aclose()
     assert [letters.closed for letters in post.opened] == [True, True]
@@ -191,7 +191,7 @@ async def test_a_project_made_just_now_is_read_when_a_claim_names_it(
 
     claim = await store.claim(worker.id, uuid4(), 10, A_MINUTE)
     await projects.read()
-    too_early = projects.standing("orders")
+    too_early = projects.state("orders")
     await projects.read_what_is_claimed(claim.deliveries)
 
     assert {delivery.project for delivery in claim.deliveries} == {"default", "orders"}
@@ -208,7 +208,7 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     projects = Projects(store, Post().open_sender)
     connection.execute("select notify_worker.pause('default', 'maintenance')")
     await projects.read()
-    stopped = knows(projects).closed
+    stopped = knows(projects).blocked
     connection.execute("select notify_worker.resume('default')")
     insert(connection)
 
@@ -217,7 +217,7 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
 
     (delivery,) = claim.deliveries
     assert stopped == {Scope.PROJECT}
-    assert knows(projects).lets(delivery)
+    assert knows(projects).allows(delivery)
 
 
 async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.Connection, store: Store) -> None:
@@ -229,7 +229,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
     connection.execute("delete from notify_worker.projects where name = 'orders'")
     await projects.read(anew=True)
 
-    assert projects.standing("orders") is None
+    assert projects.state("orders") is None
     knows(projects)
 
 
@@ -239,21 +239,21 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
 async def test_what_is_found_out_is_told_in_order_and_once(connection: psycopg.Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    standing = knows(projects)
+    state = knows(projects)
     for outcome in (REVOKED, TOPIC_QUOTA, NO_APNS_KEY):
-        standing.heed(DELIVERY, outcome)
+        state.observe(DELIVERY, outcome)
 
-    await projects.tell()
-    await projects.tell()
+    await projects.report()
+    await projects.report()
 
     told = rows(connection, INCIDENTS)
-    assert [(each["scope"], each["because"]) for each in told] == [
+    assert [(each["scope"], each["reason"]) for each in told] == [
         ("project", "invalid_grant"),
         ("topics", "too many topics"),
         ("apns_web", "no key for Apple"),
     ]
     assert {(each["project"], each["by"], each["ended"]) for each in told} == {("default", "worker", False)}
-    assert list(projects.found()) == []
+    assert list(projects.unreported()) == []
 
 
 async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(
@@ -261,28 +261,28 @@ async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    standing = knows(projects)
-    standing.heed(DELIVERY, REVOKED)
-    standing.heed(PROBE, TAKEN)
+    state = knows(projects)
+    state.observe(DELIVERY, REVOKED)
+    state.observe(PROBE, TAKEN)
 
-    await projects.tell()
+    await projects.report()
 
     (only,) = rows(connection, INCIDENTS)
     assert only["ended"]
-    assert value(connection, "select paused_until from notify_worker.projects") is None
+    assert paused(connection) == (None, None)
 
 
 async def test_each_project_tells_of_itself(connection: psycopg.Connection, store: Store) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    knows(projects, "orders").heed(DELIVERY, REVOKED)
+    knows(projects, "orders").observe(DELIVERY, REVOKED)
 
-    await projects.tell()
+    await projects.report()
 
-    paused: LiteralString = "select name from notify_worker.projects where paused_until > now()"
-    assert rows(connection, paused) == [{"name": "orders"}]
-    assert knows(projects).lets(DELIVERY)
+    assert paused(connection, "orders")[1] == "invalid_grant"
+    assert paused(connection) == (None, None)
+    assert knows(projects).allows(DELIVERY)
 
 
 async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_reading_undoes_it(
@@ -290,23 +290,23 @@ async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    standing = knows(projects)
+    state = knows(projects)
     for outcome in (REVOKED, TOPIC_QUOTA, NO_APNS_KEY):
-        standing.heed(DELIVERY, outcome)
+        state.observe(DELIVERY, outcome)
     connection.execute(
         "alter table notify_worker.stored_incidents add constraint no_topics check (scope <> 'topics') not valid"
     )
 
     with pytest.raises(psycopg.errors.CheckViolation):
-        await projects.tell()
-    kept = [incident.scope for incident in projects.found()]
+        await projects.report()
+    kept = [incident.scope for incident in projects.unreported()]
     await projects.read(anew=True)
-    still_closed = standing.closed
+    still_blocked = state.blocked
     connection.execute("alter table notify_worker.stored_incidents drop constraint no_topics")
-    await projects.tell()
+    await projects.report()
 
     assert kept == [Scope.TOPICS, Scope.APNS_WEB]
-    assert still_closed == {Scope.PROJECT, Scope.TOPICS, Scope.APNS_WEB}
+    assert still_blocked == {Scope.PROJECT, Scope.TOPICS, Scope.APNS_WEB}
     assert [each["scope"] for each in rows(connection, INCIDENTS)] == ["project", "topics", "apns_web"]
 
 
@@ -314,16 +314,16 @@ async def test_where_the_database_is_away_everything_is_kept(connection: psycopg
     async with Store(relay.conninfo) as store:
         projects = Projects(store, Post().open_sender)
         await projects.read()
-    standing = knows(projects)
-    standing.heed(DELIVERY, REVOKED)
+    state = knows(projects)
+    state.observe(DELIVERY, REVOKED)
 
     with pytest.raises(psycopg.OperationalError):
-        await projects.tell()
+        await projects.report()
     with pytest.raises(psycopg.OperationalError):
         await projects.read(anew=True)
 
-    assert [incident.scope for incident in projects.found()] == [Scope.PROJECT]
-    assert not standing.lets(DELIVERY)
+    assert [incident.scope for incident in projects.unreported()] == [Scope.PROJECT]
+    assert not state.allows(DELIVERY)
     assert rows(connection, INCIDENTS) == []
 
 
@@ -332,17 +332,17 @@ async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    knows(projects).heed(DELIVERY, REVOKED)
-    relay.lose_the_answer_to("begin_incident(")
+    knows(projects).observe(DELIVERY, REVOKED)
+    relay.lose_the_answer_to("open_incident(")
 
     with pytest.raises(psycopg.OperationalError):
-        await projects.tell()
-    kept = list(projects.found())
-    await projects.tell()
+        await projects.report()
+    kept = list(projects.unreported())
+    await projects.report()
 
-    assert relay.has_lost("begin_incident(")
+    assert relay.has_lost("open_incident(")
     assert len(kept) == 1
-    assert list(projects.found()) == []
+    assert list(projects.unreported()) == []
     assert len(rows(connection, INCIDENTS)) == 1
 
 
@@ -352,9 +352,9 @@ async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_sam
     """Of a sender that another package brings. The recorder tells first, and records nothing until that is done."""
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    knows(projects).heed(DELIVERY, Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
+    knows(projects).observe(DELIVERY, Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
 
-    await projects.tell()
+    await projects.report()
 
     assert row(connection, INCIDENTS)["scope"] == "project"
 
@@ -368,15 +368,15 @@ async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_se
     projects = Projects(store, Post().open_sender)
     await projects.read()
     await other.read()
-    standing = knows(projects)
+    state = knows(projects)
 
-    standing.heed(DELIVERY, REVOKED)
-    standing.heed(DELIVERY, NO_APNS_KEY)
-    await projects.tell()
+    state.observe(DELIVERY, REVOKED)
+    state.observe(DELIVERY, NO_APNS_KEY)
+    await projects.report()
 
-    await follows(other, "the other one stops", is_closed(Scope.PROJECT, Scope.APNS_WEB))
-    assert not knows(other).lets(DELIVERY)
-    assert list(other.found()) == []
+    await follows(other, "the other one stops", is_blocked(Scope.PROJECT, Scope.APNS_WEB))
+    assert not knows(other).allows(DELIVERY)
+    assert list(other.unreported()) == []
 
 
 async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_second(
@@ -384,16 +384,16 @@ async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_sec
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    knows(projects).heed(DELIVERY, REVOKED)
-    await projects.tell()
+    knows(projects).observe(DELIVERY, REVOKED)
+    await projects.report()
     await other.read()
-    followed = knows(other).closed
+    followed = knows(other).blocked
 
-    knows(other).heed(PROBE, TAKEN)
-    await other.tell()
+    knows(other).observe(PROBE, TAKEN)
+    await other.report()
 
     assert followed == {Scope.PROJECT}
-    await follows(projects, "the first one goes on", is_closed())
+    await follows(projects, "the first one goes on", is_blocked())
     assert [each["ended"] for each in rows(connection, INCIDENTS)] == [True]
 
 
@@ -403,24 +403,24 @@ async def test_an_operators_pause_and_resume_are_followed_within_a_second(
     await other.read()
 
     connection.execute("select notify_worker.pause('default', 'maintenance')")
-    await follows(other, "it stops", is_closed(Scope.PROJECT))
+    await follows(other, "it stops", is_blocked(Scope.PROJECT))
     connection.execute("select notify_worker.resume('default')")
 
-    await follows(other, "it goes on", is_closed())
+    await follows(other, "it goes on", is_blocked())
 
 
 async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     short = Pause(Scope.PROJECT, timedelta(milliseconds=300))
-    knows(projects).heed(DELIVERY, Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=short))
-    await projects.tell()
+    knows(projects).observe(DELIVERY, Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=short))
+    await projects.report()
     await projects.read(anew=True)
-    stopped = knows(projects).closed
+    stopped = knows(projects).blocked
 
     async def is_over() -> bool:
         await projects.read(anew=True)
-        return not knows(projects).closed
+        return not knows(projects).blocked
 
     await auntil("it is over", is_over, within=WITHIN_A_SECOND)
     assert stopped == {Scope.PROJECT}
@@ -435,10 +435,10 @@ def slow_answers(connection: psycopg.Connection) -> None:
     connection.execute(
         """
         create schema as_it_is;
-        alter function notify_worker.closed(notify_worker.projects) set schema as_it_is;
-        create function notify_worker.closed(project notify_worker.projects) returns text[] language plpgsql stable as $$
+        alter function notify_worker.blocked_scopes(text) set schema as_it_is;
+        create function notify_worker.blocked_scopes(project text) returns text[] language plpgsql stable as $$
         declare
-            seen text[] := as_it_is.closed(project);
+            seen text[] := as_it_is.blocked_scopes(project);
         begin
             perform pg_advisory_xact_lock_shared(5);
             return seen;
@@ -462,17 +462,17 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
     before, meanwhile = order.split("read")
     projects = Projects(store, Post().open_sender)
     await projects.read()
-    standing = knows(projects)
+    state = knows(projects)
     if news == "it goes on":
-        standing.heed(DELIVERY, REVOKED)
-        await projects.tell()
+        state.observe(DELIVERY, REVOKED)
+        await projects.report()
     now = {Scope.PROJECT} if news == "it is stopped" else set()
 
     async def do(steps: str) -> None:
         if "find" in steps:
-            standing.heed(*((DELIVERY, REVOKED) if news == "it is stopped" else (PROBE, TAKEN)))
+            state.observe(*((DELIVERY, REVOKED) if news == "it is stopped" else (PROBE, TAKEN)))
         if "tell" in steps:
-            await projects.tell()
+            await projects.report()
 
     with connected(database) as somebody:
         somebody.execute("select pg_advisory_lock(5)")
@@ -484,7 +484,7 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
         somebody.execute("select pg_advisory_unlock(5)")
         await reading
 
-    assert standing.closed == now
-    await projects.tell()
+    assert state.blocked == now
+    await projects.report()
     await projects.read(anew=True)
-    assert standing.closed == now
+    assert state.blocked == now

@@ -66,7 +66,9 @@ def states(shop: Shop, project: str) -> dict[str, int]:
 
 
 def paused_projects(shop: Shop) -> set[str]:
-    return {row["name"] for row in shop.rows("select name from notify_worker.projects where paused_until > now()")}
+    return {
+        row["project"] for row in shop.rows("select project from notify_worker.open_incidents where scope = 'project'")
+    }
 
 
 def longest_way(shop: Shop, count: int) -> timedelta:

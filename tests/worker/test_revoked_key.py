@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from notify_worker import sandbox
+from notify_worker.answer_stats import LATEST
 from notify_worker.sandbox.switches import Changes
-from notify_worker.window import LATEST
 from tests.support.shop import Row, Shop, a_shop
 from tests.support.waiting import until
 
@@ -52,7 +52,7 @@ def test_what_makes_every_request_vain_pauses_the_project_and_burns_nothing(
 
     (pause,) = pauses(shop)
     assert (pause["by"], pause["ended_at"]) == ("worker", None)
-    assert reason in pause["because"]
+    assert reason in pause["reason"]
     assert shop.box.received - before <= PLACES * WORKERS + PROBES
     assert shop.value("select max(attempts) from notify_worker.deliveries where state = 'pending'") == 0
     assert_all_is_sent_after_the_next_probe(shop, is_mended)
@@ -140,15 +140,14 @@ def probe(shop: Shop) -> None:
 
 
 def probes(shop: Shop) -> int:
-    return int(shop.value("select probes from notify_worker.stored_incidents where ended_at is null"))
+    return int(shop.value("select probe_count from notify_worker.open_incidents"))
 
 
 def make_a_probe_due(shop: Shop) -> None:
     """Nobody wants to wait for it."""
     shop.connection.execute(
-        "update notify_worker.stored_incidents set until = clock_timestamp() where ended_at is null"
+        "update notify_worker.stored_incidents set next_probe_at = clock_timestamp() where ended_at is null"
     )
-    shop.connection.execute("select notify_worker.reckon_pause('default')")
 
 
 def assert_all_is_sent_after_the_next_probe(shop: Shop, is_mended: Changes) -> None:

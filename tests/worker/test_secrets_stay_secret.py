@@ -236,8 +236,7 @@ def stories(shop: Shop, told: list[int]) -> str:
         *shop.rows("select error, error_code, sent_as from notify_worker.attempts"),
         *shop.rows("select last_error, sent_as from notify_worker.deliveries"),
         *shop.rows("select settled_because from notify_worker.notifications"),
-        *shop.rows("select because from notify_worker.incidents"),
-        *shop.rows("select paused_because from notify_worker.projects"),
+        *shop.rows("select reason from notify_worker.incidents"),
         *shop.rows("select retired_because from notify_worker.devices"),
         *(row for each in told for row in shop.rows("select * from notify_worker.explain(%s::bigint)", each)),
     ]

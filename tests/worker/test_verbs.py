@@ -311,14 +311,13 @@ def test_a_delivery_that_is_not_there_is_named(cli: Cli, shop: psycopg.Connectio
 
 def test_pause_stops_a_project_until_resume(cli: Cli, shop: psycopg.Connection) -> None:
     paused = cli("pause", "default", "Black Friday")
-    incidents = rows(shop, "select by, because, ended_at from notify_worker.incidents")
+    incidents = rows(shop, "select by, reason, ended_at from notify_worker.incidents")
     resumed = cli("resume", "default")
 
     assert paused == Ended(0, "project default is paused until: notify-worker resume default\n", "")
-    assert incidents == [{"by": "operator", "because": "Black Friday", "ended_at": None}]
+    assert incidents == [{"by": "operator", "reason": "Black Friday", "ended_at": None}]
     assert resumed == Ended(0, "project default sends again\n", "")
     assert value(shop, "select count(*) from notify_worker.incidents where ended_at is null") == 0
-    assert value(shop, "select paused_until is null from notify_worker.projects")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +363,7 @@ def test_prune_names_an_interval_that_is_none(cli: Cli, shop: psycopg.Connection
     [
         (("history",), "the following arguments are required: receiver"),
         (("cancel",), "the following arguments are required: notification"),
-        (("pause", "default"), "the following arguments are required: because"),
+        (("pause", "default"), "the following arguments are required: reason"),
         (("resume",), "the following arguments are required: project"),
         (("prune",), "the following arguments are required: --older-than"),
         (("retry", "--delivery", "first"), "argument --delivery: invalid int value: 'first'"),

@@ -1,7 +1,7 @@
 -- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, nor in `not_of`, its share,
 -- and no more than this worker's allowance of it; high before normal, but an eighth is normal's where it has any; the longest due
--- first. Of a project that waits for a probe it is one, and of all workers one takes it. One that somebody else has locked is
--- skipped: it delays nobody.
+-- first. Of a project whose probe is due it is one notification: postpone_blocked decides whether it is the probe. One that somebody
+-- else has locked is skipped: it delays nobody.
 create or replace function notify_worker.pick(worker_id integer, most integer, due_by timestamptz, not_of text[])
 returns table (id bigint, expanded_at timestamptz, lease uuid)
 language plpgsql
@@ -22,28 +22,23 @@ declare
     of_lane smallint;
     for_normal integer;
     taken integer;
-    allowed integer;
+    probes integer;     -- how many have been sent of a project that is paused, and whose next one is due
 begin
     foreach of_project in array in_line loop
         exit when left_over < 1;
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
-        if share >= 1 then
-            allowed := probes_allowed(of_project, due_by);
-            share := least(share, allowed);
-        end if;
         continue when share < 1;
+        select max(incident.probe_count) into probes
+        from open_incidents as incident
+        where incident.project = of_project
+            and incident.scope = 'project';
+        share := least(share, case when probes is not null then 1 end);
 
         -- Every other probe is what has come last and was never tried: else what fails each time would be asked again and again,
         -- and all else wait.
-        if allowed = 1 and exists (
-            select from stored_incidents as incident
-            where incident.project = of_project
-                and incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.probes % 2 = 0
-        ) then
+        if probes % 2 = 1 then
             taken := 0;
             foreach of_lane in array array[1, 0] loop
                 return query

@@ -1,4 +1,4 @@
--- Lists the projects that are not paused and have something due.
+-- Lists the projects that have something due and are not paused, or whose probe is due.
 create or replace function notify_worker.projects_due(due_by timestamptz)
 returns setof text
 language sql
@@ -8,9 +8,10 @@ as $$
     select line.project
     from projects_in_line() as line (project)
     where not exists (
-            select from projects
-            where projects.name = line.project
-                and projects.paused_until > projects_due.due_by
+            select from open_incidents as open
+            where open.project = line.project
+                and open.scope = 'project'
+                and open.blocked_until > projects_due.due_by
         )
         and exists (
             select

@@ -6,7 +6,7 @@ language sql
 stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    select per_second(of_project) / greatest(1, (
+    select project_rate(of_project) / greatest(1, (
         select count(*)
         from stored_workers
         where ended_at is null

@@ -22,10 +22,9 @@ as $$
             and device.address = outcome.address
         where device.retired_at is null
             and not (outcome.verdict = 'unregistered' and exists (
-                select from stored_incidents as incident
-                where incident.project = outcome.project
-                    and incident.scope = 'devices'
-                    and incident.ended_at is null
+                select from open_incidents as open
+                where open.project = outcome.project
+                    and open.scope = 'devices'
             ))
             and case outcome.verdict
                 when 'unregistered' then device.registered_at <= statement_timestamp() - make_interval(secs => outcome.started_ago)

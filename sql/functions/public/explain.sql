@@ -63,30 +63,27 @@ as $$
                 else format('topics of project %s were ', incident.project)
             end || moment.what
         from notification
-        join stored_incidents as incident
+        join incidents as incident
             on incident.project = notification.project
             and incident.scope in ('project', 'apns_web', 'topics')
             and incident.began_at <= coalesce(notification.settled_at, now())
-        cross join lateral (
-            select coalesce(incident.ended_at, case when incident.probes is null and incident.until <= now() then incident.until end) as at
-        ) as ended
         cross join lateral (
             values
                 (
                     incident.began_at,
                     'paused by ' || case incident.by when 'operator' then 'an operator' else 'a worker' end
-                        || coalesce(': ' || incident.because, '')
+                        || coalesce(': ' || incident.reason, '')
                 ),
-                (ended.at, 'resumed')
+                (incident.ended_at, 'resumed')
         ) as moment (at, what)
-        where coalesce(ended.at, now()) >= notification.created_at
+        where coalesce(incident.ended_at, now()) >= notification.created_at
             and moment.at <= coalesce(notification.settled_at, now())
             and (
                 incident.scope = 'project'
                 or exists (
-                    select from stored_deliveries as stopped
-                    where stopped.notification_id = notification.id
-                        and stops(incident.scope, stopped)
+                    select from stored_deliveries as blocked
+                    where blocked.notification_id = notification.id
+                        and scope_covers(incident.scope, blocked)
                 )
             )
         union all
@@ -101,11 +98,11 @@ as $$
                 when state = 'held' then 'it is held: nobody can say whether FCM has it, and it is for a person to decide'
                 when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
                     coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
-                when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.because)
+                when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.reason)
                 else format('it is pending, due at %s', due_at)
             end
         from notification
-        left join lateral pause_of(notification.project) as paused
+        left join lateral describe_pause(notification.project) as paused
             on true
         where settled_at is null
     ) as line

@@ -1,6 +1,6 @@
 -- Tells what became of a receiver's notifications, and why: one line each, the newest first.
 create or replace function notify_worker.history(receiver_id text, since timestamptz default '-infinity')
-returns table (at timestamptz, event_id text, notification_id bigint, campaign text, state text, because text)
+returns table (at timestamptz, event_id text, notification_id bigint, campaign text, state text, reason text)
 language sql
 stable
 security definer
@@ -18,8 +18,8 @@ as $$
             when notification.state = 'held' then 'nobody can say whether FCM has it; it is for a person to decide'
             when notification.cancelled_at is not null then 'it was cancelled by a call'
             when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
-            when notification.state = 'pending' and paused.because is not null then 'its project is paused: ' || paused.because
-            when notification.state = 'pending' and stopped.because is not null then stopped.because
+            when notification.state = 'pending' and paused.reason is not null then 'its project is paused: ' || paused.reason
+            when notification.state = 'pending' and blocked.reason is not null then blocked.reason
             when notification.state = 'pending' and notification.due_at > now()
                 then coalesce(last.error || ', ', '') || 'due at ' || notification.due_at
             when notification.state = 'pending' then 'it is due'
@@ -34,23 +34,21 @@ as $$
         order by delivery.settled_at desc nulls last
         limit 1
     ) as last on true
-    left join lateral pause_of(notification.project) as paused
+    left join lateral describe_pause(notification.project) as paused
         on true
     left join lateral (
-        select case incident.scope when 'apns_web' then 'iOS and web' else 'topics' end
-            || ' of its project are paused: ' || incident.because as because
-        from stored_incidents as incident
+        select case open.scope when 'apns_web' then 'iOS and web' else 'topics' end
+            || ' of its project are paused: ' || open.reason as reason
+        from open_incidents as open
         join stored_deliveries as delivery
             on delivery.notification_id = notification.id
             and delivery.state = 'pending'
-            and stops(incident.scope, delivery)
+            and scope_covers(open.scope, delivery)
         where notification.state = 'pending'
-            and incident.project = notification.project
-            and incident.scope in ('apns_web', 'topics')
-            and incident.ended_at is null
-            and (incident.probes is not null or incident.until > now())
+            and open.project = notification.project
+            and open.scope in ('apns_web', 'topics')
         limit 1
-    ) as stopped
+    ) as blocked
         on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since

@@ -1,4 +1,5 @@
--- Ends every pause and breaker of a project, whoever began it, and rings. Refuses a project that is not there (undefined_object).
+-- Closes every pause and breaker of a project, whoever began it, and wakes a worker. Refuses a project that is not there
+-- (undefined_object).
 create or replace function notify_worker.resume(project text)
 returns void
 language plpgsql
@@ -6,27 +7,19 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
     perform check_project(resume.project);
-    perform from projects where name = resume.project for update;   -- as begin_incident, and in its order
     perform from stored_incidents as incident
-    where incident.project = resume.project
-        and incident.ended_at is null
-    for update;     -- what a claim is just now putting off is brought forward too
-    perform bring_forward(resume.project, incident.until)
-    from stored_incidents as incident
-    where incident.project = resume.project
-        and incident.until < 'infinity'
-        and incident.ended_at is null;
+    where incident.id in (select open.id from open_incidents as open where open.project = resume.project)
+    order by incident.id
+    for update of incident;     -- what a claim is just now postponing is resumed too
+    perform resume_postponed(resume.project, open.blocked_until)
+    from open_incidents as open
+    where open.project = resume.project
+        and open.blocked_until < 'infinity';
 
     update stored_incidents as incident
-    set ended_at = case when incident.probes is null then least(incident.until, now()) else now() end    -- one that ended by itself ended then
-    where incident.project = resume.project
-        and incident.ended_at is null;
-
-    update projects
-    set paused_until = null,
-        paused_because = null
-    where name = resume.project;
+    set ended_at = clock_timestamp()
+    where incident.id in (select open.id from open_incidents as open where open.project = resume.project);
     perform ring();
 end
 $$;
-comment on function notify_worker.resume is 'Ends every pause and breaker of a project, whoever began it, and rings.';
+comment on function notify_worker.resume is 'Closes every pause and breaker of a project, whoever began it, and wakes a worker.';

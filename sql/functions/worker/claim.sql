@@ -85,7 +85,7 @@ begin
     end if;
     perform settle_unsendable(picked);
     perform expand(fresh);
-    probes := put_off(picked, at);
+    probes := postpone_blocked(picked, at);
 
     update notifications
     set lease = claim.lease,

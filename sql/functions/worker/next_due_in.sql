@@ -6,21 +6,22 @@ stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select date_part('epoch', min(next.due_at)) - date_part('epoch', clock_timestamp())
-    from projects_in_line() as project
+    from projects_in_line() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     cross join lateral (
         select notification.due_at
         from notifications as notification
         where notification.state = 'pending'
-            and notification.project = project
+            and notification.project = line.project
             and notification.lane = lane.number
             and notification.due_at > clock_timestamp()
         order by notification.due_at
         limit 1
     ) as next
     where not exists (
-        select from projects
-        where projects.name = project
-            and projects.paused_until > clock_timestamp()
+        select from open_incidents as open
+        where open.project = line.project
+            and open.scope = 'project'
+            and open.blocked_until > clock_timestamp()
     )
 $$;

@@ -1,5 +1,5 @@
--- Says whether an incident of this scope stops a delivery. (No pinned path, so that it is inlined.)
-create or replace function notify_worker.stops(scope text, delivery notify_worker.stored_deliveries)
+-- Says whether a delivery is of this scope, so that an open incident of the scope blocks it. (No pinned path, so that it is inlined.)
+create or replace function notify_worker.scope_covers(scope text, delivery notify_worker.stored_deliveries)
 returns boolean
 language sql
 immutable

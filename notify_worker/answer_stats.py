@@ -1,6 +1,6 @@
 """What a provider has answered for one project in the last minute, as far as this process has seen it.
 
-Pure: whoever asks says what time it is (seconds, `time.monotonic()`). It feeds blips, the outage, and the device breaker.
+Pure: whoever asks says what time it is (seconds, `time.monotonic()`). Quick retries and the circuit breakers ask it.
 """
 
 from collections import Counter, deque
@@ -8,7 +8,7 @@ from collections import Counter, deque
 from notify_worker.model import Outcome, Verdict
 
 LASTS = 60
-"""Seconds that the window looks back."""
+"""Seconds that it looks back: a rolling window."""
 ENOUGH = 20
 """With fewer answers no share says anything."""
 LATEST = 100
@@ -17,13 +17,13 @@ FEW = 3
 """Where answers are few, so many attempts in a row are an outage."""
 FEW_WITHIN = 600.0
 """Seconds in which those attempts have to end."""
-FOREIGN = "SENDER_ID_MISMATCH"
+SENDER_MISMATCH = "SENDER_ID_MISMATCH"
 """FCM's code for a token of another sender."""
 RECENT = 10
 """Seconds over which the rate is reckoned."""
 
 
-class Window:
+class AnswerStats:
     """The answers of the last minute, counted by the second."""
 
     def __init__(self) -> None:
@@ -31,9 +31,9 @@ class Window:
         self._total: Counter[str] = Counter()
         self._latest: deque[tuple[float, bool]] = deque(maxlen=LATEST)
         self._attempts: deque[tuple[float, bool]] = deque(maxlen=FEW)
-        self._got_through_at = float("-inf")
+        self._succeeded_at = float("-inf")
 
-    def answered(self, outcome: Outcome, now: float) -> None:
+    def add_answer(self, outcome: Outcome, now: float) -> None:
         """Take note of what one request came to."""
         if not self._seconds or self._seconds[-1][0] != int(now):
             self._seconds.append((int(now), Counter()))
@@ -41,7 +41,7 @@ class Window:
         self._seconds[-1][1].update(found)
         self._total.update(found)
 
-    def attempted(self, outcome: Outcome, now: float, *, first: bool = True) -> None:
+    def add_attempt(self, outcome: Outcome, now: float, *, first: bool = True) -> None:
         """Take note of what one attempt, with all its requests, came to.
 
         What failed before is no witness of an outage: at the end of a backlog nothing else may be left.
@@ -50,7 +50,7 @@ class Window:
             self._latest.append((now, is_trouble(outcome)))
         self._attempts.append((now, is_trouble(outcome)))
         if not is_trouble(outcome):
-            self._got_through_at = now
+            self._succeeded_at = now
 
     def clear(self) -> None:
         """Forget it all: what has been is over."""
@@ -59,7 +59,7 @@ class Window:
         self._latest.clear()
         self._attempts.clear()
 
-    def blips_help(self, now: float) -> bool:
+    def quick_retry_allowed(self, now: float) -> bool:
         """Say whether a 5xx is worth another request within seconds: not where a tenth of the answers are 5xx."""
         counts = self._counts(now)
         return counts["all"] < ENOUGH or 10 * counts["5xx"] < counts["all"]
@@ -73,19 +73,19 @@ class Window:
             return of_the_minute or (len(latest) == LATEST and 4 * sum(latest) >= 3 * LATEST)
         return len(self._attempts) == FEW and all(trouble and now - at <= FEW_WITHIN for at, trouble in self._attempts)
 
-    def gets_through(self, now: float) -> bool:
+    def succeeded_recently(self, now: float) -> bool:
         """Say whether anything got through within the last ten minutes."""
-        return now - self._got_through_at <= FEW_WITHIN
+        return now - self._succeeded_at <= FEW_WITHIN
 
-    def devices_vanish(self, now: float) -> bool:
+    def unregistered_spike(self, now: float) -> bool:
         """Say whether suspiciously many addresses are called unregistered: more than a fifth."""
         counts = self._counts(now)
         return counts["all"] >= ENOUGH and 5 * counts["unregistered"] > counts["all"]
 
-    def credentials_are_foreign(self, now: float) -> bool:
+    def sender_mismatch_spike(self, now: float) -> bool:
         """Say whether most tokens are called another sender's: then it is the credentials that are."""
         counts = self._counts(now)
-        return counts["all"] >= ENOUGH and 4 * counts[FOREIGN] >= 3 * counts["all"]
+        return counts["all"] >= ENOUGH and 4 * counts[SENDER_MISMATCH] >= 3 * counts["all"]
 
     def accepted_per_second(self, now: float) -> float:
         """Say how many messages a second were taken of late; where there was nothing to send at first, since then."""
@@ -107,8 +107,8 @@ def kinds(outcome: Outcome) -> list[str]:
         found.append("5xx")
     if outcome.verdict in (Verdict.SENT, Verdict.UNREGISTERED):
         found.append(outcome.verdict.value)
-    if outcome.error_code == FOREIGN:
-        found.append(FOREIGN)
+    if outcome.error_code == SENDER_MISMATCH:
+        found.append(SENDER_MISMATCH)
     return found
 
 

@@ -1,0 +1,18 @@
+-- Locks the open incidents of this scope that workers have opened, and lists them. Waits for nobody: one that another transaction has
+-- locked, such as an operator's open `resume`, is left out. The caller has the project's lock (lock_project), which workers wait for.
+create or replace function notify_worker.lock_incidents(project text, scope text)
+returns setof notify_worker.stored_incidents
+language sql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select incident.*
+    from stored_incidents as incident
+    where incident.by = 'worker'
+        and incident.id in (
+            select open.id
+            from open_incidents as open
+            where open.project = lock_incidents.project
+                and open.scope = lock_incidents.scope
+        )
+    for update of incident skip locked
+$$;

@@ -1,0 +1,77 @@
+-- Postpones those deliveries of these notifications that an open incident of their project blocks: iOS and web, or topics, until it
+-- ends or its next probe; of a project, whose incident holds them back anyway, by no time at all. Never beyond their expiry, to be ended
+-- then. Where a probe is due, this claim takes its turn with one delivery. The caller holds the row locks of the notifications.
+-- Returns the deliveries to send as probes.
+create or replace function notify_worker.postpone_blocked(notification_ids bigint[], at timestamptz)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    incident record;
+    blocked bigint[];
+    waits_until timestamptz;
+    probe bigint;
+    probes bigint[] := '{}';
+begin
+    for incident in
+        select open.project, open.scope
+        from open_incidents as open
+        where open.project in (select project from notifications where id = any (notification_ids))
+        group by open.project, open.scope
+        order by open.scope = 'project', open.scope, open.project   -- what another scope blocks is no probe of the project
+    loop
+        blocked := array(
+            select delivery.id
+            from notifications as notification
+            join stored_deliveries as delivery
+                on delivery.notification_id = notification.id
+            where notification.id = any (notification_ids)
+                and notification.state = 'pending'
+                and notification.project = incident.project
+                and delivery.state = 'pending'
+                and delivery.due_at <= at
+                and scope_covers(incident.scope, delivery)
+            order by delivery.id = any (probes) desc, delivery.due_at, delivery.id
+        );
+        continue when blocked = '{}';
+
+        probe := null;
+        if not try_lock_incidents(incident.project, incident.scope) then
+            waits_until := at + interval '1 second';    -- another transaction is about to change them: then look again
+        else
+            if take_probe(incident.project, incident.scope, at) then
+                probe := blocked[1];
+                probes := probes || probe;
+            end if;
+            select case when incident.scope = 'project' then at else max(open.blocked_until) end into waits_until
+            from open_incidents as open
+            where open.project = incident.project
+                and open.scope = incident.scope
+            having count(*) > 0;
+            continue when not found;    -- it was closed before the lock was had
+        end if;
+
+        update stored_deliveries as delivery
+        set due_at = greatest(
+            at + interval '1 millisecond',
+            least(waits_until, expiry(notification, project.expires_after))
+        )
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where delivery.id = any (blocked)
+            and delivery.id is distinct from probe
+            and notification.id = delivery.notification_id;
+        if found then
+            update notifications    -- else whoever claims it next gives it its deliveries once more
+            set expanded_at = at
+            where id = any (notification_ids)
+                and state = 'pending'
+                and expanded_at is null;
+            perform settle(notification_ids);
+        end if;
+    end loop;
+    return probes;
+end
+$$;

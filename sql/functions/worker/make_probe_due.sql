@@ -1,0 +1,27 @@
+-- A probe decided nothing, since its answer was about that one message, or no request of it was made: the next one is due at once, and
+-- this one does not count.
+create or replace function notify_worker.make_probe_due(project text, scope text)
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    waited_until timestamptz;
+begin
+    perform lock_project(make_probe_due.project);
+    for waited_until in
+        update stored_incidents as incident
+        set next_probe_at = least(clock_timestamp(), incident.next_probe_at),
+            probe_count = greatest(0, incident.probe_count - 1)
+        from lock_incidents(make_probe_due.project, make_probe_due.scope) as probed
+        where incident.id = probed.id
+            and probed.next_probe_at is not null
+        returning probed.next_probe_at
+    loop
+        perform resume_postponed(make_probe_due.project, waited_until);    -- one of it is that probe
+    end loop;
+    if found then
+        perform ring();
+    end if;
+end
+$$;

@@ -1,0 +1,63 @@
+-- A worker found that a scope of a project is not worth a request (all of it, iOS and web, or topics), or that its devices must not be
+-- retired any more. `lasts` is in seconds; null: until a probe succeeds (of devices: until resume). `sent_rate` is how many messages a
+-- second this worker sent just before, where a quota was exceeded. An incident that is open already is not opened twice; a later end is
+-- taken over. Waits for no operator: where an open transaction has locked the incident (resume), another one is opened beside it.
+create or replace function notify_worker.open_incident(
+    project text,
+    scope text,
+    reason text,
+    lasts double precision default null,
+    sent_rate double precision default null
+)
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    opened stored_incidents;
+begin
+    perform lock_project(open_incident.project);
+    opened.began_at := clock_timestamp();
+    opened.ends_at := coalesce(opened.began_at + make_interval(secs => open_incident.lasts), 'infinity');
+    if open_incident.lasts is null and open_incident.scope <> 'devices' then
+        opened.next_probe_at := opened.began_at + probe_wait(open_incident.scope, 0);
+    end if;
+    opened.project_rate := rate_after_quota(open_incident.project, open_incident.sent_rate);
+
+    update stored_incidents as incident     -- so that the index of what may be open stays small
+    set ended_at = incident.ends_at
+    where incident.id in (
+        select lapsed.id
+        from stored_incidents as lapsed
+        where lapsed.project = open_incident.project
+            and lapsed.ended_at is null
+            and lapsed.ends_at <= opened.began_at
+        for update skip locked
+    );
+
+    update stored_incidents as incident
+    set ends_at = greatest(incident.ends_at, opened.ends_at),
+        project_rate = greatest(incident.project_rate, opened.project_rate)    -- a worker that was refused at once has sent nothing, and knows least
+    from lock_incidents(open_incident.project, open_incident.scope) as known
+    where incident.id = known.id
+        and (known.next_probe_at is null) = (opened.next_probe_at is null);
+    if found then
+        return;
+    end if;
+
+    if open_incident.scope = 'devices' then
+        open_incident.reason := open_incident.reason || '. ' || bring_back_devices(open_incident.project, opened.began_at);
+    end if;
+    insert into stored_incidents (project, scope, by, began_at, ends_at, next_probe_at, reason, project_rate)
+    values (
+        open_incident.project,
+        open_incident.scope,
+        'worker',
+        opened.began_at,
+        opened.ends_at,
+        opened.next_probe_at,
+        open_incident.reason,
+        opened.project_rate
+    );
+end
+$$;
