@@ -42,8 +42,6 @@ comment on column notify_worker.projects.first_retry_after is 'The wait after th
 comment on column notify_worker.projects.longest_retry_after is 'The wait grows no further than this.';
 comment on column notify_worker.projects.expires_after is 'How long a notification that names no expires_at stays worth sending.';
 comment on column notify_worker.projects.stale_after is 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
-comment on column notify_worker.projects.paused_until is 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
-comment on column notify_worker.projects.paused_because is 'Why it is paused.';
 
 create table notify_worker.campaigns (
     name text primary key,

@@ -24,8 +24,8 @@ from notify_worker.model import (
     Words,
 )
 from notify_worker.project_state import ProjectState
-from tests.unit.test_render import DELIVERY
 from tests.support.waiting import auntil
+from tests.unit.test_render import DELIVERY
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
