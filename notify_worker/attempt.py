@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 
-from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
+from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.render import render
 from notify_worker.retry import blip
 from notify_worker.standing import Standing
@@ -67,16 +67,14 @@ class Try:
 
     async def run(self) -> Attempt | None:
         """Make the attempt. None: none of its requests may start: no lease, a stop, a pause."""
-        broken = False
         try:
             self.outcome = await self._render_and_send()
         except Exception:  # a bug costs this delivery alone, and says nothing of the provider
-            broken = True
             log.exception("delivery %d broke", self.delivery.id)
-            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
+            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code=BUG)
         if self.outcome is None:
             return None
-        heard = self.requests and not broken
+        heard = self.requests and self.outcome.error_code != BUG
         counts = self.standing.heed(self.delivery, self.outcome, self.started) if heard else True
         dice = random.random()  # noqa: S311  jitter
         return Attempt(
@@ -106,7 +104,8 @@ class Try:
                     self.started = monotonic()
                 self.requests += 1
                 answer = await self.standing.sender.send(message)
-                self.standing.window.answered(answer, monotonic())
+                if answer.error_code != BUG:
+                    self.standing.window.answered(answer, monotonic())
                 self.outcome = self._after(self.outcome, answer)
         return self.outcome
 

@@ -15,6 +15,10 @@ UNREADABLE: Json = object()
 """Stands for JSON that Postgres holds and Python can't read: a number of 5,000 digits, a nesting of 1,000 levels."""
 
 
+BUG = "BUG"
+"""`error_code` where the worker itself, or a sender of another package, broke: it says nothing of the provider."""
+
+
 ADDRESS_KINDS = ("token", "fid", "topic", "condition")
 """What an address can be."""
 

@@ -2,14 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from time import monotonic
-
-import psycopg
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
-from notify_worker.senders.opening import LazySender
+from notify_worker.senders.factory import LazySender
 from notify_worker.standing import Standing
 from notify_worker.store import Store
 
@@ -71,15 +68,9 @@ class Projects:
         """Tell the database. Raises psycopg.Error: what was not told stays to be told."""
         for standing in list(self._standings.values()):
             while standing.found:
-                await self._tell(standing.found[0])
+                await self._store.tell(standing.found[0])
                 standing.found.pop(0)
                 standing.changes += 1
-
-    async def _tell(self, incident: Incident) -> None:
-        try:
-            await self._store.tell(incident)
-        except (psycopg.DataError, UnicodeError):  # words of another package's sender that Postgres can't hold
-            await self._store.tell(replace(incident, because="its sender's words can't be kept"))
 
     async def open_senders(self) -> None:
         """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""

@@ -378,7 +378,7 @@ async def test_a_token_that_ran_out_is_renewed_before_the_request(server: Hostil
 async def test_a_token_near_its_end_stays_in_use_while_one_renewal_runs(
     server: HostileServer, sender: FcmSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    monkeypatch.setattr("notify_worker.senders.credentials.RENEW_PAUSE", 0)
     server.acts["/token"] = in_turn(tokens(expires_in=200), silence)
     await sender.send(MESSAGE)
 
@@ -639,7 +639,7 @@ async def test_a_key_without_permission_is_read_again_at_leisure_while_its_token
     service_account: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    monkeypatch.setattr("notify_worker.senders.credentials.RENEW_PAUSE", 0)
     server.acts["/v1"] = error(403, "PERMISSION_DENIED", "No.", DISABLED)
     server.acts["/v1/projects/other"] = answer(200, NAME)
     await sender.send(MESSAGE)

@@ -35,7 +35,7 @@ from notify_worker.projects import Projects
 from notify_worker.render import render
 from notify_worker.retry import RetryPolicy
 from notify_worker.sandbox.account import account_info, write
-from notify_worker.senders.opening import open_sender
+from notify_worker.senders.factory import open_sender
 from notify_worker.senders.transport import AiohttpTransport
 from notify_worker.settings import Settings
 from notify_worker.store import Store
