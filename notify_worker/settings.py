@@ -29,7 +29,6 @@ class Settings:
     concurrency: int = 100
     request_timeout: timedelta = timedelta(seconds=15)
     lease: timedelta = timedelta(seconds=120)
-    metrics_address: str | None = None
     log_format: str = "text"
 
     @property
@@ -115,16 +114,6 @@ def request_timeout(text: str) -> timedelta:
     return value
 
 
-def host_and_port(text: str) -> str:
-    """Read where something is to be served."""
-    host, _, port = text.rpartition(":")
-    if not (
-        host and text.isprintable() and port.isascii() and port.isdecimal() and len(port) < 6 and int(port) < 65536
-    ):
-        raise ValueError(f'is "{text}". It has to be a host and a port: 127.0.0.1:9090.')
-    return text
-
-
 def url(text: str) -> str:
     """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
     try:
@@ -164,6 +153,5 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NOTIFY_WORKER_CONCURRENCY": ("concurrency", whole_number),
     "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": ("request_timeout", request_timeout),
     "NOTIFY_WORKER_LEASE_SECONDS": ("lease", length),
-    "NOTIFY_WORKER_METRICS_ADDRESS": ("metrics_address", host_and_port),
     "NOTIFY_WORKER_LOG_FORMAT": ("log_format", log_format),
 }

@@ -882,8 +882,6 @@ ADDRESSES: list[tuple[str, str, str]] = [
     ("FCM_URL", "https://fcm.googleapis.com/#x", ""),
     ("FCM_URL", "http://127.0.0.1#@evil.example", ""),
     ("FCM_URL", "https://fcm.googleapis.com\r\nX: y", ""),
-    ("METRICS_ADDRESS", "everywhere", ""),
-    ("METRICS_ADDRESS", "127.0.0.1:99999", ""),
 ]
 
 
