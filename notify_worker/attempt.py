@@ -1,4 +1,4 @@
-"""One attempt of a delivery: render it, send it in a place among the requests in flight, mend a blip."""
+"""One attempt of a delivery: render it, send it in a place among the requests in flight, and retry it quickly."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from types import TracebackType
 
 from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.render import render
-from notify_worker.retry import blip
+from notify_worker.retry import quick_retry
 from notify_worker.standing import Standing
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Try:
             return None
         heard = self.requests and self.outcome.error_code != BUG
         counts = self.standing.heed(self.delivery, self.outcome, self.started) if heard else True
-        dice = random.random()  # noqa: S311  jitter
+        jitter = random.random()  # noqa: S311  no secret depends on it
         return Attempt(
             delivery=self.delivery,
             outcome=self.outcome,
@@ -84,14 +84,14 @@ class Try:
             finished=monotonic(),
             requests=self.requests,
             counts=counts,
-            retry_in=self.standing.policy.retry_in(self.delivery, self.outcome, counts=counts, dice=dice),
+            retry_in=self.standing.policy.retry_in(self.delivery, self.outcome, counts=counts, jitter=jitter),
         )
 
     async def _render_and_send(self) -> Outcome | None:
         rendered = render(self.delivery)
         if isinstance(rendered, Outcome):
             return rendered
-        return await blip(self._mendable, self._pause)(self._request, rendered)
+        return await quick_retry(self._is_quickly_retryable, self._pause)(self._request, rendered)
 
     async def _request(self, message: Message) -> Outcome | None:
         """Make one request; where none may start any more, what came of the last one stays."""
@@ -132,9 +132,9 @@ class Try:
         """Have it written that a request begins, where the caller said hold: after a crash that says what may have left."""
         return self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.mark(self.delivery)
 
-    def _mendable(self, outcome: Outcome | None) -> bool:
+    def _is_quickly_retryable(self, outcome: Outcome | None) -> bool:
         """Say whether the same request may be made again within seconds."""
-        if outcome is None or not outcome.mendable or not self._may_start():
+        if outcome is None or not outcome.quickly_retryable or not self._may_start():
             return False
         if outcome.verdict is Verdict.PAUSED:  # its token was refused: it surely has not arrived
             return True

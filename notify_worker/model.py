@@ -1,4 +1,4 @@
-"""The nouns of the flow, as frozen data: what is claimed, what is sent, what came of it."""
+"""The data of the pipeline, frozen: deliveries that are claimed, messages that are sent, and their outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ from typing import Any
 from uuid import UUID
 
 Json = Any
-"""What `json.loads` can give."""
+"""Anything that `json.loads` returns."""
 
 
 UNREADABLE: Json = object()
-"""Stands for JSON that Postgres holds and Python can't read: a number of 5,000 digits, a nesting of 1,000 levels."""
+"""Stands for JSON that Postgres holds and Python can't parse, such as a number of 5,000 digits or 1,000 nested levels."""
 
 
 BUG = "BUG"
@@ -20,11 +20,11 @@ BUG = "BUG"
 
 
 ADDRESS_KINDS = ("token", "fid", "topic", "condition")
-"""What an address can be."""
+"""The kinds of address."""
 
 
 class Verdict(StrEnum):
-    """What an attempt came to."""
+    """The result of an attempt in one word."""
 
     SENT = "sent"
     RETRY = "retry"
@@ -35,7 +35,7 @@ class Verdict(StrEnum):
 
 
 class Scope(StrEnum):
-    """What of a project an incident stops."""
+    """The part of a project that an incident blocks."""
 
     PROJECT = "project"
     APNS_WEB = "apns_web"
@@ -44,15 +44,15 @@ class Scope(StrEnum):
 
 
 class OnUnknown(StrEnum):
-    """What the caller wants where nobody can say whether FCM has the message."""
+    """What to do where it is unknown whether FCM has the message."""
 
     RESEND = "resend"
     HOLD = "hold"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a message is made of, as it stands in a campaign or inline in a notification."""
+class Content:
+    """The content of a message, from a campaign or from the notification itself."""
 
     title: str | None = None
     body: str | None = None
@@ -63,7 +63,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A Firebase project as its row in `projects` describes it."""
+    """A project, as its row in `projects` describes it."""
 
     name: str
     firebase_project_id: str | None = None
@@ -74,8 +74,8 @@ class Project:
     longest_retry_after: timedelta = timedelta(minutes=15)
 
     @property
-    def way(self) -> "Project":
-        """What of the row says how its messages are carried: another policy is no reason for another connection."""
+    def sender_key(self) -> "Project":
+        """The part of the row that a sender depends on: a new retry policy needs no new connections."""
         return Project(self.name, self.firebase_project_id, self.credentials, self.sender)
 
 
@@ -88,7 +88,7 @@ class Delivery:
     lease: UUID
     worker_id: int
     start_by: float
-    """Until when a request may start (`time.monotonic()`): the lease has to outlast the longest attempt."""
+    """No request starts after this (`time.monotonic()`): the lease has to outlast the longest attempt."""
     project: str
     kind: str
     address: str = field(repr=False)
@@ -96,28 +96,28 @@ class Delivery:
     on_unknown: OnUnknown
     priority: str | None
     attempts: int
-    """How many attempts count against the project's `max_attempts` so far."""
+    """Attempts so far that count against the project's `max_attempts`."""
     tries: int
-    """How many rows the history holds for it so far."""
+    """Its rows in the history so far."""
     probe: bool
-    """It is sent to see whether its project, or iOS and web, can be sent to again."""
+    """Whether it is a probe: it is sent during an incident to find out whether that is over."""
     expires_in: float
     """Seconds from the claim, by the database's clock."""
     expires_at: float
     """Seconds since 1970, by the database's clock."""
     expires_by: float
-    """After this no request of it may start (`time.monotonic()`)."""
+    """No request starts after this (`time.monotonic()`)."""
     tag: str
     """`<installation>-<notification id>`: a second copy replaces the first on the screen."""
-    inline: Words = field(repr=False)
+    inline: Content = field(repr=False)
     campaign_name: str | None
-    campaign: Words | None = field(repr=False)
+    campaign: Content | None = field(repr=False)
     params: Mapping[str, Json] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The rendered thing that a sender is given: FCM's `message` object, with its address in it."""
+    """A rendered message for a sender: FCM's `message` object, with the address in it."""
 
     kind: str
     body: Mapping[str, Json] = field(repr=False)
@@ -125,37 +125,37 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """What an answer says beyond its own delivery: nothing else of this scope is worth a request now."""
+    """The consequence of an answer beyond its own delivery: no other request of this scope is worth making now."""
 
     scope: Scope
     lasts: timedelta | None = None
-    """How long; None: until a probe gets through."""
+    """How long; None lasts until a probe gets through."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a request, or the want of one, came to."""
+    """The result of a request, or of not making one."""
 
     verdict: Verdict
     error: str | None = None
-    """For people: what happened, in one line, without the address and without any secret."""
+    """For people: one line, without the address and without any secret."""
     error_code: str | None = None
-    """For machines: FCM's code (`UNREGISTERED`), or the name of the exception (`ConnectError`)."""
+    """For programs: FCM's code (`UNREGISTERED`), or the name of the exception (`ConnectError`)."""
     http_status: int | None = None
-    sent_as: str | None = None
+    provider_message_id: str | None = None
     """FCM's name of the message."""
     asked_to_wait: timedelta | None = None
     """FCM's Retry-After."""
     pause: Pause | None = None
-    """What else is not worth a request now."""
-    mendable: bool = False
-    """The same request may be made again within seconds: it surely never left, its token was refused for the first time,
-    or FCM answered a 5xx and named no time."""
+    """What to pause beyond this delivery."""
+    quickly_retryable: bool = False
+    """Whether a quick retry may get through: the request never left, its access token was rejected for the first time, or
+    FCM answered 5xx without a Retry-After."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of a delivery, as the history keeps it. Times are `time.monotonic()` of this process."""
+    """The result of one attempt (1 to 3 requests): one row of `attempts`. Times are `time.monotonic()` of this process."""
 
     delivery: Delivery
     outcome: Outcome
@@ -165,12 +165,12 @@ class Attempt:
     counts: bool = True
     """Whether it counts against the project's `max_attempts`."""
     retry_in: timedelta | None = None
-    """How long until the delivery is due again; None: never."""
+    """How long until the delivery is due again; None if it is not retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What a process found out about a project, for all the others: that something stops, or goes on (`over`)."""
+    """A change that one process reports to all others: a scope of a project is blocked, or no longer (`over`)."""
 
     project: str
     scope: Scope
@@ -178,4 +178,4 @@ class Incident:
     because: str | None = None
     lasts: timedelta | None = None
     per_second: float | None = None
-    """After an exceeded quota: what this process has sent just before."""
+    """After a used-up quota: the rate at which this process has sent just before, in messages a second."""

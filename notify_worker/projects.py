@@ -111,11 +111,11 @@ class Projects:
         standing.follow(project, closed)
 
     def _sender(self, project: Project) -> LazySender:
-        """Give the sender of a project: the same one as long as the row says nothing else about the way."""
-        way = project.way
-        if way not in self._senders:
-            self._senders[way] = self._open_sender(project)
-        return self._senders[way]
+        """Return a project's sender: the same one until the row changes in a way that concerns the sender."""
+        key = project.sender_key
+        if key not in self._senders:
+            self._senders[key] = self._open_sender(project)
+        return self._senders[key]
 
     def _each(self) -> list[tuple[Project, LazySender]]:
         return [(standing.project, self._sender(standing.project)) for standing in self._standings.values()]

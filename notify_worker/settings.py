@@ -12,11 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from notify_worker.errors import SettingsError
+from notify_worker.retry import QUICK_REQUESTS, QUICK_RETRY_WAITS
 
 PREFIX = "NOTIFY_WORKER_"
 LONGEST_REQUEST_TIMEOUT = timedelta(seconds=20)
-BLIP_WAITS = timedelta(seconds=4)
-"""What the waits inside one attempt may take in all: 1 s and 2 s, with a fifth of jitter, rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,8 @@ class Settings:
 
     @property
     def longest_attempt(self) -> timedelta:
-        """How long one attempt can take: three requests that time out, and the waits between them."""
-        return 3 * self.request_timeout + BLIP_WAITS
+        """How long one attempt can take: all its requests time out, with the waits of the quick retries between them."""
+        return QUICK_REQUESTS * self.request_timeout + QUICK_RETRY_WAITS
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = environ) -> "Settings":
@@ -64,8 +63,8 @@ class Settings:
         if self.lease < shortest:
             problem = (
                 f"NOTIFY_WORKER_LEASE_SECONDS is {seconds(self.lease)}: too short. A lease lasts for two attempts, and one "
-                f"takes up to 3 x {seconds(self.request_timeout)} s + 4 s. Set it to {seconds(shortest)} or more, "
-                "or lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
+                f"takes up to {QUICK_REQUESTS} x {seconds(self.request_timeout)} s + {seconds(QUICK_RETRY_WAITS)} s. "
+                f"Set it to {seconds(shortest)} or more, or lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
             )
             return [problem]
         return []

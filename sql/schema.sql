@@ -37,6 +37,23 @@ COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notificati
 COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
 COMMENT ON COLUMN notify_worker.projects.paused_until IS 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
 
+CREATE TABLE notify_worker.campaigns (
+    name text NOT NULL,
+    title text,
+    body text,
+    image text,
+    data jsonb,
+    message jsonb,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT campaigns_data_is_an_object CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT campaigns_message_is_an_object CHECK ((jsonb_typeof(message) = 'object'::text))
+);
+COMMENT ON TABLE notify_worker.campaigns IS 'Named words, with {placeholders} that a notification''s params fill.';
+COMMENT ON COLUMN notify_worker.campaigns.data IS 'What the app is given beside the words: string to string.';
+COMMENT ON COLUMN notify_worker.campaigns.message IS 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
+COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'Since when nothing of it is sent: what comes due ends cancelled.';
+
 CREATE TABLE notify_worker.notifications (
     id bigint NOT NULL,
     event_id text,
@@ -106,7 +123,7 @@ CREATE TABLE notify_worker.stored_deliveries (
     last_verdict text,
     last_error_code text,
     last_error text,
-    sent_as text,
+    provider_message_id text,
     marked_by uuid,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     retried_at timestamp with time zone,
@@ -120,23 +137,6 @@ COMMENT ON COLUMN notify_worker.stored_deliveries.tries IS 'How many rows of the
 COMMENT ON COLUMN notify_worker.stored_deliveries.due_at IS 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
 COMMENT ON COLUMN notify_worker.stored_deliveries.marked_by IS 'The lease under which a request of it was about to begin; only what is on hold when unknown is marked.';
 COMMENT ON COLUMN notify_worker.stored_deliveries.retried_at IS 'When a call gave it a fresh budget: attempts counts from there.';
-
-CREATE TABLE notify_worker.campaigns (
-    name text NOT NULL,
-    title text,
-    body text,
-    image text,
-    data jsonb,
-    message jsonb,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    retired_at timestamp with time zone,
-    CONSTRAINT campaigns_data_is_an_object CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT campaigns_message_is_an_object CHECK ((jsonb_typeof(message) = 'object'::text))
-);
-COMMENT ON TABLE notify_worker.campaigns IS 'Named words, with {placeholders} that a notification''s params fill.';
-COMMENT ON COLUMN notify_worker.campaigns.data IS 'What the app is given beside the words: string to string.';
-COMMENT ON COLUMN notify_worker.campaigns.message IS 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
-COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'Since when nothing of it is sent: what comes due ends cancelled.';
 
 CREATE TABLE notify_worker.stored_attempts (
     delivery_id bigint NOT NULL,
@@ -152,7 +152,7 @@ CREATE TABLE notify_worker.stored_attempts (
     error_code text,
     error text,
     retry_at timestamp with time zone,
-    sent_as text,
+    provider_message_id text,
     counts boolean DEFAULT true NOT NULL,
     late boolean DEFAULT false NOT NULL,
     recorded_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -369,7 +369,7 @@ CREATE VIEW notify_worker.attempts AS
     error_code,
     error,
     retry_at,
-    sent_as,
+    provider_message_id,
     late
    FROM notify_worker.stored_attempts;
 COMMENT ON VIEW notify_worker.attempts IS 'The history: one row a try, only ever added to.';
@@ -419,7 +419,7 @@ CREATE VIEW notify_worker.deliveries AS
     delivery.state,
     delivery.attempts,
     delivery.due_at,
-    delivery.sent_as,
+    delivery.provider_message_id,
     delivery.last_error,
     delivery.created_at,
     delivery.settled_at
@@ -429,7 +429,7 @@ COMMENT ON VIEW notify_worker.deliveries IS 'One notification to one address, as
 COMMENT ON COLUMN notify_worker.deliveries.address IS 'Its last 6 characters.';
 COMMENT ON COLUMN notify_worker.deliveries.state IS 'pending, sent (FCM has accepted it), failed, expired, cancelled or held.';
 COMMENT ON COLUMN notify_worker.deliveries.attempts IS 'How many attempts count against the project''s max_attempts.';
-COMMENT ON COLUMN notify_worker.deliveries.sent_as IS 'FCM''s name of the message.';
+COMMENT ON COLUMN notify_worker.deliveries.provider_message_id IS 'FCM''s name of the message.';
 
 CREATE VIEW notify_worker.incidents AS
  SELECT project,
@@ -782,7 +782,7 @@ begin
         last_verdict = attempt.verdict,
         last_error_code = attempt.error_code,
         last_error = attempt.error,
-        sent_as = attempt.sent_as,
+        provider_message_id = attempt.provider_message_id,
         settled_at = case
             when becomes.state not in ('pending', 'held') then greatest(attempt.recorded_at, attempt.finished_at)
         end
@@ -822,7 +822,7 @@ begin
         last_verdict = 'sent',
         last_error_code = null,
         last_error = null,
-        sent_as = attempt.sent_as,
+        provider_message_id = attempt.provider_message_id,
         settled_at = clock_timestamp()
     from stored_attempts as attempt
     where delivery.notification_id = any (notification_ids)
@@ -1168,7 +1168,7 @@ begin
         what := format('the kind of a notification''s address can''t be "%s"', left(new.kind, 40));
         what_to_do := 'There are token, fid, topic and condition.';
     elsif num_nonnulls(new.campaign, new.title, new.body, new.data, new.message) = 0 then
-        rule := 'notifications_words';
+        rule := 'notifications_content';
         what := 'a notification says nothing';
         what_to_do := 'Give a campaign, or at least one of title, body, data and message.';
     elsif new.priority not in ('high', 'normal') then
@@ -1260,7 +1260,7 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.check_project(project text) IS 'Refuses a project that is not there, and suggests the nearest name.';
 
-CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] DEFAULT '{}'::text[]) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, again_in double precision)
+CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] DEFAULT '{}'::text[]) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_content jsonb, again_in double precision)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -1420,6 +1420,23 @@ CREATE FUNCTION notify_worker.commit_durably() RETURNS void
     where current_setting('synchronous_commit') in ('off', 'local')
 $$;
 COMMENT ON FUNCTION notify_worker.commit_durably() IS 'Makes the transaction that calls this commit durably, whatever the database''s default is.';
+
+CREATE FUNCTION notify_worker.content_too_big(notification notify_worker.notifications, campaign notify_worker.campaigns) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select 65536 < coalesce(octet_length(notification.title), 0)
+        + coalesce(octet_length(notification.body), 0)
+        + coalesce(octet_length(notification.image), 0)
+        + coalesce(octet_length(notification.params::text), 0)
+        + coalesce(octet_length(notification.data::text), 0)
+        + coalesce(octet_length(notification.message::text), 0)
+        + coalesce(octet_length(campaign.title), 0)
+        + coalesce(octet_length(campaign.body), 0)
+        + coalesce(octet_length(campaign.image), 0)
+        + coalesce(octet_length(campaign.data::text), 0)
+        + coalesce(octet_length(campaign.message::text), 0)
+$$;
+COMMENT ON FUNCTION notify_worker.content_too_big(notification notify_worker.notifications, campaign notify_worker.campaigns) IS 'Returns whether a notification and its campaign hold more than 64 KB of content and params.';
 
 CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
     LANGUAGE sql STABLE
@@ -1648,7 +1665,7 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
             2,
             format('%s: attempt %s by %s came to %s', delivery.name, attempt.number, attempt.worker, attempt.verdict)
                 || coalesce(': ' || attempt.error, '')
-                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.sent_as, '') else '' end
+                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.provider_message_id, '') else '' end
                 || coalesce(case when attempt.verdict <> 'paused' then ', to be tried again at ' || attempt.retry_at end, '')
                 || case when attempt.finished_at is not null and not attempt.counts and attempt.verdict <> 'paused' then ' (not counted)' else '' end
                 || case when attempt.late then ' (late: its lease had been taken over)' else '' end
@@ -1989,7 +2006,7 @@ CREATE FUNCTION notify_worker.next_due_in() RETURNS double precision
 $$;
 COMMENT ON FUNCTION notify_worker.next_due_in() IS 'Says in how many seconds the next notification is due that is not due yet; null: there is none.';
 
-CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, sent_as text, counts boolean)
+CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, provider_message_id text, counts boolean)
     LANGUAGE sql IMMUTABLE
     AS $$
     select *
@@ -2005,7 +2022,7 @@ CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery
         error_code text,
         error text,
         retry_in double precision,
-        sent_as text,
+        provider_message_id text,
         counts boolean
     )
 $$;
@@ -2519,7 +2536,7 @@ begin
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
-        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late, recorded_at
+        verdict, requests, http_status, error_code, error, retry_at, provider_message_id, counts, late, recorded_at
     )
     select
         outcome.delivery_id,
@@ -2535,7 +2552,7 @@ begin
         outcome.error_code,
         outcome.error,
         at + make_interval(secs => outcome.retry_in),
-        outcome.sent_as,
+        outcome.provider_message_id,
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
         notification.lease is distinct from outcome.lease,
         clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since
@@ -2904,7 +2921,7 @@ begin
                 when expiry(notification, its_project.expires_after) <= at then 'expired'
                 when its_campaign.retired_at <= at then 'retired'
                 when notification.campaign is not null and its_campaign.name is null then 'no campaign'
-                when words_are_too_big(notification, its_campaign) then 'too big'
+                when content_too_big(notification, its_campaign) then 'too big'
             end as reason
         from notifications as notification
         left join projects as its_project
@@ -3226,23 +3243,6 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.wake() IS 'A statement that commits notifications has a worker''s ear: a worker is awake, or the statement defers one job.';
-
-CREATE FUNCTION notify_worker.words_are_too_big(notification notify_worker.notifications, campaign notify_worker.campaigns) RETURNS boolean
-    LANGUAGE sql STABLE
-    AS $$
-    select 65536 < coalesce(octet_length(notification.title), 0)
-        + coalesce(octet_length(notification.body), 0)
-        + coalesce(octet_length(notification.image), 0)
-        + coalesce(octet_length(notification.params::text), 0)
-        + coalesce(octet_length(notification.data::text), 0)
-        + coalesce(octet_length(notification.message::text), 0)
-        + coalesce(octet_length(campaign.title), 0)
-        + coalesce(octet_length(campaign.body), 0)
-        + coalesce(octet_length(campaign.image), 0)
-        + coalesce(octet_length(campaign.data::text), 0)
-        + coalesce(octet_length(campaign.message::text), 0)
-$$;
-COMMENT ON FUNCTION notify_worker.words_are_too_big(notification notify_worker.notifications, campaign notify_worker.campaigns) IS 'Says whether a notification and its campaign hold more than 64 KB of words.';
 
 
 CREATE TRIGGER check_campaign BEFORE INSERT OR UPDATE ON notify_worker.campaigns FOR EACH ROW EXECUTE FUNCTION notify_worker.check_campaign();

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from notify_worker.attempt import Mark, Places, Try
-from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict, Words
+from notify_worker.model import Attempt, Content, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.standing import Standing
 from tests.test_render import DELIVERY
 from tests.waiting import auntil
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, mendable=True)
-NEVER_LEFT = Outcome(Verdict.RETRY, mendable=True)
-REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, mendable=True)
+MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+NEVER_LEFT = Outcome(Verdict.RETRY, quickly_retryable=True)
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, quickly_retryable=True)
 QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
 A_BLIP = 0.9
 """Seconds in which no blip's wait can have passed."""
@@ -161,8 +161,8 @@ async def test_blips_are_mended_in_seconds_and_hold_no_place_meanwhile() -> None
     ("outcome", "on_unknown"),
     [
         (MENDABLE, OnUnknown.HOLD),
-        (Outcome(Verdict.RETRY, mendable=True), OnUnknown.HOLD),
-        (replace(MENDABLE, mendable=False), OnUnknown.RESEND),
+        (Outcome(Verdict.RETRY, quickly_retryable=True), OnUnknown.HOLD),
+        (replace(MENDABLE, quickly_retryable=False), OnUnknown.RESEND),
         (FAILED, OnUnknown.RESEND),
     ],
 )
@@ -255,7 +255,7 @@ async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_
 async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
     sender = ready()
 
-    result = await made(attempt(sender, inline=Words(body="x" * 5000)))
+    result = await made(attempt(sender, inline=Content(body="x" * 5000)))
 
     assert (result.outcome.verdict, result.outcome.error_code) == (Verdict.FAILED, "MESSAGE_TOO_BIG")
     assert (result.requests, result.retry_in, sender.asked) == (0, None, [])
@@ -343,7 +343,7 @@ async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_deliv
 
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
-    sender = ready(a=[replace(MENDABLE, mendable=False)] * 4)
+    sender = ready(a=[replace(MENDABLE, quickly_retryable=False)] * 4)
     standing = project(sender)
 
     results = [await made(attempt(sender, standing=standing)) for _ in range(3)]
@@ -447,7 +447,7 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     await attempt(sender, stopping=stopping, **hold).run()
     await attempt(sender, expires_by=monotonic() - 1, **hold).run()
     await attempt(sender, start_by=monotonic() - 1, **hold).run()
-    await attempt(sender, inline=Words(body="x" * 5000), **hold).run()
+    await attempt(sender, inline=Content(body="x" * 5000), **hold).run()
 
     assert (book.written, sender.asked) == ([], [])
 

@@ -27,7 +27,7 @@ from tests.store_words import (
 
 AUDIT = Path(__file__).parent.parent / "sql" / "audit"
 
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
 BUSY = {"verdict": "unknown", "error_code": "UNAVAILABLE", "error": "FCM is busy", "retry_in": 0}
 FAILED = {"verdict": "failed", "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
 UNREGISTERED = {"verdict": "unregistered", "error_code": "UNREGISTERED", "error": "it is gone"}

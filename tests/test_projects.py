@@ -130,7 +130,7 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
     await projects.open_senders()
 
     assert knows(projects) is before  # with its window
-    assert before.policy.wait(1, dice=0) == timedelta(seconds=20)
+    assert before.policy.wait(1, jitter=0) == timedelta(seconds=20)
     assert before.sender is sender
     assert len(post.opened) == 1
 

@@ -43,7 +43,7 @@ class Scripted(ConsoleSender):
 
     async def send(self, message: Message) -> Outcome:
         self.sent.append(str(message.body["token"]))
-        return self._answers.get(self.sent[-1]) or Outcome(Verdict.SENT, http_status=200, sent_as="1")
+        return self._answers.get(self.sent[-1]) or Outcome(Verdict.SENT, http_status=200, provider_message_id="1")
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ async def is_paused(connection: psycopg.Connection) -> bool:
         {"error": ValueError("no text")},
         {"error": "\ud800"},
         {"error": "a \x00"},
-        {"sent_as": b"bytes"},
+        {"provider_message_id": b"bytes"},
         {"http_status": 10**12},
         {"error_code": ["a list"]},
     ],

@@ -38,7 +38,7 @@ class Pigeons:
             raise RuntimeError(f"a pigeon is lost on its way to {address}")
         with open(os.environ["PIGEONS_LOG"], "a") as log:
             print(self.project, self.timeout, address, message.body["notification"]["title"], file=log)
-        return Outcome(Verdict.SENT, sent_as="pigeon-7")
+        return Outcome(Verdict.SENT, provider_message_id="pigeon-7")
 
     async def aclose(self):
         with open(os.environ["PIGEONS_LOG"], "a") as log:
@@ -131,7 +131,7 @@ def test_a_sender_that_another_package_brings_is_used_for_its_project_alone(shop
     drain(shop, package)
 
     assert pigeons_log(shop) == ["birds 2.0 loft:7 Coo", "birds closed"]
-    assert (shop.state(by_pigeon), shop.delivery(by_pigeon)["sent_as"]) == ("sent", "pigeon-7")
+    assert (shop.state(by_pigeon), shop.delivery(by_pigeon)["provider_message_id"]) == ("sent", "pigeon-7")
     assert (shop.state(by_fcm), [shown.address for shown in shop.box.shown]) == ("sent", ["app:phone"])
     assert shop.unbalanced() == []
 
@@ -204,7 +204,7 @@ CLEANED: dict[str, tuple[Any, Outcome]] = {
         Outcome(Verdict.UNKNOWN, error="the project's sender returned no outcome", error_code=BUG),
     ),
     "text that Postgres can't hold": (
-        Outcome(Verdict.FAILED, error="a\x00b\ud800c\nd", error_code="A\x00B", sent_as="\ud800"),
+        Outcome(Verdict.FAILED, error="a\x00b\ud800c\nd", error_code="A\x00B", provider_message_id="\ud800"),
         Outcome(Verdict.FAILED, error="a b c d", error_code="A B"),
     ),
     "long text": (Outcome(Verdict.RETRY, error="x" * 10_000), Outcome(Verdict.RETRY, error="x" * 600)),
@@ -214,10 +214,10 @@ CLEANED: dict[str, tuple[Any, Outcome]] = {
             error=ValueError("?"),  # type: ignore[arg-type]
             error_code=["?"],  # type: ignore[arg-type]
             http_status="200",  # type: ignore[arg-type]
-            sent_as=b"7",  # type: ignore[arg-type]
+            provider_message_id=b"7",  # type: ignore[arg-type]
             asked_to_wait=30,  # type: ignore[arg-type]
             pause="project",  # type: ignore[arg-type]
-            mendable="yes",  # type: ignore[arg-type]
+            quickly_retryable="yes",  # type: ignore[arg-type]
         ),
         Outcome(Verdict.SENT),
     ),
@@ -237,7 +237,7 @@ CLEANED: dict[str, tuple[Any, Outcome]] = {
             "UNAVAILABLE",
             503,
             asked_to_wait=timedelta(seconds=30),
-            mendable=True,
+            quickly_retryable=True,
         ),
         Outcome(
             Verdict.RETRY,
@@ -245,7 +245,7 @@ CLEANED: dict[str, tuple[Any, Outcome]] = {
             "UNAVAILABLE",
             503,
             asked_to_wait=timedelta(seconds=30),
-            mendable=True,
+            quickly_retryable=True,
         ),
     ),
 }

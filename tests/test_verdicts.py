@@ -91,7 +91,7 @@ class Row:
     pause: Pause | None = None
     code: str | None = None
     waits: float | None = None
-    mendable: bool = False
+    quickly_retryable: bool = False
     kinds: tuple[str, ...] = ADDRESS_KINDS
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -287,17 +287,23 @@ CATALOGUE = [
     ),
     # 5xx
     Row(
-        "internal", 500, error(500, "INTERNAL", "Internal error encountered.", fcm("INTERNAL")), UNKNOWN, mendable=True
+        "internal",
+        500,
+        error(500, "INTERNAL", "Internal error encountered.", fcm("INTERNAL")),
+        UNKNOWN,
+        quickly_retryable=True,
     ),
-    Row("500 empty", 500, b"", UNKNOWN, code="HTTP_500", mendable=True),
-    Row("front end down", 502, HTML, UNKNOWN, code="HTTP_502", mendable=True),
-    Row("overloaded", 503, error(503, "UNAVAILABLE", "No.", fcm("UNAVAILABLE")), UNKNOWN, mendable=True),
-    Row("503 HTML", 503, HTML, UNKNOWN, code="HTTP_503", mendable=True),
+    Row("500 empty", 500, b"", UNKNOWN, code="HTTP_500", quickly_retryable=True),
+    Row("front end down", 502, HTML, UNKNOWN, code="HTTP_502", quickly_retryable=True),
+    Row("overloaded", 503, error(503, "UNAVAILABLE", "No.", fcm("UNAVAILABLE")), UNKNOWN, quickly_retryable=True),
+    Row("503 HTML", 503, HTML, UNKNOWN, code="HTTP_503", quickly_retryable=True),
     Row("503, 9 s", 503, HTML, UNKNOWN, waits=9, headers={"retry-after": "9"}),
     Row("503, 0 s", 503, HTML, UNKNOWN, waits=0, headers={"retry-after": "0"}),
     Row("503, 2.5 s in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("2.5s")), UNKNOWN, waits=2.5),
     Row("503, hours in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("9999s")), UNKNOWN, waits=3600),
-    Row("503, soon in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("-3s")), UNKNOWN, mendable=True),
+    Row(
+        "503, soon in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("-3s")), UNKNOWN, quickly_retryable=True
+    ),
     Row(
         "503, 9 s, and 2.5 s in the body",
         503,
@@ -307,10 +313,17 @@ CATALOGUE = [
         headers={"retry-after": "9"},
     ),
     Row("429, 7 s in the body", 429, exhausted(retry_in("7s")), PAUSED, of_project(7), waits=7),
-    Row("503, soon", 503, HTML, UNKNOWN, mendable=True, headers={"retry-after": "soon"}),
-    Row("deadline", 504, error(504, "DEADLINE_EXCEEDED", "No."), UNKNOWN, code="DEADLINE_EXCEEDED", mendable=True),
-    Row("503 that says gone", 503, error(503, "NOT_FOUND", GONE, fcm("UNREGISTERED")), UNKNOWN, mendable=True),
-    Row("503 that says quota", 503, exhausted(fcm("QUOTA_EXCEEDED")), UNKNOWN, mendable=True),
+    Row("503, soon", 503, HTML, UNKNOWN, quickly_retryable=True, headers={"retry-after": "soon"}),
+    Row(
+        "deadline",
+        504,
+        error(504, "DEADLINE_EXCEEDED", "No."),
+        UNKNOWN,
+        code="DEADLINE_EXCEEDED",
+        quickly_retryable=True,
+    ),
+    Row("503 that says gone", 503, error(503, "NOT_FOUND", GONE, fcm("UNREGISTERED")), UNKNOWN, quickly_retryable=True),
+    Row("503 that says quota", 503, exhausted(fcm("QUOTA_EXCEEDED")), UNKNOWN, quickly_retryable=True),
     Row(
         "details of wrong types",
         503,
@@ -319,9 +332,11 @@ CATALOGUE = [
         ),
         UNKNOWN,
         code="UNAVAILABLE",
-        mendable=True,
+        quickly_retryable=True,
     ),
-    Row("details no list", 503, b'{"error": {"details": {"@type": "x"}, "message": 7}}', UNKNOWN, mendable=True),
+    Row(
+        "details no list", 503, b'{"error": {"details": {"@type": "x"}, "message": 7}}', UNKNOWN, quickly_retryable=True
+    ),
     # others
     Row("408", 408, HTML, UNKNOWN, code="HTTP_408"),
     Row("redirect", 307, b"", PAUSED, PROJECT, "HTTP_307"),
@@ -337,7 +352,11 @@ CATALOGUE = [
 def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
     outcome = classify(answered(row.status, row.body, **row.headers), kind)
 
-    assert (outcome.verdict, outcome.pause, outcome.mendable) == (row.verdict, row.pause, row.mendable)
+    assert (outcome.verdict, outcome.pause, outcome.quickly_retryable) == (
+        row.verdict,
+        row.pause,
+        row.quickly_retryable,
+    )
     assert outcome.asked_to_wait == (None if row.waits is None else timedelta(seconds=row.waits))
     assert outcome.http_status == row.status
     assert row.code in (None, outcome.error_code)
@@ -347,7 +366,7 @@ def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
 def test_a_sent_message_has_the_name_that_fcm_gave_it() -> None:
     outcome = classify(answered(200, b'{"name": "projects/p/messages/7"}'), "token")
 
-    assert outcome == Outcome(SENT, http_status=200, sent_as="projects/p/messages/7")
+    assert outcome == Outcome(SENT, http_status=200, provider_message_id="projects/p/messages/7")
 
 
 NOT_OF_FCM = "6 bytes of text/html, not an error of FCM"

@@ -183,7 +183,7 @@ create table notify_worker.stored_deliveries (
     last_verdict text,
     last_error_code text,
     last_error text,
-    sent_as text,
+    provider_message_id text,
     marked_by uuid,
     created_at timestamptz not null default now(),
     retried_at timestamptz,
@@ -218,7 +218,7 @@ create table notify_worker.stored_attempts (
     error_code text,
     error text,
     retry_at timestamptz,
-    sent_as text,
+    provider_message_id text,
     counts boolean not null default true,
     late boolean not null default false,
     recorded_at timestamptz not null default now()

@@ -175,10 +175,10 @@ def clean(returned: object) -> Outcome:
         error=clean_text(returned.error),
         error_code=clean_text(returned.error_code),
         http_status=clean_status(returned.http_status),
-        sent_as=clean_text(returned.sent_as),
+        provider_message_id=clean_text(returned.provider_message_id),
         asked_to_wait=clean_wait(returned.asked_to_wait),
         pause=clean_pause(returned.pause),
-        mendable=returned.mendable is True,
+        quickly_retryable=returned.quickly_retryable is True,
     )
 
 

@@ -120,7 +120,7 @@ class FcmSender:
         """Note what an answer says of its access token. Only a first rejection is worth a second request, with a new one."""
         if answer.refuses_token:
             if self._tokens.rejected(authorization):
-                return replace(outcome, pause=None, mendable=True)
+                return replace(outcome, pause=None, quickly_retryable=True)
             return outcome
         self._tokens.accepted(authorization)
         if outcome.pause == MISCONFIGURED:
@@ -172,7 +172,9 @@ def without_answer(error: Exception) -> Outcome:
     name = type(error).__name__
     not_sent = isinstance(error, NOT_SENT)
     verdict = Verdict.RETRY if not_sent else Verdict.UNKNOWN
-    return Outcome(verdict, error=f"{name}: {error}" if str(error) else name, error_code=name, mendable=not_sent)
+    return Outcome(
+        verdict, error=f"{name}: {error}" if str(error) else name, error_code=name, quickly_retryable=not_sent
+    )
 
 
 def fit_for_people(outcome: Outcome, address: str, authorization: str) -> Outcome:
@@ -181,7 +183,7 @@ def fit_for_people(outcome: Outcome, address: str, authorization: str) -> Outcom
     return replace(
         outcome,
         error=None if outcome.error is None else one_line(outcome.error, hide=hide),
-        sent_as=one_line(outcome.sent_as or "", hide=hide) or None,
+        provider_message_id=one_line(outcome.provider_message_id or "", hide=hide) or None,
     )
 
 

@@ -84,7 +84,7 @@ def classify(answer: Answer, kind: str) -> Outcome:
     """Return the outcome of an answer to a message for this kind of address."""
     verdict, pause = classify_status(answer, kind)
     if verdict is Verdict.SENT:
-        return Outcome(verdict, http_status=answer.status, sent_as=answer.name)
+        return Outcome(verdict, http_status=answer.status, provider_message_id=answer.name)
     return Outcome(
         verdict,
         error=error_text(answer, pause),
@@ -92,7 +92,7 @@ def classify(answer: Answer, kind: str) -> Outcome:
         http_status=answer.status,
         asked_to_wait=requested_wait(answer, pause),
         pause=pause,
-        mendable=answer.status >= 500 and answer.retry_after is None,
+        quickly_retryable=answer.status >= 500 and answer.retry_after is None,
     )
 
 
