@@ -19,7 +19,10 @@ BUG = "BUG"
 """`error_code` where the worker itself, or a sender of another package, broke: it says nothing of the provider."""
 
 
-ADDRESS_KINDS = ("token", "fid", "topic", "condition")
+DEVICE_KINDS = ("token", "fid")
+"""The kinds of address that name one device."""
+TOPIC_KINDS = ("topic", "condition")
+ADDRESS_KINDS = (*DEVICE_KINDS, *TOPIC_KINDS)
 """The kinds of address."""
 
 
@@ -61,6 +64,11 @@ class Content:
     message: Mapping[str, Json] | None = None
 
 
+MAX_ATTEMPTS = 10
+FIRST_RETRY_AFTER = timedelta(seconds=10)
+LONGEST_RETRY_AFTER = timedelta(minutes=15)
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
     """A project, as its row in `projects` describes it."""
@@ -69,9 +77,9 @@ class Project:
     firebase_project_id: str | None = None
     credentials: str | None = None
     sender: str = "fcm"
-    max_attempts: int = 10
-    first_retry_after: timedelta = timedelta(seconds=10)
-    longest_retry_after: timedelta = timedelta(minutes=15)
+    max_attempts: int = MAX_ATTEMPTS
+    first_retry_after: timedelta = FIRST_RETRY_AFTER
+    longest_retry_after: timedelta = LONGEST_RETRY_AFTER
 
     @property
     def sender_key(self) -> "Project":

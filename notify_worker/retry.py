@@ -12,7 +12,17 @@ from typing import assert_never
 
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_chain, wait_random
 
-from notify_worker.model import Delivery, OnUnknown, Outcome, Project, Scope, Verdict
+from notify_worker.model import (
+    FIRST_RETRY_AFTER,
+    LONGEST_RETRY_AFTER,
+    MAX_ATTEMPTS,
+    Delivery,
+    OnUnknown,
+    Outcome,
+    Project,
+    Scope,
+    Verdict,
+)
 
 NOTHING = timedelta()
 APNS_WAIT = timedelta(minutes=15)
@@ -31,9 +41,9 @@ QUICK_RETRY_WAITS = timedelta(seconds=ceil(sum(longest for _, longest in QUICK_W
 class RetryPolicy:
     """How often a project's deliveries are retried, and after which waits."""
 
-    max_attempts: int = 10
-    first: timedelta = timedelta(seconds=10)
-    longest: timedelta = timedelta(minutes=15)
+    max_attempts: int = MAX_ATTEMPTS
+    first: timedelta = FIRST_RETRY_AFTER
+    longest: timedelta = LONGEST_RETRY_AFTER
 
     @classmethod
     def of(cls, project: Project) -> "RetryPolicy":

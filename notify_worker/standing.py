@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from notify_worker.model import Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.model import TOPIC_KINDS, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.retry import APNS_AND_WEB, RetryPolicy
 from notify_worker.senders import Sender
 from notify_worker.window import FOREIGN, Window, is_trouble
 
 log = logging.getLogger(__name__)
 
-TOPICS = ("topic", "condition")
 WORDS = {
     Scope.PROJECT: "all messages",
     Scope.APNS_WEB: "iOS and web",
@@ -120,6 +119,6 @@ def stops(scope: Scope, delivery: Delivery) -> bool:
         case Scope.APNS_WEB:
             return delivery.platform in APNS_AND_WEB
         case Scope.TOPICS:
-            return delivery.kind in TOPICS
+            return delivery.kind in TOPIC_KINDS
         case Scope.DEVICES:
             return False

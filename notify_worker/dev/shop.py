@@ -11,6 +11,7 @@ import psycopg
 
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox import Sandbox, Shown
+from notify_worker.settings import PREFIX
 
 TIMEOUT = 15.0
 """Seconds for which `until` waits."""
@@ -116,7 +117,7 @@ class Shop:
         self.connection.close()
 
     def _environment(self, settings: dict[str, object]) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOTIFY_WORKER_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         ours = {
             "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
             "NOTIFY_WORKER_FCM_URL": self.box.url,

@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from notify_worker.model import Json
+from notify_worker.model import ADDRESS_KINDS, Json
 from notify_worker.sandbox.answers import NO_TARGET, TOO_BIG, RefusedError, error, invalid, malformed
 from notify_worker.sandbox.fields import REQUEST
 
-KINDS = ("token", "fid", "topic", "condition")
 RESERVED = frozenset({"from", "message_type", "notification"})
 RESERVED_PREFIXES = ("google", "gcm")
 LONGEST_TTL = 28 * 24 * 60 * 60
@@ -55,7 +54,7 @@ def read(body: bytes) -> Request:
 
 def target(message: Mapping[str, Json]) -> str:
     """Return the one kind of address that the message has."""
-    kinds = [kind for kind in message if kind in KINDS and message[kind]]
+    kinds = [kind for kind in message if kind in ADDRESS_KINDS and message[kind]]
     if not kinds:
         raise RefusedError(NO_TARGET)
     if len(kinds) > 1:

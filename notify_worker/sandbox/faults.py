@@ -39,6 +39,7 @@ from random import Random
 from secrets import randbits
 
 from notify_worker.errors import NotifyWorkerError
+from notify_worker.model import DEVICE_KINDS
 from notify_worker.sandbox.answers import NAMED, Answer, by_status, unavailable_with_retry_after
 from notify_worker.sandbox.checks import Request
 
@@ -77,7 +78,6 @@ WITHOUT_ANSWER: dict[str, Fault] = {"drop": Drop(accepted=False), "accepteddrop"
 LATER_503 = {"later503": False, "datelater503": True}
 DEVICE_FAULTS = frozenset({"dead", "404", "malformed", "oldmalformed", "apnsdead", "apnsgone", "mismatch", "403"})
 """Faults of a device, which it has each time, rather than of a request."""
-DEVICE_KINDS = frozenset({"token", "fid"})
 
 
 def fault_named(name: str) -> Fault | None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import httpx
 
-from notify_worker.model import Json, Outcome, Pause, Scope, Verdict
+from notify_worker.model import DEVICE_KINDS, Json, Outcome, Pause, Scope, Verdict
 
 QUOTA_WAIT = timedelta(seconds=60)
 """The wait after a 429 that names none: firebase.google.com/docs/cloud-messaging/scale-fcm"""
@@ -24,9 +24,6 @@ SHORTEST_PAUSE = timedelta(seconds=1)
 
 LONGEST_WAIT = timedelta(hours=1)
 """The longest wait that a Retry-After can ask for: a mistake in a header must not silence a project for a year."""
-
-DEVICE_KINDS = ("token", "fid")
-"""The kinds of address that name one device. An answer about a topic retires no device."""
 
 ADDRESS_FIELDS = ("message.token", "message.fid")
 
@@ -100,7 +97,7 @@ def classify_status(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
     """Classify an answer by the table of firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode.
 
     A 5xx is unknown rather than retry: FCM has answered 503 to messages that it then delivered. A 404 means that the device
-    is gone only if FCM itself sends it; from anything else it means that the project is misconfigured.
+    is gone only if FCM itself sends it, for a device; from anything else it means that the project is misconfigured.
     """
     device = kind in DEVICE_KINDS
     found: tuple[Verdict, Pause | None]

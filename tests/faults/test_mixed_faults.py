@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from notify_worker.retry import QUICK_REQUESTS
 from tests.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.waiting import until
 
@@ -16,7 +17,6 @@ PATIENCE = 5.0
 """Seconds that a request may take: only what hangs takes them, on a slow machine too."""
 LEASE = 40.0
 MAX_ATTEMPTS = 3
-QUICK_REQUESTS = 3
 IN_ALL = 1_000
 STEP = 137
 """Shares no factor with 1,000: it visits every place, and neighbours lie far apart."""
