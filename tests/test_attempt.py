@@ -1,4 +1,4 @@
-"""One attempt of a delivery, with a provider that plays a script: places, blips, stopping, and bugs."""
+"""One attempt of a delivery, with a provider that plays a script: places, quick retries, stopping, and bugs."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ NEVER_LEFT = Outcome(Verdict.RETRY, quickly_retryable=True)
 REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, quickly_retryable=True)
 QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
 A_BLIP = 0.9
-"""Seconds in which no blip's wait can have passed."""
+"""Seconds in which no wait of a quick retry can have passed."""
 
 
 @dataclass
@@ -131,8 +131,8 @@ async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_fo
     assert (await waiting).started >= freed
 
 
-async def test_blips_are_mended_in_seconds_and_hold_no_place_meanwhile() -> None:
-    """Side by side, since a blip's waits are real: 1 s and 2 s."""
+async def test_quick_retries_take_seconds_and_hold_no_place_meanwhile() -> None:
+    """Side by side, since the waits of quick retries are real: 1 s and 2 s."""
     begun = monotonic()
     one_place = Places(1)
     in_turn = ready(first=[MENDABLE])
@@ -175,7 +175,7 @@ async def test_what_may_not_be_asked_again_is_asked_once(outcome: Outcome, on_un
     assert (result.outcome, result.requests) == (outcome, 1)
 
 
-async def test_nothing_is_mended_once_the_worker_stops() -> None:
+async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
     sender, stopping = ScriptedSender({"a": [MENDABLE]}), asyncio.Event()
     running = asyncio.create_task(made(attempt(sender, stopping=stopping)))
     await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
@@ -188,7 +188,7 @@ async def test_nothing_is_mended_once_the_worker_stops() -> None:
     assert (result.outcome, result.requests) == (MENDABLE, 1)
 
 
-async def test_a_stop_ends_a_blips_wait_and_the_outcome_stands() -> None:
+async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() -> None:
     sender, stopping, places = ready(a=[MENDABLE]), asyncio.Event(), Places(1)
     running = asyncio.create_task(made(attempt(sender, stopping=stopping, places=places)))
     await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
@@ -325,8 +325,8 @@ async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
     assert standing.closed == {Scope.PROJECT}
 
 
-async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
-    """Side by side, since a blip's waits are real."""
+async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
+    """Side by side, since the waits of quick retries are real."""
     sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
     standing = project(sender)
     running = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
@@ -503,11 +503,11 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
     assert sender.asked == []
 
 
-# ── what is mended ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is retried quickly ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_token_and_what_never_left_are_mended_where_a_5xx_is_not() -> None:
-    """Side by side, since a blip's waits are real."""
+async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
+    """Side by side, since the waits of quick retries are real."""
     places = Places(100)
     hold, probing, busy, never_left, calm = (
         ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
