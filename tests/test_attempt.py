@@ -503,7 +503,7 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
     assert sender.asked == []
 
 
-# ── what is retried quickly ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is retried quickly ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
