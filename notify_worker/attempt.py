@@ -1,4 +1,4 @@
-"""One attempt of a delivery: render it, send it in a place among the requests in flight, mend a blip."""
+"""One attempt of a delivery: render it, send it in a place among the requests in flight, and retry it quickly."""
 
 import asyncio
 import logging
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 
-from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
+from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.project_state import ProjectState
 from notify_worker.render import render
-from notify_worker.retry import blip
+from notify_worker.retry import quick_retry
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +67,18 @@ class Try:
 
     async def run(self) -> Attempt | None:
         """Make the attempt. None: none of its requests may start: no lease, a stop, a pause."""
-        broken = False
         try:
             self.outcome = await self._render_and_send()
         except Exception:  # a bug costs this delivery alone, and says nothing of the provider
-            broken = True
             log.exception("delivery %d broke", self.delivery.id)
-            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code="BUG")
+            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code=BUG)
         if not self.requests:
             self.project.observe_undecided(self.delivery, self.started)
         if self.outcome is None:
             return None
-        answered = self.requests and not broken
+        answered = self.requests and self.outcome.error_code != BUG
         counts = self.project.observe(self.delivery, self.outcome, self.started) if answered else True
-        dice = random.random()  # noqa: S311  jitter
+        jitter = random.random()  # noqa: S311  no secret depends on it
         return Attempt(
             delivery=self.delivery,
             outcome=self.outcome,
@@ -88,14 +86,14 @@ class Try:
             finished=monotonic(),
             requests=self.requests,
             counts=counts,
-            retry_in=self.project.policy.retry_in(self.delivery, self.outcome, counts=counts, dice=dice),
+            retry_in=self.project.policy.retry_in(self.delivery, self.outcome, counts=counts, jitter=jitter),
         )
 
     async def _render_and_send(self) -> Outcome | None:
         rendered = render(self.delivery)
         if isinstance(rendered, Outcome):
             return rendered
-        return await blip(self._mendable, self._pause)(self._request, rendered)
+        return await quick_retry(self._is_quickly_retryable, self._pause)(self._request, rendered)
 
     async def _request(self, message: Message) -> Outcome | None:
         """Make one request; where none may start any more, what came of the last one stays."""
@@ -108,7 +106,8 @@ class Try:
                     self.started = monotonic()
                 self.requests += 1
                 answer = await self.project.sender.send(message)
-                self.project.stats.add_answer(answer, monotonic())
+                if answer.error_code != BUG:
+                    self.project.stats.add_answer(answer, monotonic())
                 self.outcome = self._after(self.outcome, answer)
         return self.outcome
 
@@ -135,9 +134,9 @@ class Try:
         """Have it written that a request begins, where the caller said hold: after a crash that says what may have left."""
         return self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.mark(self.delivery)
 
-    def _mendable(self, outcome: Outcome | None) -> bool:
+    def _is_quickly_retryable(self, outcome: Outcome | None) -> bool:
         """Say whether the same request may be made again within seconds."""
-        if outcome is None or not outcome.mendable or not self._may_start():
+        if outcome is None or not outcome.quickly_retryable or not self._may_start():
             return False
         if outcome.verdict is Verdict.PAUSED:  # its token was refused: it surely has not arrived
             return True

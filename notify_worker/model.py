@@ -1,4 +1,4 @@
-"""The nouns of the flow, as frozen data: what is claimed, what is sent, what came of it."""
+"""The data of the pipeline, frozen: deliveries that are claimed, messages that are sent, and their outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,19 +8,26 @@ from typing import Any
 from uuid import UUID
 
 Json = Any
-"""What `json.loads` can give."""
+"""Anything that `json.loads` returns."""
 
 
 UNREADABLE: Json = object()
-"""Stands for JSON that Postgres holds and Python can't read: a number of 5,000 digits, a nesting of 1,000 levels."""
+"""Stands for JSON that Postgres holds and Python can't parse, such as a number of 5,000 digits or 1,000 nested levels."""
 
 
-ADDRESS_KINDS = ("token", "fid", "topic", "condition")
-"""What an address can be."""
+BUG = "BUG"
+"""`error_code` where the worker itself, or a sender of another package, broke: it says nothing of the provider."""
+
+
+DEVICE_KINDS = ("token", "fid")
+"""The kinds of address that name one device."""
+TOPIC_KINDS = ("topic", "condition")
+ADDRESS_KINDS = (*DEVICE_KINDS, *TOPIC_KINDS)
+"""The kinds of address."""
 
 
 class Verdict(StrEnum):
-    """What an attempt came to."""
+    """The result of an attempt in one word."""
 
     SENT = "sent"
     RETRY = "retry"
@@ -31,7 +38,7 @@ class Verdict(StrEnum):
 
 
 class Scope(StrEnum):
-    """What of a project an incident stops."""
+    """The part of a project that an incident blocks."""
 
     PROJECT = "project"
     APNS_WEB = "apns_web"
@@ -49,15 +56,15 @@ class Change(StrEnum):
 
 
 class OnUnknown(StrEnum):
-    """What the caller wants where nobody can say whether FCM has the message."""
+    """What to do where it is unknown whether FCM has the message."""
 
     RESEND = "resend"
     HOLD = "hold"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a message is made of, as it stands in a campaign or inline in a notification."""
+class Content:
+    """The content of a message, from a campaign or from the notification itself."""
 
     title: str | None = None
     body: str | None = None
@@ -66,21 +73,26 @@ class Words:
     message: Mapping[str, Json] | None = None
 
 
+MAX_ATTEMPTS = 10
+FIRST_RETRY_AFTER = timedelta(seconds=10)
+LONGEST_RETRY_AFTER = timedelta(minutes=15)
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A Firebase project as its row in `projects` describes it."""
+    """A project, as its row in `projects` describes it."""
 
     name: str
     firebase_project_id: str | None = None
     credentials: str | None = None
     sender: str = "fcm"
-    max_attempts: int = 10
-    first_retry_after: timedelta = timedelta(seconds=10)
-    longest_retry_after: timedelta = timedelta(minutes=15)
+    max_attempts: int = MAX_ATTEMPTS
+    first_retry_after: timedelta = FIRST_RETRY_AFTER
+    longest_retry_after: timedelta = LONGEST_RETRY_AFTER
 
     @property
-    def way(self) -> "Project":
-        """What of the row says how its messages are carried: another policy is no reason for another connection."""
+    def sender_key(self) -> "Project":
+        """The part of the row that a sender depends on: a new retry policy needs no new connections."""
         return Project(self.name, self.firebase_project_id, self.credentials, self.sender)
 
 
@@ -93,7 +105,7 @@ class Delivery:
     lease: UUID
     worker_id: int
     start_by: float
-    """Until when a request may start (`time.monotonic()`): the lease has to outlast the longest attempt."""
+    """No request starts after this (`time.monotonic()`): the lease has to outlast the longest attempt."""
     project: str
     kind: str
     address: str = field(repr=False)
@@ -101,28 +113,28 @@ class Delivery:
     on_unknown: OnUnknown
     priority: str | None
     attempts: int
-    """How many attempts count against the project's `max_attempts` so far."""
+    """Attempts so far that count against the project's `max_attempts`."""
     tries: int
-    """How many rows the history holds for it so far."""
+    """Its rows in the history so far."""
     probe: bool
-    """It is sent to see whether its project, or iOS and web, can be sent to again."""
+    """Whether it is a probe: it is sent during an incident to find out whether that is over."""
     expires_in: float
     """Seconds from the claim, by the database's clock."""
     expires_at: float
     """Seconds since 1970, by the database's clock."""
     expires_by: float
-    """After this no request of it may start (`time.monotonic()`)."""
+    """No request starts after this (`time.monotonic()`)."""
     tag: str
     """`<installation>-<notification id>`: a second copy replaces the first on the screen."""
-    inline: Words = field(repr=False)
+    inline: Content = field(repr=False)
     campaign_name: str | None
-    campaign: Words | None = field(repr=False)
+    campaign: Content | None = field(repr=False)
     params: Mapping[str, Json] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The rendered thing that a sender is given: FCM's `message` object, with its address in it."""
+    """A rendered message for a sender: FCM's `message` object, with the address in it."""
 
     kind: str
     body: Mapping[str, Json] = field(repr=False)
@@ -130,37 +142,37 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """What an answer says beyond its own delivery: nothing else of this scope is worth a request now."""
+    """The consequence of an answer beyond its own delivery: no other request of this scope is worth making now."""
 
     scope: Scope
     lasts: timedelta | None = None
-    """How long; None: until a probe gets through."""
+    """How long; None lasts until a probe gets through."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a request, or the want of one, came to."""
+    """The result of a request, or of not making one."""
 
     verdict: Verdict
     error: str | None = None
-    """For people: what happened, in one line, without the address and without any secret."""
+    """For people: one line, without the address and without any secret."""
     error_code: str | None = None
-    """For machines: FCM's code (`UNREGISTERED`), or the name of the exception (`ConnectError`)."""
+    """For programs: FCM's code (`UNREGISTERED`), or the name of the exception (`ConnectError`)."""
     http_status: int | None = None
-    sent_as: str | None = None
+    provider_message_id: str | None = None
     """FCM's name of the message."""
     asked_to_wait: timedelta | None = None
     """FCM's Retry-After."""
     pause: Pause | None = None
-    """What else is not worth a request now."""
-    mendable: bool = False
-    """The same request may be made again within seconds: it surely never left, its token was refused for the first time,
-    or FCM answered a 5xx and named no time."""
+    """What to pause beyond this delivery."""
+    quickly_retryable: bool = False
+    """Whether a quick retry may get through: the request never left, its access token was rejected for the first time, or
+    FCM answered 5xx without a Retry-After."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of a delivery, as the history keeps it. Times are `time.monotonic()` of this process."""
+    """The result of one attempt (1 to 3 requests): one row of `attempts`. Times are `time.monotonic()` of this process."""
 
     delivery: Delivery
     outcome: Outcome
@@ -170,7 +182,7 @@ class Attempt:
     counts: bool = True
     """Whether it counts against the project's `max_attempts`."""
     retry_in: timedelta | None = None
-    """How long until the delivery is due again; None: never."""
+    """How long until the delivery is due again; None if it is not retried."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from notify_worker.answer_stats import SENDER_MISMATCH, AnswerStats, is_trouble
-from notify_worker.model import Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.model import TOPIC_KINDS, Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.retry import APNS_AND_WEB, RetryPolicy
 from notify_worker.senders import Sender
 
 log = logging.getLogger(__name__)
 
-TOPICS = ("topic", "condition")
 WORDS = {
     Scope.PROJECT: "all messages",
     Scope.APNS_WEB: "iOS and web",
@@ -169,6 +168,6 @@ def scope_covers(scope: Scope, delivery: Delivery) -> bool:
         case Scope.APNS_WEB:
             return delivery.platform in APNS_AND_WEB
         case Scope.TOPICS:
-            return delivery.kind in TOPICS
+            return delivery.kind in TOPIC_KINDS
         case Scope.DEVICES:
             return False

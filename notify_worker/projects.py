@@ -2,15 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from time import monotonic
-
-import psycopg
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
 from notify_worker.project_state import ProjectState
-from notify_worker.senders.opening import LazySender
+from notify_worker.senders.factory import LazySender
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
@@ -71,15 +68,9 @@ class Projects:
         """Report what was found out to the database. Raises psycopg.Error: what was not reported yet is kept."""
         for state in list(self._states.values()):
             while state.unreported:
-                await self._report(state.unreported[0])
+                await self._store.report(state.unreported[0])
                 state.unreported.pop(0)
                 state.changes += 1
-
-    async def _report(self, incident: Incident) -> None:
-        try:
-            await self._store.report(incident)
-        except (psycopg.DataError, UnicodeError):  # words of another package's sender that Postgres can't hold
-            await self._store.report(replace(incident, reason="its sender's words can't be kept"))
 
     async def open_senders(self) -> None:
         """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""
@@ -120,11 +111,11 @@ class Projects:
         state.sync(project, blocked)
 
     def _sender(self, project: Project) -> LazySender:
-        """Give the sender of a project: the same one as long as the row says nothing else about the way."""
-        way = project.way
-        if way not in self._senders:
-            self._senders[way] = self._open_sender(project)
-        return self._senders[way]
+        """Return a project's sender: the same one until the row changes in a way that concerns the sender."""
+        key = project.sender_key
+        if key not in self._senders:
+            self._senders[key] = self._open_sender(project)
+        return self._senders[key]
 
     def _each(self) -> list[tuple[Project, LazySender]]:
         return [(state.project, self._sender(state.project)) for state in self._states.values()]

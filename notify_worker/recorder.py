@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import groupby, islice
 from time import monotonic
 from uuid import UUID
@@ -16,7 +15,7 @@ from uuid import UUID
 import psycopg
 
 from notify_worker.complaint import Complaint
-from notify_worker.model import Attempt, Delivery, Outcome
+from notify_worker.model import Attempt, Delivery
 from notify_worker.projects import Projects
 from notify_worker.session import STATEMENT_WITHIN, in_brief
 from notify_worker.store import Store
@@ -31,10 +30,8 @@ DOUBT_EVERY = 1.0
 """Seconds between two looks for what a claim whose answer was lost has taken: it may commit after its connection broke."""
 RECORD_AGAIN_AFTER = 0.5
 """Seconds between two tries to record while the database is away."""
-REFUSED = (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, AttributeError)
-"""What a batch comes to with words in it that Postgres can't hold, or that are none: of another package's sender."""
-PLAIN = 200
-"""Characters that are left of an error that the database refused."""
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError)
+"""Errors of a batch's content, with which it would be refused each time."""
 
 
 class Recorder:
@@ -156,35 +153,19 @@ class Recorder:
             self._moved.set()
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
-        """Record a batch; where the database refuses the data of one of its rows, record the others one by one."""
+        """Record a batch. If it is refused, record its rows one by one: a row that is refused alone ends as unknown."""
         try:
             await self._store.record(worker_id, attempts)
         except REFUSED as error:
-            if len(attempts) == 1:
-                await self._record_plainly(worker_id, attempts[0], error)
+            if len(attempts) > 1:
+                for attempt in attempts:
+                    await self._record(worker_id, [attempt])
                 return
-            for attempt in attempts:
-                await self._record(worker_id, [attempt])
-
-    async def _record_plainly(self, worker_id: int, attempt: Attempt, error: Exception) -> None:
-        """Record what was refused for its words without them; where that is refused as well, nothing can be done."""
-        why = in_brief(error) if isinstance(error, psycopg.Error) else type(error).__name__
-        outcome = plain(attempt.outcome)
-        if outcome == attempt.outcome:
-            log.error("the outcome of delivery %d was refused (%s); it will stand as unknown", attempt.delivery.id, why)
-            return
-        log.warning("the words of delivery %d's outcome were refused (%s)", attempt.delivery.id, why)
-        await self._record(worker_id, [replace(attempt, outcome=outcome)])
-
-
-def plain(outcome: Outcome) -> Outcome:
-    """Clean and cut what an outcome says, and leave out what is no more than a name: what happened is still recorded."""
-    said = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in str(outcome.error or ""))
-    known = isinstance(outcome.http_status, int) and 100 <= outcome.http_status <= 599
-    return replace(
-        outcome,
-        error=said[:PLAIN] or None,
-        error_code="REFUSED_BY_THE_DATABASE",
-        http_status=outcome.http_status if known else None,
-        sent_as=None,
-    )
+            delivery_id = attempts[0].delivery.id
+            reason = in_brief(error) if isinstance(error, psycopg.Error) else type(error).__name__
+            log.error(  # noqa: TRY400  the traceback may quote the row
+                "the outcome of delivery %d was refused (%s); it ends as unknown",
+                delivery_id,
+                reason,
+                extra={"event": "outcome_refused", "delivery_id": delivery_id, "error": reason},
+            )

@@ -1,6 +1,6 @@
-"""Turn a campaign's words and a notification's params into the message that FCM is given.
+"""Renders the message of a delivery from a notification's content, its campaign and its params.
 
-Pure: no clock, no database, no network. A placeholder is `{name}` alone: `str.format` would reach attributes of objects.
+Pure: no clock, no database, no network. A placeholder is `{name}` and nothing else: `str.format` would reach attributes.
 """
 
 import json
@@ -9,31 +9,31 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
 
-from notify_worker.model import ADDRESS_KINDS, UNREADABLE, Delivery, Json, Message, Outcome, Verdict, Words
-from notify_worker.stamp import merged, part, stamped
+from notify_worker.model import ADDRESS_KINDS, UNREADABLE, Content, Delivery, Json, Message, Outcome, Verdict
+from notify_worker.platform_fields import mapping_at, merged, with_platform_fields
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-BYTES_OF_A_MESSAGE = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
-"""What FCM takes, keys and values of words and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
+MAX_BYTES = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
+"""FCM's limits for keys and values of notification and data: firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode"""
 
 TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]+")
 IN_TOPICS = re.compile(r"\bin\s+topics\b")
-MOST_TOPICS = 5
-TAKEN = {
+MAX_TOPICS = 5
+ALLOWED = {
     "token": "a registration token just as the app reported it",
     "fid": "a Firebase Installation ID just as the app reported it",
     "topic": "letters, digits and -_.~% (a leading /topics/ is dropped)",
-    "condition": f"1 to {MOST_TOPICS} of them, such as 'tents' in topics && 'boats' in topics",
+    "condition": f"1 to {MAX_TOPICS} of them, such as 'tents' in topics && 'boats' in topics",
 }
-"""What an address may be: firebase.google.com/docs/cloud-messaging/send/v1-api"""
+"""The addresses that FCM accepts: firebase.google.com/docs/cloud-messaging/send/v1-api"""
 
-DEEPEST = 50
-UNSENDABLE = (UNREADABLE, inf, -inf)
-"""What JSON can't write, though Postgres holds it: Python reads a number of 400 digits and a fraction as infinite."""
+MAX_DEPTH = 50
+NOT_JSON = (UNREADABLE, inf, -inf)
+"""Values that Postgres holds and JSON can't write: Python reads a number of 400 digits with a fraction as infinite."""
 
 
 class Unrenderable(Exception):
-    """What keeps this module's steps from making a message. Never leaves it: `render` makes an outcome of it."""
+    """A delivery can't be rendered. Never leaves this module: `render` turns it into an outcome."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -41,11 +41,17 @@ class Unrenderable(Exception):
 
 
 def render(delivery: Delivery) -> Message | Outcome:
-    """Make the message of a delivery, or say why there can't be one: a param missing, or more bytes than FCM takes."""
+    """Return the message of a delivery, or a failed outcome, such as for a missing param or too many bytes.
+
+    Example:
+        match render(delivery):
+            case Message() as message: ...
+            case Outcome() as outcome: ...  # outcome.error says what is wrong
+    """
     try:
         check_depth(delivery)
-        words = chosen(delivery)
-        body = stamped(assembled(delivery, words), delivery)
+        content = content_of(delivery)
+        body = with_platform_fields(assemble(delivery, content), delivery)
         check_size(delivery.kind, body)
     except Unrenderable as error:
         return Outcome(Verdict.FAILED, error=str(error), error_code=error.code)
@@ -53,36 +59,36 @@ def render(delivery: Delivery) -> Message | Outcome:
 
 
 def check_depth(delivery: Delivery) -> None:
-    """Refuse what can't be read, or is nested so deeply that to walk it could break the worker."""
+    """Refuse a value that can't be read, or is nested so deeply that walking it could break the worker."""
     level: list[Json] = [
         delivery.params,
-        *((words.data, words.message) for words in (delivery.inline, delivery.campaign) if words is not None),
+        *((content.data, content.message) for content in (delivery.inline, delivery.campaign) if content is not None),
     ]
-    for _ in range(DEEPEST):
-        if any(each in level for each in UNSENDABLE):
+    for _ in range(MAX_DEPTH):
+        if any(each in level for each in NOT_JSON):
             break
-        level = [each for value in level for each in parts(value)]
+        level = [each for value in level for each in children(value)]
         if not level:
             return
     raise Unrenderable(
-        "UNREADABLE", f"params, data or message can't be read: a number too long, or nested deeper than {DEEPEST}"
+        "UNREADABLE", f"params, data or message can't be read: a number too long, or nested deeper than {MAX_DEPTH}"
     )
 
 
-def parts(value: Json) -> Iterable[Json]:
-    """Give what an object or an array holds."""
+def children(value: Json) -> Iterable[Json]:
+    """Return the values in an object or an array."""
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
 
 
-def chosen(delivery: Delivery) -> Words:
-    """Take the inline words where there are any, the campaign's elsewhere, with its placeholders filled."""
+def content_of(delivery: Delivery) -> Content:
+    """Return the notification's own content, and for what it lacks the campaign's, with placeholders filled."""
     inline = delivery.inline
     if delivery.campaign is None:
         return inline
-    campaign = filled(delivery.campaign, delivery)
-    return Words(
+    campaign = fill_placeholders(delivery.campaign, delivery)
+    return Content(
         title=campaign.title if inline.title is None else inline.title,
         body=campaign.body if inline.body is None else inline.body,
         image=campaign.image if inline.image is None else inline.image,
@@ -91,8 +97,8 @@ def chosen(delivery: Delivery) -> Words:
     )
 
 
-def filled(campaign: Words, delivery: Delivery) -> Words:
-    """Fill the placeholders of a campaign; of a word that the notification brings itself, none is needed."""
+def fill_placeholders(campaign: Content, delivery: Delivery) -> Content:
+    """Fill a campaign's placeholders, except in fields that the notification sets itself: their params may be missing."""
 
     def fill(value: Json) -> Any:
         if isinstance(value, str):
@@ -102,7 +108,7 @@ def filled(campaign: Words, delivery: Delivery) -> Words:
         return [fill(each) for each in value] if isinstance(value, list) else value
 
     inline = delivery.inline
-    return Words(
+    return Content(
         title=fill(campaign.title) if inline.title is None else None,
         body=fill(campaign.body) if inline.body is None else None,
         image=fill(campaign.image) if inline.image is None else None,
@@ -112,7 +118,7 @@ def filled(campaign: Words, delivery: Delivery) -> Words:
 
 
 def param(found: re.Match[str], delivery: Delivery) -> str:
-    """Write what stands for one placeholder: `{{` and `}}` are braces, numbers and booleans are written as in JSON."""
+    """Return the text for one placeholder. `{{` and `}}` are braces; numbers and booleans are written as in JSON."""
     name = found.group(1)
     if name is None:
         return found.group()[0]
@@ -129,14 +135,14 @@ def param(found: re.Match[str], delivery: Delivery) -> str:
     )
 
 
-def assembled(delivery: Delivery, words: Words) -> dict[str, Json]:
-    """Put the words into FCM's shape: what is common first, the caller's own fields over it."""
-    notification = {"title": words.title, "body": words.body, "image": words.image}
+def assemble(delivery: Delivery, content: Content) -> dict[str, Json]:
+    """Build FCM's `message` object from the content; the caller's own `message` fields win."""
+    notification = {"title": content.title, "body": content.body, "image": content.image}
     notification = {key: value for key, value in notification.items() if value is not None}
     common: dict[str, Json] = {"notification": notification} if notification else {}
-    if words.data:
-        common["data"] = dict(words.data)
-    body = merged(common, words.message or {})
+    if content.data:
+        common["data"] = dict(content.data)
+    body = merged(common, content.message or {})
     for kind in ADDRESS_KINDS:
         if kind in body:
             raise Unrenderable(
@@ -146,16 +152,16 @@ def assembled(delivery: Delivery, words: Words) -> dict[str, Json]:
 
 
 def address(delivery: Delivery) -> str:
-    """Read the address as FCM takes it. A refusal shows no more than a topic: who has a token can be told by it."""
+    """Return the address as FCM accepts it. A refusal quotes only topics, since a token identifies a person's device."""
     kind = delivery.kind
     given = delivery.address.removeprefix("/topics/") if kind == "topic" else delivery.address
-    if wrong := wrong_with(kind, given):
-        raise Unrenderable("BAD_ADDRESS", f"{wrong}; FCM takes {TAKEN[kind]}")
+    if wrong := problem_with(kind, given):
+        raise Unrenderable("BAD_ADDRESS", f"{wrong}; FCM takes {ALLOWED[kind]}")
     return given
 
 
-def wrong_with(kind: str, address: str) -> str | None:
-    """Say what keeps FCM from taking this address, where that can be seen."""
+def problem_with(kind: str, address: str) -> str | None:
+    """Return what is visibly wrong with an address; None if nothing is."""
     strange = next((letter for letter in address if not letter.isprintable()), None)
     if strange is not None:
         return f"the {kind} has the unprintable character U+{ord(strange):04X}"
@@ -164,16 +170,16 @@ def wrong_with(kind: str, address: str) -> str | None:
     if kind == "topic" and not TOPIC.fullmatch(address):
         return f'"{address[:100]}" is no name of a topic'
     topics = len(IN_TOPICS.findall(address))
-    if kind == "condition" and not 1 <= topics <= MOST_TOPICS:
+    if kind == "condition" and not 1 <= topics <= MAX_TOPICS:
         return f"the condition has {topics} topics"
     return None
 
 
 def check_size(kind: str, body: Mapping[str, Json]) -> None:
-    """Refuse what FCM would refuse: it counts keys and values of words and data."""
-    counted = [*part(body, "notification").items(), *part(body, "data").items()]
+    """Refuse a message that is too big for FCM, which counts keys and values of notification and data."""
+    counted = [*mapping_at(body, "notification").items(), *mapping_at(body, "data").items()]
     size = sum(len(f"{key}{value}".encode()) for key, value in counted)
-    if size > BYTES_OF_A_MESSAGE[kind]:
+    if size > MAX_BYTES[kind]:
         raise Unrenderable(
-            "MESSAGE_TOO_BIG", f"words and data take {size} bytes; FCM takes {BYTES_OF_A_MESSAGE[kind]} for a {kind}"
+            "MESSAGE_TOO_BIG", f"words and data take {size} bytes; FCM takes {MAX_BYTES[kind]} for a {kind}"
         )

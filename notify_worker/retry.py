@@ -1,82 +1,122 @@
-"""When a delivery is tried again: the arithmetic of retries, and the one tenacity configuration for blips."""
+"""When a delivery is retried: the policy for retries, and the tenacity configuration of quick retries.
+
+A quick retry repeats the request within the same attempt, seconds later. A retry is a new attempt: the delivery's `due_at`
+moves, and any worker may make it. Pure.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from math import ceil
 from typing import assert_never
 
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_chain, wait_random
 
-from notify_worker.model import Delivery, OnUnknown, Outcome, Project, Scope, Verdict
+from notify_worker.model import (
+    FIRST_RETRY_AFTER,
+    LONGEST_RETRY_AFTER,
+    MAX_ATTEMPTS,
+    Delivery,
+    OnUnknown,
+    Outcome,
+    Project,
+    Scope,
+    Verdict,
+)
 
 NOTHING = timedelta()
 APNS_WAIT = timedelta(minutes=15)
-"""Between two tries while Apple or a browser's push service refuses the project's key."""
-REQUESTS_OF_A_BLIP = 3
+"""Between two attempts while Apple or a browser's push service rejects the project's key."""
 APNS_AND_WEB = ("ios", "web")
+
+QUICK_WAITS = ((1.0, 1.2), (2.0, 2.4))
+"""Seconds before the second and the third request of an attempt: at least, and with a fifth of jitter."""
+QUICK_REQUESTS = len(QUICK_WAITS) + 1
+"""Requests of one attempt, at most."""
+QUICK_RETRY_WAITS = timedelta(seconds=ceil(sum(longest for _, longest in QUICK_WAITS)))
+"""All waits within one attempt, at most; rounded up to whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently a project's deliveries are retried."""
+    """How often a project's deliveries are retried, and after which waits."""
 
-    max_attempts: int = 10
-    first: timedelta = timedelta(seconds=10)
-    longest: timedelta = timedelta(minutes=15)
+    max_attempts: int = MAX_ATTEMPTS
+    first: timedelta = FIRST_RETRY_AFTER
+    longest: timedelta = LONGEST_RETRY_AFTER
 
     @classmethod
     def of(cls, project: Project) -> "RetryPolicy":
         """Read the policy from the project's row."""
         return cls(project.max_attempts, project.first_retry_after, project.longest_retry_after)
 
-    def wait(self, attempt: int, *, asked: timedelta = NOTHING, dice: float) -> timedelta:
-        """Say how long after the `attempt`-th failed attempt (from 1) the delivery is due again.
+    def wait(self, attempt: int, *, asked: timedelta = NOTHING, jitter: float) -> timedelta:
+        """Return the wait after a failed attempt: it doubles from `first` up to `longest`.
 
-        Doubles from `first` up to `longest`. `asked` is FCM's Retry-After, and a floor. `dice` is in [0, 1): up to a fifth
-        is added, never taken away. At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
+        At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
+
+        Args:
+            attempt: the number of the failed attempt, from 1.
+            asked: FCM's Retry-After, a lower bound.
+            jitter: in [0, 1); adds up to a fifth, and never shortens the wait.
+
+        Example:
+            RetryPolicy().wait(3, jitter=0)  # 40 s
         """
         doublings = min(attempt - 1, (self.longest // self.first).bit_length())  # more would overflow a timedelta
         wait = min(self.first * (1 << doublings), self.longest)
-        return max(wait, asked) * (1 + dice / 5)
+        return max(wait, asked) * (1 + jitter / 5)
 
     def wait_beside_a_pause(self, delivery: Delivery, outcome: Outcome) -> timedelta:
-        """Say how long a delivery waits on its own while something of its project is paused.
+        """Return the wait of a delivery whose outcome paused something of its project.
 
-        Not at all, since the pause holds it back, and lets it go when it is over. But the pause of iOS and web can't hold
-        what is of another platform, or where nobody said of which.
+        None, since the pause itself holds the delivery back until it ends. But a pause of iOS and web does not hold back a
+        delivery of another platform, or of none.
         """
         scope = outcome.pause.scope if outcome.pause else Scope.PROJECT
         return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform not in APNS_AND_WEB else NOTHING
 
-    def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, dice: float) -> timedelta | None:
-        """Say how long until a delivery is due again after this outcome; None: never.
+    def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, jitter: float) -> timedelta | None:
+        """Return how long after this outcome the delivery is due again.
 
-        `counts` is false where it is not the delivery's fault: then it is never given up.
+        Args:
+            delivery: the delivery, as it was claimed.
+            outcome: the outcome of the attempt.
+            counts: False if the attempt does not count against `max_attempts`; the delivery is never given up then.
+            jitter: in [0, 1).
+
+        Returns:
+            The wait; None if the delivery is not retried.
         """
         match outcome.verdict:
             case Verdict.SENT | Verdict.FAILED | Verdict.UNREGISTERED:
                 return None
             case Verdict.PAUSED:
-                return self.wait_beside_a_pause(delivery, outcome) + timedelta(seconds=dice)
+                return self.wait_beside_a_pause(delivery, outcome) + timedelta(seconds=jitter)
             case Verdict.UNKNOWN if delivery.on_unknown is OnUnknown.HOLD:
                 return None
             case Verdict.UNKNOWN | Verdict.RETRY:
                 if counts and delivery.attempts + 1 >= self.max_attempts:
                     return None
-                return self.wait(delivery.attempts + 1, asked=outcome.asked_to_wait or NOTHING, dice=dice)
+                return self.wait(delivery.attempts + 1, asked=outcome.asked_to_wait or NOTHING, jitter=jitter)
             case _:
                 assert_never(outcome.verdict)
 
 
-def blip(mendable: Callable[[Outcome], bool], sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
-    """Mend a failure within seconds: three requests in all, 1 s and 2 s apart.
+def quick_retry(retryable: Callable[[Outcome], bool], sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    """Repeat a request within the same attempt: at most three requests, 1 s and 2 s apart.
 
-    Anything longer is a retry: it stands in the table. `sleep` waits between the requests; it may end early.
+    Args:
+        retryable: whether an outcome is worth another request.
+        sleep: waits for a number of seconds; it may end early.
+
+    Returns:
+        A tenacity controller that calls the request; the last outcome stands.
     """
     return AsyncRetrying(
-        stop=stop_after_attempt(REQUESTS_OF_A_BLIP),
-        wait=wait_chain(wait_random(1, 1.2), wait_random(2, 2.4)),
-        retry=retry_if_result(mendable),
+        stop=stop_after_attempt(QUICK_REQUESTS),
+        wait=wait_chain(*(wait_random(shortest, longest) for shortest, longest in QUICK_WAITS)),
+        retry=retry_if_result(retryable),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         sleep=sleep,
     )

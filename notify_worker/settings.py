@@ -12,11 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from notify_worker.errors import SettingsError
+from notify_worker.retry import QUICK_REQUESTS, QUICK_RETRY_WAITS
 
 PREFIX = "NOTIFY_WORKER_"
 LONGEST_REQUEST_TIMEOUT = timedelta(seconds=20)
-BLIP_WAITS = timedelta(seconds=4)
-"""What the waits inside one attempt may take in all: 1 s and 2 s, with a fifth of jitter, rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +28,12 @@ class Settings:
     concurrency: int = 100
     request_timeout: timedelta = timedelta(seconds=15)
     lease: timedelta = timedelta(seconds=120)
-    metrics_address: str | None = None
     log_format: str = "text"
 
     @property
     def longest_attempt(self) -> timedelta:
-        """How long one attempt can take: three requests that time out, and the waits between them."""
-        return 3 * self.request_timeout + BLIP_WAITS
+        """How long one attempt can take: all its requests time out, with the waits of the quick retries between them."""
+        return QUICK_REQUESTS * self.request_timeout + QUICK_RETRY_WAITS
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = environ) -> "Settings":
@@ -65,8 +63,8 @@ class Settings:
         if self.lease < shortest:
             problem = (
                 f"NOTIFY_WORKER_LEASE_SECONDS is {seconds(self.lease)}: too short. A lease lasts for two attempts, and one "
-                f"takes up to 3 x {seconds(self.request_timeout)} s + 4 s. Set it to {seconds(shortest)} or more, "
-                "or lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
+                f"takes up to {QUICK_REQUESTS} x {seconds(self.request_timeout)} s + {seconds(QUICK_RETRY_WAITS)} s. "
+                f"Set it to {seconds(shortest)} or more, or lower NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS."
             )
             return [problem]
         return []
@@ -115,16 +113,6 @@ def request_timeout(text: str) -> timedelta:
     return value
 
 
-def host_and_port(text: str) -> str:
-    """Read where something is to be served."""
-    host, _, port = text.rpartition(":")
-    if not (
-        host and text.isprintable() and port.isascii() and port.isdecimal() and len(port) < 6 and int(port) < 65536
-    ):
-        raise ValueError(f'is "{text}". It has to be a host and a port: 127.0.0.1:9090.')
-    return text
-
-
 def url(text: str) -> str:
     """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
     try:
@@ -164,6 +152,5 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NOTIFY_WORKER_CONCURRENCY": ("concurrency", whole_number),
     "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": ("request_timeout", request_timeout),
     "NOTIFY_WORKER_LEASE_SECONDS": ("lease", length),
-    "NOTIFY_WORKER_METRICS_ADDRESS": ("metrics_address", host_and_port),
     "NOTIFY_WORKER_LOG_FORMAT": ("log_format", log_format),
 }

@@ -17,7 +17,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from notify_worker.model import UNREADABLE, Attempt, Change, Delivery, Incident, Json, OnUnknown, Project, Words
+from notify_worker.model import UNREADABLE, Attempt, Change, Content, Delivery, Incident, Json, OnUnknown, Project
 from notify_worker.session import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 
 CONNECTIONS = 2
@@ -234,18 +234,18 @@ def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_wit
         expires_at=row["expires_at"],
         expires_by=claimed_at + row["expires_in"],
         tag=row["tag"],
-        inline=words(row),
+        inline=content(row),
         campaign_name=row["campaign"],
-        campaign=words(row["campaign_words"]) if row["campaign_words"] is not None else None,
+        campaign=content(row["campaign_content"]) if row["campaign_content"] is not None else None,
         params=row["params"] or {},
     )
 
 
-def words(row: Json) -> Words:
-    """Read the words of a notification or of a campaign. What can't be read of a campaign takes all of it with it."""
+def content(row: Json) -> Content:
+    """Read the content of a notification or a campaign. One part that can't be read makes all of it unreadable."""
     if row is UNREADABLE:
-        return Words(message=UNREADABLE)
-    return Words(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
+        return Content(message=UNREADABLE)
+    return Content(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
 
 
 def outcomes(attempts: list[Attempt]) -> str:
@@ -269,6 +269,6 @@ def outcome(attempt: Attempt, now: float) -> Row:
         "error_code": result.error_code,
         "error": result.error,
         "retry_in": attempt.retry_in.total_seconds() if attempt.retry_in is not None else None,
-        "sent_as": result.sent_as,
+        "provider_message_id": result.provider_message_id,
         "counts": attempt.counts,
     }

@@ -4,6 +4,27 @@
 CREATE SCHEMA notify_worker;
 
 
+CREATE TABLE notify_worker.campaigns (
+    name text NOT NULL,
+    title text,
+    body text,
+    image text,
+    data jsonb,
+    message jsonb,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT campaigns_data_is_an_object CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT campaigns_message_is_an_object CHECK ((jsonb_typeof(message) = 'object'::text))
+);
+COMMENT ON TABLE notify_worker.campaigns IS 'Named content, with {placeholders} that a notification''s params fill.';
+COMMENT ON COLUMN notify_worker.campaigns.name IS 'The key.';
+COMMENT ON COLUMN notify_worker.campaigns.title IS 'May have {placeholders}.';
+COMMENT ON COLUMN notify_worker.campaigns.body IS 'May have {placeholders}.';
+COMMENT ON COLUMN notify_worker.campaigns.image IS 'A URL; may have {placeholders}.';
+COMMENT ON COLUMN notify_worker.campaigns.data IS 'What the app receives: an object, string to string.';
+COMMENT ON COLUMN notify_worker.campaigns.message IS 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
+COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'Since then nothing of it is sent: what comes due ends cancelled.';
+
 CREATE TABLE notify_worker.notifications (
     id bigint NOT NULL,
     event_id text,
@@ -119,7 +140,7 @@ CREATE TABLE notify_worker.stored_deliveries (
     last_verdict text,
     last_error_code text,
     last_error text,
-    sent_as text,
+    provider_message_id text,
     marked_by uuid,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     retried_at timestamp with time zone,
@@ -127,27 +148,6 @@ CREATE TABLE notify_worker.stored_deliveries (
     CONSTRAINT stored_deliveries_state CHECK ((state = ANY (ARRAY['pending'::text, 'sent'::text, 'failed'::text, 'expired'::text, 'cancelled'::text, 'held'::text])))
 )
 WITH (fillfactor='80');
-
-CREATE TABLE notify_worker.campaigns (
-    name text NOT NULL,
-    title text,
-    body text,
-    image text,
-    data jsonb,
-    message jsonb,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    retired_at timestamp with time zone,
-    CONSTRAINT campaigns_data_is_an_object CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT campaigns_message_is_an_object CHECK ((jsonb_typeof(message) = 'object'::text))
-);
-COMMENT ON TABLE notify_worker.campaigns IS 'Named content, with {placeholders} that a notification''s params fill.';
-COMMENT ON COLUMN notify_worker.campaigns.name IS 'The key.';
-COMMENT ON COLUMN notify_worker.campaigns.title IS 'May have {placeholders}.';
-COMMENT ON COLUMN notify_worker.campaigns.body IS 'May have {placeholders}.';
-COMMENT ON COLUMN notify_worker.campaigns.image IS 'A URL; may have {placeholders}.';
-COMMENT ON COLUMN notify_worker.campaigns.data IS 'What the app receives: an object, string to string.';
-COMMENT ON COLUMN notify_worker.campaigns.message IS 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
-COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'Since then nothing of it is sent: what comes due ends cancelled.';
 
 CREATE TABLE notify_worker.stored_attempts (
     delivery_id bigint NOT NULL,
@@ -163,7 +163,7 @@ CREATE TABLE notify_worker.stored_attempts (
     error_code text,
     error text,
     retry_at timestamp with time zone,
-    sent_as text,
+    provider_message_id text,
     counts boolean DEFAULT true NOT NULL,
     late boolean DEFAULT false NOT NULL,
     recorded_at timestamp with time zone DEFAULT now() NOT NULL,

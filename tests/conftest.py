@@ -17,7 +17,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 
 MEMORY = Path("/dev/shm")
 ENOUGH_MEMORY = 1 << 30
@@ -44,7 +45,7 @@ def server() -> Iterator[str]:
         return
     with TemporaryDirectory(prefix="notify-worker-", dir=memory()) as home:
         Path(home).chmod(0o711)  # under root the server runs as nobody, who has to pass through
-        with embedded.start(Path(home), FAST) as started:
+        with postgres.start(Path(home), FAST) as started:
             yield started.conninfo
 
 

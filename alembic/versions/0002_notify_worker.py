@@ -200,7 +200,7 @@ create table notify_worker.stored_deliveries (
     last_verdict text,
     last_error_code text,
     last_error text,
-    sent_as text,
+    provider_message_id text,
     -- The lease under which a request was about to start. Set only where on_unknown is hold.
     marked_by uuid,
     created_at timestamptz not null default now(),
@@ -235,7 +235,7 @@ create table notify_worker.stored_attempts (
     error text,
     -- When the delivery was to be due again. Null: never.
     retry_at timestamptz,
-    sent_as text,
+    provider_message_id text,
     -- Whether it counts against the project's max_attempts. A fault of the project, an outage and a crash do not.
     counts boolean not null default true,
     -- The lease had been taken over before this outcome was appended.

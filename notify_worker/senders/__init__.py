@@ -1,4 +1,4 @@
-"""Senders: what carries a message to a provider. A sender can never touch the database."""
+"""Senders carry messages to a provider. A sender never touches the database."""
 
 from typing import Protocol
 
@@ -6,13 +6,17 @@ from notify_worker.model import Message, Outcome
 
 
 class Sender(Protocol):
-    """One project's way to its provider."""
+    """Sends one project's messages to its provider."""
 
     async def warm_up(self) -> None:
-        """Get ready for the first message. Raises CredentialsError, which says what to set."""
+        """Get ready for the first message.
+
+        Raises:
+            CredentialsError: says what to set.
+        """
 
     async def send(self, message: Message) -> Outcome:
-        """Make one request, once. Whatever the provider answers, or fails to answer, is an outcome: this never raises."""
+        """Make one request. Returns an outcome whatever the provider answers, and if it does not answer; never raises."""
 
     async def aclose(self) -> None:
-        """Close the connections. What is in flight must have ended before."""
+        """Close the connections. Requests in flight must have ended before."""

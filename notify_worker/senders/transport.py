@@ -1,7 +1,7 @@
-"""HTTP/1.1 under httpx's names: aiohttp as an `httpx.AsyncBaseTransport` whose exceptions say what surely never left.
+"""HTTP/1.1: aiohttp as an `httpx.AsyncBaseTransport` whose exceptions say whether a request may have arrived.
 
-httpx's own transport searches its pool for every request, and other bridges to aiohttp call an answer that never came a
-`ConnectTimeout`. Here what is in NOT_SENT surely never left. Everything else, listed or not, may have arrived.
+httpx's own transport searches its pool for every request, and other bridges to aiohttp raise `ConnectTimeout` for a missing
+answer. Here a request with an error in NOT_SENT certainly never left; with any other error it may have arrived.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ NOT_SENT = (
     httpx.UnsupportedProtocol,
     httpx.InvalidURL,
 )
-"""The request never left. What stands not here is unknown: a new class of a new version then errs on the safe side."""
+"""The request never left. Any other error is unknown, so that a new class in a new version errs on the safe side."""
 
-EXACTLY: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError]], ...] = (
+AIOHTTP_TO_HTTPX: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError]], ...] = (
     (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
     (aiohttp.ClientConnectorError, httpx.ConnectError),
     (aiohttp.ClientHttpProxyError, httpx.ProxyError),
@@ -38,30 +38,30 @@ EXACTLY: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError]], ...] 
 """The most specific first."""
 
 KEEP_ALIVE = 60.0
-"""Seconds. The client must close first: a request that meets a closing server is unknown. FCM is said to wait 180."""
+"""Seconds. The client must close first: a request that meets a closing server is unknown. FCM seems to wait 180."""
 
 BEFORE_THE_DEADLINE = 0.05
-"""Seconds before the end of the whole request at which no more of a body is waited for."""
+"""Seconds before the deadline of the whole request at which the wait for the body ends."""
 BODY_WAIT = 1.0
-"""Seconds for the body once the status line is there: the status decides, and whatever came of the body has to do."""
+"""Seconds for the body after the status line. The status decides; the part of the body that has arrived must do."""
 
 LONGEST_BODY = 65536
-"""Bytes of a body that are read, and unpacked: FCM's own have a few hundred."""
+"""Bytes of a body that are read and decompressed. FCM's have a few hundred."""
 
 SET_BY_AIOHTTP = frozenset({"host", "content-length", "connection"})
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
-    """Belongs to the loop in which its first request is made; close it before that loop ends."""
+    """Belongs to the event loop of its first request; close it before that loop ends."""
 
     def __init__(self, *, in_flight: int, proxy: str | None = None) -> None:
-        """Keep as many connections as there are requests in flight, so that the pool is never what waits."""
+        """Allow as many connections as requests in flight, so that no request waits for the pool."""
         self._in_flight = in_flight
         self._proxy = proxy
         self._lazy_session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make one request, once. A POST is never made again by itself, and a redirect is never followed."""
+        """Make one request. A POST is never repeated, and a redirect is never followed."""
         phases = request.extensions.get("timeout", {})
         try:
             async with self._session().request(
@@ -74,10 +74,10 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             ) as answer:
                 return response(request, answer, await body_of(answer, request.extensions.get("deadline", inf)))
         except aiohttp.ClientResponseError as error:
-            # Without the cause: its text quotes the address of a proxy, password and all.
-            raise told(error, request) from None
+            # Without the cause: its text quotes the proxy's URL with its password.
+            raise as_httpx_error(error, request) from None
         except aiohttp.ClientError as error:
-            raise told(error, request) from error
+            raise as_httpx_error(error, request) from error
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -97,9 +97,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
 
 async def body_of(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
-    """Read the body as far as it comes. Once FCM has said 200, a connection that dies or stalls takes nothing back.
+    """Read the body as far as it arrives: after the status 200, a connection that breaks or stalls changes nothing.
 
-    At the deadline (by the loop's clock) whoever waits is cancelled: a little before that the status is worth more.
+    At the deadline (by the event loop's clock) the request is cancelled and its status would be lost, so this ends before.
     """
     body = bytearray()
     until = asyncio.get_running_loop().time() + BODY_WAIT
@@ -116,7 +116,7 @@ async def body_of(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
 
 
 def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes) -> httpx.Response:
-    """Turn the answer into httpx's, unpacked. A body that can't be unpacked is left out: its status still counts."""
+    """Return the answer as httpx's, decompressed. A body that can't be decompressed is left out: the status still counts."""
     packed = answer.headers.get("content-encoding", "identity")
     headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"content-encoding"]
     content = body if packed == "identity" else unpacked(body)
@@ -124,22 +124,22 @@ def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes
 
 
 def unpacked(body: bytes) -> bytes:
-    """Unpack what nobody asked to be packed, up to a limit: a bomb must not take the worker's memory."""
+    """Decompress an unrequested encoding, up to a limit: a bomb must not take the worker's memory."""
     try:
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, LONGEST_BODY)
     except zlib.error:
         return b""
 
 
-def told(error: aiohttp.ClientError, request: httpx.Request) -> httpx.RequestError:
-    """Say what happened in httpx's words, so that NOT_SENT holds."""
-    exactly = next(name for kind, name in EXACTLY if isinstance(error, kind))
-    what = in_words(error, request)
-    return exactly(what if issubclass(exactly, NOT_SENT) else f"{what}; FCM may have it", request=request)
+def as_httpx_error(error: aiohttp.ClientError, request: httpx.Request) -> httpx.RequestError:
+    """Return the error as httpx's, so that NOT_SENT can be checked."""
+    httpx_error = next(name for kind, name in AIOHTTP_TO_HTTPX if isinstance(error, kind))
+    what = describe(error, request)
+    return httpx_error(what if issubclass(httpx_error, NOT_SENT) else f"{what}; FCM may have it", request=request)
 
 
-def in_words(error: aiohttp.ClientError, request: httpx.Request) -> str:
-    """Leave out what aiohttp quotes: half an answer as its own object, and a status of 400 that nobody gave."""
+def describe(error: aiohttp.ClientError, request: httpx.Request) -> str:
+    """Describe an error without aiohttp's own text, which quotes half an answer, or a status 400 that no server sent."""
     match error:
         case aiohttp.SocketTimeoutError():
             return f"no answer within {request.extensions['timeout']['read']:.3g} s"
@@ -152,22 +152,22 @@ def in_words(error: aiohttp.ClientError, request: httpx.Request) -> str:
 
 @cache
 def trust() -> ssl.SSLContext:
-    """One for the process: each new one reads the whole bundle of certificates again. SSL_CERT_FILE is honoured."""
+    """Return the one context of the process: each new one reads the whole bundle of certificates. Honours SSL_CERT_FILE."""
     return httpx.create_ssl_context()
 
 
 @lru_cache(maxsize=64)
 def encoded(url: str) -> URL:
-    """Hand the address on as it is: httpx has encoded it already."""
+    """Keep the URL as it is: httpx has encoded it already."""
     return URL(url, encoded=True)
 
 
 @lru_cache(maxsize=64)
 def timeouts(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
-    """Translate httpx's timeouts. What aiohttp calls `connect` covers the wait for the pool and the connecting."""
+    """Translate httpx's timeouts. aiohttp's `connect` covers both the wait for the pool and connecting."""
     return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)
 
 
 def proxy_for(url: httpx.URL) -> str | None:
-    """Give the proxy that the environment names for this address. To this machine there is none."""
+    """Return the environment's proxy for this URL; never one for this machine."""
     return None if is_loopback(url.host) or proxy_bypass(url.host) else getproxies().get(url.scheme)

@@ -20,7 +20,7 @@ begin
         what := format('the kind of a notification''s address can''t be "%s"', left(new.kind, 40));
         what_to_do := 'There are token, fid, topic and condition.';
     elsif num_nonnulls(new.campaign, new.title, new.body, new.data, new.message) = 0 then
-        rule := 'notifications_words';
+        rule := 'notifications_content';
         what := 'a notification says nothing';
         what_to_do := 'Give a campaign, or at least one of title, body, data and message.';
     elsif new.priority not in ('high', 'normal') then

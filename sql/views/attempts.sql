@@ -13,7 +13,7 @@ select
     error_code,
     error,
     retry_at,
-    sent_as,
+    provider_message_id,
     late
 from notify_worker.stored_attempts;
 

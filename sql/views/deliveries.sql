@@ -10,7 +10,7 @@ select
     delivery.state,
     delivery.attempts,
     delivery.due_at,
-    delivery.sent_as,
+    delivery.provider_message_id,
     delivery.last_error,
     delivery.created_at,
     delivery.settled_at
@@ -22,4 +22,4 @@ comment on view notify_worker.deliveries is 'One notification to one address, as
 comment on column notify_worker.deliveries.address is 'Its last 6 characters.';
 comment on column notify_worker.deliveries.state is 'pending, sent (FCM has accepted it), failed, expired, cancelled or held.';
 comment on column notify_worker.deliveries.attempts is 'How many attempts count against the project''s max_attempts.';
-comment on column notify_worker.deliveries.sent_as is 'FCM''s name of the message.';
+comment on column notify_worker.deliveries.provider_message_id is 'FCM''s name of the message.';

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from notify_worker import embedded
+from notify_worker.dev import postgres
 from tests.support.waiting import until
 
 HOW_TO_HAVE_IT = "there is no PgBouncer here: install it, or say in PGBOUNCER where it is"
@@ -25,7 +25,7 @@ class Pooler:
     def __init__(self, folder: Path, server: str) -> None:
         """`server` is the conninfo of whoever takes writes."""
         its = conninfo_to_dict(server)
-        self._port = embedded.free_port()
+        self._port = postgres.free_port()
         self.conninfo = make_conninfo(
             server, host="127.0.0.1", port=self._port, password="", sslmode="disable", target_session_attrs="any"
         )
@@ -48,7 +48,7 @@ server_connect_timeout = 3
 ignore_startup_parameters = extra_float_digits,options
 """
         )
-        embedded.give(self._settings)
+        postgres.give(self._settings)
         self._process: Popen[Any] | None = None
 
     def start(self) -> None:
@@ -56,7 +56,7 @@ ignore_startup_parameters = extra_float_digits,options
         assert name is not None, HOW_TO_HAVE_IT
         with self._log.open("ab") as log:
             self._process = Popen(
-                [name, self._settings], stdin=DEVNULL, stdout=log, stderr=log, cwd="/", **embedded.unprivileged()
+                [name, self._settings], stdin=DEVNULL, stdout=log, stderr=log, cwd="/", **postgres.unprivileged()
             )
         until("PgBouncer answers", self.answers, within=20)
 

@@ -230,7 +230,7 @@ class NotifyWorker:
                 select
                     delivery.address, delivery.state, attempt.number, attempt.verdict, attempt.worker, attempt.requests,
                     attempt.error_code, attempt.started_at, attempt.finished_at, attempt.recorded_at, attempt.late,
-                    attempt.sent_as, attempt.lease
+                    attempt.provider_message_id, attempt.lease
                 from notify_worker.notifications as notification
                 join notify_worker.stored_deliveries as delivery on delivery.notification_id = notification.id
                 left join notify_worker.stored_attempts as attempt on attempt.delivery_id = delivery.id

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from notify_worker.retry import QUICK_REQUESTS
 from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import until
 
@@ -16,7 +17,6 @@ PATIENCE = 5.0
 """Seconds that a request may take: only what hangs takes them, on a slow machine too."""
 LEASE = 40.0
 MAX_ATTEMPTS = 3
-REQUESTS_OF_A_BLIP = 3
 IN_ALL = 1_000
 STEP = 137
 """Shares no factor with 1,000: it visits every place, and neighbours lie far apart."""
@@ -49,7 +49,7 @@ FATES = (
     Fate("twice500", 15, "sent", exactly(3), shown=1, verdicts=UNKNOWN),
     Fate("oncehtml502", 15, "sent", exactly(2), shown=1, verdicts=UNKNOWN),
     Fate("once504", 15, "sent", exactly(2), shown=1, verdicts=UNKNOWN),
-    Fate("503", 5, "failed", range(MAX_ATTEMPTS, MAX_ATTEMPTS * REQUESTS_OF_A_BLIP + 1), verdicts=UNKNOWN),
+    Fate("503", 5, "failed", range(MAX_ATTEMPTS, MAX_ATTEMPTS * QUICK_REQUESTS + 1), verdicts=UNKNOWN),
     Fate("503", 5, "held", exactly(1), on_unknown="hold", verdicts=UNKNOWN),
     Fate("later503", 5, "pending", range(1, MAX_ATTEMPTS), verdicts=UNKNOWN, waits=timedelta(seconds=30)),
     # The device, or the message.

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from notify_worker import embedded
+from notify_worker.dev import postgres
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
 from notify_worker.session import is_shared
 from tests.conftest import memory
@@ -59,7 +59,7 @@ class Pooler:
         assert PGBOUNCER is not None
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [PGBOUNCER, self._settings], stdout=log, stderr=log, cwd="/", **embedded.unprivileged()
+                [PGBOUNCER, self._settings], stdout=log, stderr=log, cwd="/", **postgres.unprivileged()
             )
         until("PgBouncer is up", lambda: self._process.poll() is not None or self.is_up(), within=10)
         assert self._process.poll() is None, self._log.read_text()

@@ -38,7 +38,7 @@ from tests.support.waiting import until
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
 RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
 PAUSED = {"verdict": "paused", "error": "the credentials are wrong", "retry_in": 0}
 FAILED = {"verdict": "failed", "error": "it is wrong"}

@@ -99,7 +99,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
 
     assert claimed.items() >= words.items()
     assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
-    assert claimed["campaign_words"] == {
+    assert claimed["campaign_content"] == {
         "title": "Thank you",
         "body": "Order {order_id}",
         "image": "https://example.org/a.png",
@@ -116,14 +116,14 @@ def test_a_notification_without_a_campaign_has_no_words_of_one(connection: psyco
 
     claimed = claim_one(connection, enter(connection))
 
-    assert claimed["campaign"] is claimed["campaign_words"] is None
+    assert claimed["campaign"] is claimed["campaign_content"] is None
 
 
 def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: psycopg.Connection) -> None:
     insert(connection, title=None, campaign="sale")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
 
-    assert claim_one(connection, enter(connection))["campaign_words"]["title"] == "Now"
+    assert claim_one(connection, enter(connection))["campaign_content"]["title"] == "Now"
 
 
 def test_a_receiver_without_a_live_device_is_unreachable(connection: psycopg.Connection) -> None:

@@ -222,7 +222,7 @@ def test_a_column_that_is_not_the_callers_is_a_type_error_wherever_it_stands(
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"receiver_id": "u_42"}, "notifications_words"),
+    ({"receiver_id": "u_42"}, "notifications_content"),
     ({}, "notifications_one_target"),
     ({"title": "Hello", "kind": "pigeon", "address": "loft"}, "notifications_kind"),
     ({**HELLO, "data": {"n": 1}}, "notifications_data"),

@@ -28,7 +28,7 @@ from tests.support.store_calls import (
     value,
 )
 
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
 RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
 UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 

@@ -45,7 +45,7 @@ def send(connection: psycopg.Connection, worker: Worker, **came_to: object) -> R
 def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert_for_phone(connection, event_id="order:42:paid")
-    delivery = send(connection, worker, verdict="sent", sent_as="projects/p/messages/1")["delivery_id"]
+    delivery = send(connection, worker, verdict="sent", provider_message_id="projects/p/messages/1")["delivery_id"]
 
     told = story(connection, number)
 

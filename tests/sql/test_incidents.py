@@ -1234,7 +1234,7 @@ def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection
     let_pass(connection, seconds=11)
     probe = claim_one(connection, worker)
     end(connection)
-    record(connection, worker, outcome(probe, verdict="sent", sent_as="projects/a/messages/1"))
+    record(connection, worker, outcome(probe, verdict="sent", provider_message_id="projects/a/messages/1"))
 
     lines = told(connection, number)
 

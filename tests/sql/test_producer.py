@@ -135,7 +135,7 @@ def test_a_column_that_is_not_the_callers_is_a_type_error_with_the_nearest_name(
 @pytest.mark.parametrize(
     ("columns", "rule"),
     [
-        ({"receiver_id": "u_42"}, "notifications_words"),
+        ({"receiver_id": "u_42"}, "notifications_content"),
         ({"title": "Hello"}, "notifications_one_target"),
         ({"receiver_id": "u_42", "kind": "token", "address": "a", "title": "Hello"}, "notifications_one_target"),
         ({"receiver_id": "u_42", "title": "Hello", "data": {"n": 1}}, "notifications_data"),

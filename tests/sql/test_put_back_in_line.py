@@ -31,7 +31,7 @@ from tests.support.store_calls import (
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
 RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
 LATER = {"verdict": "retry", "error": "FCM is busy", "retry_in": 3600}
 GIVEN_UP = {"verdict": "retry", "error": "FCM is busy"}

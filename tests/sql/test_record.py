@@ -33,7 +33,7 @@ from tests.support.store_calls import (
 
 DEVICE: LiteralString = "select * from notify_worker.devices where address = %s and project = %s"
 
-SENT = {"verdict": "sent", "http_status": 200, "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "http_status": 200, "provider_message_id": "projects/p/messages/1"}
 RETRY = {"verdict": "retry", "http_status": 503, "error": "FCM is busy", "retry_in": 3600}
 FAILED = {"verdict": "failed", "http_status": 400, "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
 UNREGISTERED = {"verdict": "unregistered", "http_status": 404, "error_code": "UNREGISTERED", "error": "it is gone"}
@@ -83,7 +83,7 @@ def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
     assert added == 1
     assert (ended["state"], ended["attempts"], ended["tries"]) == (ends, counted, 1)
     assert (ended["last_verdict"], ended["last_error"]) == (came_to["verdict"], came_to.get("error"))
-    assert ended["sent_as"] == came_to.get("sent_as")
+    assert ended["provider_message_id"] == came_to.get("provider_message_id")
     assert (ended["settled_at"] is None) == (ends == "held")
     assert notification(connection, number)["lease"] is None
     assert unbalanced(connection) == []
@@ -464,7 +464,7 @@ def test_a_late_sent_settles_what_is_held_or_waits(
     record(connection, dead, outcome(held, **SENT))
 
     its = only_delivery(connection, number)
-    assert (its["state"], its["sent_as"], its["attempts"]) == ("sent", SENT["sent_as"], 0)
+    assert (its["state"], its["provider_message_id"], its["attempts"]) == ("sent", SENT["provider_message_id"], 0)
     assert state(connection, number) == "sent"
     assert claim(connection, enter(connection)) == []
     assert unbalanced(connection) == []
@@ -487,7 +487,11 @@ def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection
     assert claim(connection, enter(connection)) == []
 
     its = only_delivery(connection, number)
-    assert (its["state"], its["sent_as"], its["last_verdict"]) == ("sent", SENT["sent_as"], "sent")
+    assert (its["state"], its["provider_message_id"], its["last_verdict"]) == (
+        "sent",
+        SENT["provider_message_id"],
+        "sent",
+    )
     assert state(connection, number) == "sent"
     assert unbalanced(connection) == []
 

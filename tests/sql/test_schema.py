@@ -17,7 +17,8 @@ from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 from notify_worker.errors import BrokenInstallation, DatabaseUnavailable, NotifyWorkerError, SchemaMismatch
 
 CHECKOUT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ Dump = Callable[..., list[str]]
 @pytest.fixture(scope="session")
 def dump(server: str) -> Dump:
     """Say what a database is made of, who may do what with it included, line by line."""
-    program = embedded.binaries() / "pg_dump"
+    program = postgres.binaries() / "pg_dump"
     with psycopg.connect(server) as connection:
         major = connection.info.server_version // 10_000
     if major > major_of(program):
@@ -71,7 +72,7 @@ def printed(*, since: str | None = None) -> str:
 
 def psql(conninfo: str, script: str) -> None:
     subprocess.run(
-        [embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo],
+        [postgres.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo],
         input=script,
         check=True,
         text=True,

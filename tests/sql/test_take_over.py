@@ -175,14 +175,16 @@ def test_an_outcome_that_stands_in_the_history_is_applied_instead(
 ) -> None:
     number = insert(connection)
     frozen, claimed = freeze(connection, number)
-    record_while_locked(database, connection, frozen, outcome(claimed, verdict="sent", sent_as="projects/p/messages/1"))
+    record_while_locked(
+        database, connection, frozen, outcome(claimed, verdict="sent", provider_message_id="projects/p/messages/1")
+    )
     assert state(connection, number) == "pending"
 
     assert claim(connection, enter(connection)) == []
 
     assert [each["verdict"] for each in attempts(connection, number)] == ["sent"]
     its = only_delivery(connection, number)
-    assert (its["state"], its["attempts"], its["sent_as"]) == ("sent", 1, "projects/p/messages/1")
+    assert (its["state"], its["attempts"], its["provider_message_id"]) == ("sent", 1, "projects/p/messages/1")
     assert state(connection, number) == "sent"
     assert unbalanced(connection) == []
 

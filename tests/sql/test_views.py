@@ -29,7 +29,7 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 CAP = 100_000
 
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
 RETRY = {"verdict": "retry", "error_code": "UNAVAILABLE", "error": "FCM is busy", "retry_in": 3600}
 GIVEN_UP = {"verdict": "retry", "error_code": "UNAVAILABLE", "error": "FCM is busy"}
 FAILED = {"verdict": "failed", "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}

@@ -63,11 +63,13 @@ def test_a_claim_and_a_record_touch_what_they_are_about(connection: psycopg.Conn
     worker = enter(connection)
     for _ in range(3):  # some history, and plans that have settled
         connection.execute("select count(*) from notify_worker.claim(%s, %s, %s)", [worker.id, uuid4(), AT_ONCE])
-        outcomes = [outcome(each, verdict=verdict, retry_in=60, sent_as="name") for each in held(connection)]
+        outcomes = [
+            outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)
+        ]
         connection.execute("select notify_worker.record(%s, %s)", [worker.id, Jsonb(outcomes)])
 
     claiming = pages(connection, "select * from notify_worker.claim(%s, %s, %s)", worker.id, uuid4(), AT_ONCE)
-    outcomes = [outcome(each, verdict=verdict, retry_in=60, sent_as="name") for each in held(connection)]
+    outcomes = [outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)]
     recording = pages(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(outcomes))
 
     assert len(outcomes) == AT_ONCE

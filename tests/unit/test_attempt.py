@@ -1,4 +1,4 @@
-"""One attempt of a delivery, with a provider that plays a script: places, blips, stopping, and bugs."""
+"""One attempt of a delivery, with a provider that plays a script: places, quick retries, stopping, and bugs."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from notify_worker.attempt import Mark, Places, Try
 from notify_worker.model import (
     Attempt,
     Change,
+    Content,
     Delivery,
     Incident,
     Message,
@@ -21,7 +22,6 @@ from notify_worker.model import (
     Project,
     Scope,
     Verdict,
-    Words,
 )
 from notify_worker.project_state import ProjectState
 from tests.support.waiting import auntil
@@ -29,12 +29,12 @@ from tests.unit.test_render import DELIVERY
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, mendable=True)
-NEVER_LEFT = Outcome(Verdict.RETRY, mendable=True)
-REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, mendable=True)
+MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+NEVER_LEFT = Outcome(Verdict.RETRY, quickly_retryable=True)
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, quickly_retryable=True)
 QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
 A_BLIP = 0.9
-"""Seconds in which no blip's wait can have passed."""
+"""Seconds in which no wait of a quick retry can have passed."""
 
 
 @dataclass
@@ -144,8 +144,8 @@ async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_fo
     assert (await waiting).started >= freed
 
 
-async def test_blips_are_mended_in_seconds_and_hold_no_place_meanwhile() -> None:
-    """Side by side, since a blip's waits are real: 1 s and 2 s."""
+async def test_quick_retries_take_seconds_and_hold_no_place_meanwhile() -> None:
+    """Side by side, since the waits of quick retries are real: 1 s and 2 s."""
     begun = monotonic()
     one_place = Places(1)
     in_turn = ready(first=[MENDABLE])
@@ -174,8 +174,8 @@ async def test_blips_are_mended_in_seconds_and_hold_no_place_meanwhile() -> None
     ("outcome", "on_unknown"),
     [
         (MENDABLE, OnUnknown.HOLD),
-        (Outcome(Verdict.RETRY, mendable=True), OnUnknown.HOLD),
-        (replace(MENDABLE, mendable=False), OnUnknown.RESEND),
+        (Outcome(Verdict.RETRY, quickly_retryable=True), OnUnknown.HOLD),
+        (replace(MENDABLE, quickly_retryable=False), OnUnknown.RESEND),
         (FAILED, OnUnknown.RESEND),
     ],
 )
@@ -188,7 +188,7 @@ async def test_what_may_not_be_asked_again_is_asked_once(outcome: Outcome, on_un
     assert (result.outcome, result.requests) == (outcome, 1)
 
 
-async def test_nothing_is_mended_once_the_worker_stops() -> None:
+async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
     sender, stopping = ScriptedSender({"a": [MENDABLE]}), asyncio.Event()
     running = asyncio.create_task(made(attempt(sender, stopping=stopping)))
     await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
@@ -201,7 +201,7 @@ async def test_nothing_is_mended_once_the_worker_stops() -> None:
     assert (result.outcome, result.requests) == (MENDABLE, 1)
 
 
-async def test_a_stop_ends_a_blips_wait_and_the_outcome_stands() -> None:
+async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() -> None:
     sender, stopping, places = ready(a=[MENDABLE]), asyncio.Event(), Places(1)
     running = asyncio.create_task(made(attempt(sender, stopping=stopping, places=places)))
     await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
@@ -268,7 +268,7 @@ async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_
 async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
     sender = ready()
 
-    result = await made(attempt(sender, inline=Words(body="x" * 5000)))
+    result = await made(attempt(sender, inline=Content(body="x" * 5000)))
 
     assert (result.outcome.verdict, result.outcome.error_code) == (Verdict.FAILED, "MESSAGE_TOO_BIG")
     assert (result.requests, result.retry_in, sender.asked) == (0, None, [])
@@ -305,7 +305,7 @@ async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) ->
     delivery: dict[str, Any] = {"probe": True}
     match why:
         case "it can not be rendered":
-            delivery["inline"] = Words(body="x" * 5000)
+            delivery["inline"] = Content(body="x" * 5000)
         case "rendering breaks":
             delivery["inline"] = None
         case "the worker stops":
@@ -371,8 +371,8 @@ async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
     assert state.blocked == {Scope.PROJECT}
 
 
-async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
-    """Side by side, since a blip's waits are real."""
+async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
+    """Side by side, since the waits of quick retries are real."""
     sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
     state = project(sender)
     running = asyncio.create_task(made(attempt(sender, state=state, places=places)))
@@ -389,7 +389,7 @@ async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_deliv
 
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
-    sender = ready(a=[replace(MENDABLE, mendable=False)] * 4)
+    sender = ready(a=[replace(MENDABLE, quickly_retryable=False)] * 4)
     state = project(sender)
 
     results = [await made(attempt(sender, state=state)) for _ in range(3)]
@@ -493,7 +493,7 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     await attempt(sender, stopping=stopping, **hold).run()
     await attempt(sender, expires_by=monotonic() - 1, **hold).run()
     await attempt(sender, start_by=monotonic() - 1, **hold).run()
-    await attempt(sender, inline=Words(body="x" * 5000), **hold).run()
+    await attempt(sender, inline=Content(body="x" * 5000), **hold).run()
 
     assert (book.written, sender.asked) == ([], [])
 
@@ -549,11 +549,11 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
     assert sender.asked == []
 
 
-# ── what is mended ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is retried quickly ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_token_and_what_never_left_are_mended_where_a_5xx_is_not() -> None:
-    """Side by side, since a blip's waits are real."""
+async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
+    """Side by side, since the waits of quick retries are real."""
     places = Places(100)
     hold, probing, busy, never_left, calm = (
         ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)

@@ -130,14 +130,14 @@ async def test_a_message_goes_out_once_and_as_it_is(server: HostileServer, sende
     assert seen.headers["authorization"] == "Bearer ya29.secret-1"
     assert seen.headers["content-type"] == "application/json"
     assert seen.json() == {"message": MESSAGE.body}
-    assert outcome == Outcome(Verdict.SENT, http_status=200, sent_as="projects/demo/messages/0:17%ab")
+    assert outcome == Outcome(Verdict.SENT, http_status=200, provider_message_id="projects/demo/messages/0:17%ab")
 
 
 CUT = {"content_length": "500"}
 
 
 @pytest.mark.parametrize(
-    ("act", "sent_as"),
+    ("act", "provider_message_id"),
     [
         pytest.param(answer(200), None, id="empty"),
         pytest.param(answer(200, b"\xff\xfe not JSON"), None, id="not JSON"),
@@ -149,13 +149,13 @@ CUT = {"content_length": "500"}
     ],
 )
 async def test_a_200_is_sent_whatever_its_body(
-    server: HostileServer, sender: FcmSender, act: Act, sent_as: str | None
+    server: HostileServer, sender: FcmSender, act: Act, provider_message_id: str | None
 ) -> None:
     server.acts["/v1"] = act
 
     outcome = await sender.send(MESSAGE)
 
-    assert outcome == Outcome(Verdict.SENT, http_status=200, sent_as=sent_as)
+    assert outcome == Outcome(Verdict.SENT, http_status=200, provider_message_id=provider_message_id)
 
 
 async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: Project) -> None:
@@ -267,7 +267,7 @@ async def test_a_refused_connection_was_not_sent_and_can_be_mended(server: Hosti
         outcome = await sender.send(MESSAGE)
 
     await sender.aclose()
-    assert (outcome.verdict, outcome.mendable, outcome.error_code) == (Verdict.RETRY, True, "ConnectError")
+    assert (outcome.verdict, outcome.quickly_retryable, outcome.error_code) == (Verdict.RETRY, True, "ConnectError")
 
 
 NO_WORD = "RemoteProtocolError: Server disconnected"
@@ -302,7 +302,7 @@ async def test_a_request_that_was_read_and_not_answered_is_unknown_and_not_made_
 
     outcome = await sender.send(MESSAGE)
 
-    assert (outcome.verdict, outcome.mendable, outcome.http_status) == (Verdict.UNKNOWN, False, None)
+    assert (outcome.verdict, outcome.quickly_retryable, outcome.http_status) == (Verdict.UNKNOWN, False, None)
     assert outcome.error in {f"{error}; FCM may have it" for error in errors}
     assert outcome.error_code == outcome.error.partition(":")[0]
     assert server.count("/v1") == 1
@@ -342,7 +342,7 @@ async def test_whatever_breaks_after_the_token_is_unknown(
     outcome = await sender.send(MESSAGE)
 
     await sender.aclose()
-    assert (outcome.verdict, outcome.mendable, outcome.error_code) == (Verdict.UNKNOWN, False, code)
+    assert (outcome.verdict, outcome.quickly_retryable, outcome.error_code) == (Verdict.UNKNOWN, False, code)
     assert "secret" not in caplog.text + repr(outcome)
     assert ("send_broke" in caplog.text) is (code == "ValueError")
 
@@ -378,7 +378,7 @@ async def test_a_token_that_ran_out_is_renewed_before_the_request(server: Hostil
 async def test_a_token_near_its_end_stays_in_use_while_one_renewal_runs(
     server: HostileServer, sender: FcmSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    monkeypatch.setattr("notify_worker.senders.credentials.RENEW_PAUSE", 0)
     server.acts["/token"] = in_turn(tokens(expires_in=200), silence)
     await sender.send(MESSAGE)
 
@@ -396,7 +396,7 @@ STOP = (Verdict.PAUSED, Pause(Scope.PROJECT), False)
 
 
 def in_short(outcome: Outcome) -> tuple[Verdict, Pause | None, bool]:
-    return outcome.verdict, outcome.pause, outcome.mendable
+    return outcome.verdict, outcome.pause, outcome.quickly_retryable
 
 
 async def send_at_once(sender: FcmSender, times: int) -> set[tuple[Verdict, Pause | None, bool]]:
@@ -639,7 +639,7 @@ async def test_a_key_without_permission_is_read_again_at_leisure_while_its_token
     service_account: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notify_worker.senders.tokens.RENEW_PAUSE", 0)
+    monkeypatch.setattr("notify_worker.senders.credentials.RENEW_PAUSE", 0)
     server.acts["/v1"] = error(403, "PERMISSION_DENIED", "No.", DISABLED)
     server.acts["/v1/projects/other"] = answer(200, NAME)
     await sender.send(MESSAGE)

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, settings
 
-from notify_worker.model import Delivery, Json, Message, OnUnknown, Outcome, Verdict, Words
+from notify_worker.model import Content, Delivery, Json, Message, OnUnknown, Outcome, Verdict
 from notify_worker.render import render
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,18 +33,18 @@ DELIVERY = Delivery(
     expires_at=1_800_000_000,
     expires_by=float("inf"),
     tag="0badcafe-42",
-    inline=Words(title="Thank you"),
+    inline=Content(title="Thank you"),
     campaign_name=None,
     campaign=None,
     params={},
 )
 
-NONE = Words()
+NONE = Content()
 ID = {"notification_id": "42"}
 TAG = "0badcafe-42"
 
 
-def of_campaign(words: Words, inline: Words = NONE, **params: Json) -> Delivery:
+def of_campaign(words: Content, inline: Content = NONE, **params: Json) -> Delivery:
     return replace(DELIVERY, campaign_name="order_paid", campaign=words, inline=inline, params=params)
 
 
@@ -58,18 +58,18 @@ def refusal(delivery: Delivery) -> Outcome:
     outcome = render(delivery)
     assert isinstance(outcome, Outcome), outcome
     assert outcome.verdict is Verdict.FAILED
-    assert not outcome.mendable
+    assert not outcome.quickly_retryable
     return outcome
 
 
 def title(words: str, **params: Json) -> Any:
-    return body(of_campaign(Words(title=words), **params))["notification"]["title"]
+    return body(of_campaign(Content(title=words), **params))["notification"]["title"]
 
 
 def test_inline_words_win_over_the_campaigns_field_by_field() -> None:
-    campaign = Words(title="Thank you", body="Order {order_id} is paid", image="https://shop.example/paid.png")
+    campaign = Content(title="Thank you", body="Order {order_id} is paid", image="https://shop.example/paid.png")
 
-    rendered = body(of_campaign(campaign, Words(body="It is paid"), order_id=42))
+    rendered = body(of_campaign(campaign, Content(body="It is paid"), order_id=42))
 
     assert rendered["notification"] == {
         "title": "Thank you",
@@ -79,20 +79,20 @@ def test_inline_words_win_over_the_campaigns_field_by_field() -> None:
 
 
 def test_an_empty_inline_word_wins_too() -> None:
-    assert body(of_campaign(Words(title="Thank you"), Words(title="")))["notification"] == {"title": ""}
+    assert body(of_campaign(Content(title="Thank you"), Content(title="")))["notification"] == {"title": ""}
 
 
 def test_data_are_merged_by_key_and_the_inline_value_wins() -> None:
-    campaign = Words(data={"screen": "orders", "sound": "bell"})
+    campaign = Content(data={"screen": "orders", "sound": "bell"})
 
-    rendered = body(of_campaign(campaign, Words(data={"screen": "order", "order": "42"})))
+    rendered = body(of_campaign(campaign, Content(data={"screen": "order", "order": "42"})))
 
     assert rendered["data"] == {"screen": "order", "sound": "bell", "order": "42", **ID}
 
 
 def test_the_message_is_merged_deeply_and_last() -> None:
-    campaign = Words(title="Thank you", message={"android": {"ttl": "60s", "notification": {"color": "#ff0000"}}})
-    inline = Words(message={"android": {"notification": {"color": "#00ff00"}}, "notification": {"title": "Thanks"}})
+    campaign = Content(title="Thank you", message={"android": {"ttl": "60s", "notification": {"color": "#ff0000"}}})
+    inline = Content(message={"android": {"notification": {"color": "#00ff00"}}, "notification": {"title": "Thanks"}})
 
     rendered = body(of_campaign(campaign, inline))
 
@@ -101,10 +101,10 @@ def test_the_message_is_merged_deeply_and_last() -> None:
 
 
 def test_a_list_in_the_message_replaces_the_campaigns() -> None:
-    campaign = Words(message={"webpush": {"notification": {"actions": [{"title": "{yes}"}, {"title": "No"}]}}})
+    campaign = Content(message={"webpush": {"notification": {"actions": [{"title": "{yes}"}, {"title": "No"}]}}})
 
     kept = body(of_campaign(campaign, yes="Oui"))
-    replaced = body(of_campaign(campaign, Words(message={"webpush": {"notification": {"actions": []}}}), yes="Oui"))
+    replaced = body(of_campaign(campaign, Content(message={"webpush": {"notification": {"actions": []}}}), yes="Oui"))
 
     assert kept["webpush"]["notification"]["actions"] == [{"title": "Oui"}, {"title": "No"}]
     assert replaced["webpush"]["notification"]["actions"] == []
@@ -139,25 +139,25 @@ def test_params_are_written_as_text_or_as_in_json(value: Json, written: str) -> 
 
 @pytest.mark.parametrize("value", [None, [42], {"id": 42}])
 def test_a_param_that_is_null_an_array_or_an_object_counts_as_missing(value: Json) -> None:
-    assert refusal(of_campaign(Words(title="{it}"), it=value)).error_code == "PARAM_MISSING"
+    assert refusal(of_campaign(Content(title="{it}"), it=value)).error_code == "PARAM_MISSING"
 
 
 def test_a_param_that_is_missing_fails_the_delivery_and_names_campaign_and_param() -> None:
-    outcome = refusal(of_campaign(Words(body="Order {order_id} is paid")))
+    outcome = refusal(of_campaign(Content(body="Order {order_id} is paid")))
 
     assert outcome.error_code == "PARAM_MISSING"
     assert outcome.error == 'campaign "order_paid" needs the param "order_id"; given: none'
 
 
 def test_the_error_names_the_params_that_are_there_and_none_of_their_values() -> None:
-    outcome = refusal(of_campaign(Words(title="{order_id}"), phone="+49 170 555", code="s3cret"))
+    outcome = refusal(of_campaign(Content(title="{order_id}"), phone="+49 170 555", code="s3cret"))
 
     assert outcome.error == 'campaign "order_paid" needs the param "order_id"; given: "code", "phone"'
 
 
 @pytest.mark.parametrize("words", ["{x.__class__}", "{x[0]}", "{x!r}", "{x:>10}", "{0}", "{}", "{ x }"])
 def test_a_placeholder_is_a_name_alone_and_reaches_nothing_else(words: str) -> None:
-    assert refusal(of_campaign(Words(title=words), x="a")).error_code == "PARAM_MISSING"
+    assert refusal(of_campaign(Content(title=words), x="a")).error_code == "PARAM_MISSING"
 
 
 def test_what_a_param_brings_is_not_filled_again() -> None:
@@ -165,9 +165,9 @@ def test_what_a_param_brings_is_not_filled_again() -> None:
 
 
 def test_placeholders_in_inline_words_are_left_alone() -> None:
-    inline = Words(title="{a}", body="{{b}}", data={"c": "{c}"}, message={"android": {"collapse_key": "{d}"}})
+    inline = Content(title="{a}", body="{{b}}", data={"c": "{c}"}, message={"android": {"collapse_key": "{d}"}})
 
-    rendered = body(of_campaign(Words(), inline, a="A", c="C", d="D"))
+    rendered = body(of_campaign(Content(), inline, a="A", c="C", d="D"))
 
     assert rendered["notification"] == {"title": "{a}", "body": "{{b}}"}
     assert rendered["data"] == {"c": "{c}", **ID}
@@ -175,16 +175,16 @@ def test_placeholders_in_inline_words_are_left_alone() -> None:
 
 
 def test_a_word_that_the_notification_brings_itself_needs_no_param() -> None:
-    campaign = Words(title="{a}", body="{b}", image="{c}", data={"d": "{d}"})
+    campaign = Content(title="{a}", body="{b}", image="{c}", data={"d": "{d}"})
 
-    rendered = body(of_campaign(campaign, Words(title="1", body="2", image="3", data={"d": "4"})))
+    rendered = body(of_campaign(campaign, Content(title="1", body="2", image="3", data={"d": "4"})))
 
     assert rendered["notification"] == {"title": "1", "body": "2", "image": "3"}
     assert rendered["data"] == {"d": "4", **ID}
 
 
 def test_params_fill_data_and_message_of_the_campaign_and_no_key() -> None:
-    campaign = Words(data={"{order}": "{order}"}, message={"android": {"{order}": ["{order}", 1, None]}})
+    campaign = Content(data={"{order}": "{order}"}, message={"android": {"{order}": ["{order}", 1, None]}})
 
     rendered = body(of_campaign(campaign, order=42))
 
@@ -275,8 +275,8 @@ def test_a_topic_that_is_a_prefix_alone_is_empty() -> None:
 @pytest.mark.parametrize("kind", ["token", "fid", "topic", "condition"])
 @pytest.mark.parametrize("value", ["news", None])
 def test_a_message_that_names_an_address_is_refused(kind: str, value: Json) -> None:
-    inline = replace(DELIVERY, inline=Words(title="Thank you", message={kind: value}))
-    campaign = of_campaign(Words(title="Thank you", message={kind: value}))
+    inline = replace(DELIVERY, inline=Content(title="Thank you", message={kind: value}))
+    campaign = of_campaign(Content(title="Thank you", message={kind: value}))
 
     for each in (inline, campaign):
         assert refusal(each).error_code == "MESSAGE_NAMES_AN_ADDRESS"
@@ -289,8 +289,8 @@ def test_what_is_larger_than_fcm_takes_is_refused_counted_in_bytes(kind: str, li
     room = limit - len("titlebodynotification_id42" + "Hello")
     fits = letter * (room // len(letter.encode())) + "x" * (room % len(letter.encode()))
 
-    largest = replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Words(title="Hello", body=fits))
-    larger = replace(largest, inline=Words(title="Hello", body=fits + "x"))
+    largest = replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(title="Hello", body=fits))
+    larger = replace(largest, inline=Content(title="Hello", body=fits + "x"))
 
     assert isinstance(render(largest), Message)
     assert refusal(larger).error_code == "MESSAGE_TOO_BIG"
@@ -302,15 +302,15 @@ def test_no_refusal_and_no_repr_holds_the_address() -> None:
 
     assert "eyes" not in repr(secret)
     assert "eyes" not in repr(render(secret))
-    assert "eyes" not in repr(render(replace(secret, inline=Words(body="x" * 5000))))
+    assert "eyes" not in repr(render(replace(secret, inline=Content(body="x" * 5000))))
 
 
 def test_the_words_of_the_campaign_stay_as_they_were() -> None:
-    campaign = Words(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
-    delivery = of_campaign(campaign, Words(title="x", message={"android": {"data": {"d": "4"}}}))
+    campaign = Content(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
+    delivery = of_campaign(campaign, Content(title="x", message={"android": {"data": {"d": "4"}}}))
 
     assert body(delivery) == body(delivery)
-    assert campaign == Words(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
+    assert campaign == Content(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
 
 
 def nested(depth: int) -> Json:
@@ -326,7 +326,7 @@ TOO_DEEP = 3000
 @pytest.mark.parametrize("depth", [10, TOO_DEEP])
 @pytest.mark.parametrize("part", ["data", "message"])
 def test_words_that_are_nested_deeply_are_a_message_or_an_outcome_too(part: str, depth: int) -> None:
-    words = Words(**{part: nested(depth)})
+    words = Content(**{part: nested(depth)})
 
     assert isinstance(render(of_campaign(words)), Message | Outcome)
     assert isinstance(render(of_campaign(words, words)), Message | Outcome)
@@ -334,6 +334,6 @@ def test_words_that_are_nested_deeply_are_a_message_or_an_outcome_too(part: str,
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf")])
 def test_a_number_that_json_can_not_write_is_refused(number: float) -> None:
-    inline = Words(message={"android": {"notification": {"vibrate": [number]}}})
+    inline = Content(message={"android": {"notification": {"vibrate": [number]}}})
 
     assert refusal(replace(DELIVERY, inline=inline)).error_code == "UNREADABLE"

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from notify_worker.model import UNREADABLE, Delivery, Json, Message, Verdict, Words
+from notify_worker.model import UNREADABLE, Content, Delivery, Json, Message, Verdict
+from notify_worker.platform_fields import merged, visible_on
 from notify_worker.render import render
-from notify_worker.stamp import merged, visible_on
 from tests.unit.test_render import ADDRESSES, DELIVERY, TAG, body, nested
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
@@ -73,7 +73,7 @@ what_shows_something = st.fixed_dictionaries(
 messages = what_shows_nothing | what_shows_something
 with_placeholders = st.lists(st.sampled_from(["{", "}", "{{", "}}", "{a}", "{a.b}", "a"]) | text).map("".join)
 any_words = st.builds(
-    Words,
+    Content,
     title=st.none() | with_placeholders,
     body=st.none() | with_placeholders,
     image=st.none() | with_placeholders,
@@ -144,7 +144,7 @@ def test_whatever_stands_in_the_rows_there_is_a_message_or_an_outcome_and_json_c
 
 @given(st.sampled_from(["android", "apns", "webpush", "fcm_options"]), st.integers(0, 2000))
 def test_however_deep_a_callers_fields_are_there_is_a_message_or_an_outcome(field: str, depth: int) -> None:
-    result = render(replace(DELIVERY, inline=Words(message={field: nested(depth)})))
+    result = render(replace(DELIVERY, inline=Content(message={field: nested(depth)})))
 
     assert isinstance(result, Message) == (depth < 48)
 
@@ -179,7 +179,7 @@ def test_what_is_over_fcms_size_never_comes_out_and_what_is_not_does(
 ) -> None:
     said, told = letter * words, letter * data
 
-    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Words(body=said, data={"a": told})))
+    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(body=said, data={"a": told})))
 
     size = len(f"body{said}a{told}notification_id42".encode())
     assert isinstance(result, Message) == (size <= LARGEST[kind])
@@ -202,9 +202,9 @@ def test_every_placeholder_of_a_known_param_is_filled_and_every_other_letter_sta
     )
     values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
     expected = "".join(values[name] if is_param else said for is_param, said, name in pieces)
-    campaign = Words(title=words, body=words, data={"a": words}, message={"android": {"collapse_key": [words]}})
+    campaign = Content(title=words, body=words, data={"a": words}, message={"android": {"collapse_key": [words]}})
 
-    result = rendered(inline=Words(), campaign_name="any", campaign=campaign, params=known)
+    result = rendered(inline=Content(), campaign_name="any", campaign=campaign, params=known)
 
     assert result["notification"] == {"title": expected, "body": expected}
     assert result["data"]["a"] == expected
@@ -218,7 +218,7 @@ def test_every_placeholder_of_a_known_param_is_filled_and_every_other_letter_sta
 def test_the_notifications_id_stands_in_all_data_that_the_caller_brings(
     message: Json, title: str | None, data: Mapping[str, str] | None, priority: str | None
 ) -> None:
-    result = rendered(inline=Words(title=title, data=data, message=message), priority=priority)
+    result = rendered(inline=Content(title=title, data=data, message=message), priority=priority)
 
     for platform in (result, *(result.get(each) for each in ("android", "android_v2", "androidV2", "webpush"))):
         brought = platform.get("data") if isinstance(platform, Mapping) else None
@@ -230,7 +230,7 @@ def test_the_notifications_id_stands_in_all_data_that_the_caller_brings(
 def test_the_tag_is_there_on_each_platform_where_the_message_is_visible_and_only_then(
     message: Json, title: str | None, priority: str | None
 ) -> None:
-    words = Words(title=title, message=message)
+    words = Content(title=title, message=message)
     visible = visible_on(merged({} if title is None else {"notification": {"title": title}}, message))
 
     result = rendered(inline=words, priority=priority)
@@ -246,7 +246,7 @@ def test_the_tag_is_there_on_each_platform_where_the_message_is_visible_and_only
 def test_what_is_data_only_stays_data_only_and_goes_to_ios_at_five_unless_the_caller_says_otherwise(
     message: Json, data: Mapping[str, str], priority: str | None
 ) -> None:
-    result = rendered(inline=Words(data=data, message=message), priority=priority)
+    result = rendered(inline=Content(data=data, message=message), priority=priority)
 
     assert not visible_on(result)
     assert TAG not in json.dumps(result)
@@ -262,7 +262,7 @@ def test_what_is_data_only_stays_data_only_and_goes_to_ios_at_five_unless_the_ca
 def test_the_callers_own_fields_win_and_no_header_stands_twice(
     message: Json, title: str | None, priority: str | None
 ) -> None:
-    result = rendered(inline=Words(title=title, message=message), priority=priority)
+    result = rendered(inline=Content(title=title, message=message), priority=priority)
 
     assert merged(result, message) == result
     for platform in ("apns", "webpush"):
@@ -274,7 +274,7 @@ def test_the_callers_own_fields_win_and_no_header_stands_twice(
 def test_the_time_to_live_is_never_more_than_was_left_nor_than_fcm_takes(
     expires_in: float, expires_at: float, visible: bool
 ) -> None:
-    words = DELIVERY.inline if visible else Words(data={})
+    words = DELIVERY.inline if visible else Content(data={})
 
     result = body(replace(DELIVERY, inline=words, expires_in=expires_in, expires_at=expires_at))
 

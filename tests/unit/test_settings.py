@@ -23,7 +23,6 @@ def test_an_empty_environment_gives_the_defaults_of_the_contract() -> None:
         concurrency=100,
         request_timeout=timedelta(seconds=15),
         lease=timedelta(seconds=120),
-        metrics_address=None,
         log_format="text",
     )
 
@@ -36,7 +35,6 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         "NOTIFY_WORKER_CONCURRENCY": "7",
         "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": "2.5",
         "NOTIFY_WORKER_LEASE_SECONDS": "60",
-        "NOTIFY_WORKER_METRICS_ADDRESS": "127.0.0.1:9000",
         "NOTIFY_WORKER_LOG_FORMAT": "json",
     }
 
@@ -48,9 +46,14 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         concurrency=7,
         request_timeout=timedelta(seconds=2.5),
         lease=timedelta(seconds=60),
-        metrics_address="127.0.0.1:9000",
         log_format="json",
     )
+
+
+def test_a_metrics_address_is_no_setting_while_no_metrics_are_served() -> None:
+    (problem,) = problems(METRICS_ADDRESS="127.0.0.1:9000")
+
+    assert problem.startswith("NOTIFY_WORKER_METRICS_ADDRESS is not a setting. ")
 
 
 def test_a_variable_that_is_empty_counts_as_not_set() -> None:

@@ -7,15 +7,15 @@ from math import inf
 
 import pytest
 
-from notify_worker.model import Json, Words
+from notify_worker.model import Content, Json
 from tests.unit.test_render import DELIVERY, ID, TAG, body
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
-SILENT = Words(data={"order": "42"})
+SILENT = Content(data={"order": "42"})
 BACKGROUND = {"apns-priority": "5", "apns-push-type": "background"}
 
 
-def message(own: Mapping[str, Json], words: Words = DELIVERY.inline, **delivery: Json) -> Mapping[str, Json]:
+def message(own: Mapping[str, Json], words: Content = DELIVERY.inline, **delivery: Json) -> Mapping[str, Json]:
     """The message of a delivery whose caller set these fields itself."""
     return body(replace(DELIVERY, inline=replace(words, message=own), **delivery))
 
@@ -26,12 +26,12 @@ def message(own: Mapping[str, Json], words: Words = DELIVERY.inline, **delivery:
 @pytest.mark.parametrize(
     "words",
     [
-        Words(title="Thank you"),
-        Words(body="It is paid"),
-        Words(message={"notification": {"title": "Thank you"}}),
+        Content(title="Thank you"),
+        Content(body="It is paid"),
+        Content(message={"notification": {"title": "Thank you"}}),
     ],
 )
-def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Words) -> None:
+def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Content) -> None:
     rendered = body(replace(DELIVERY, inline=words))
 
     assert rendered["android"]["notification"]["tag"] == TAG
@@ -48,7 +48,7 @@ def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Words) ->
     ],
 )
 def test_what_one_platform_shows_carries_the_tag_there_and_stays_data_only_elsewhere(platform: str, own: Json) -> None:
-    rendered = body(replace(DELIVERY, inline=Words(message={platform: own})))
+    rendered = body(replace(DELIVERY, inline=Content(message={platform: own})))
 
     assert TAG in json.dumps(rendered[platform])
     assert json.dumps(rendered).count(TAG) == 1
@@ -57,7 +57,7 @@ def test_what_one_platform_shows_carries_the_tag_there_and_stays_data_only_elsew
 def test_the_callers_own_tag_wins_on_the_platform_that_it_names() -> None:
     own = {"android": {"notification": {"tag": "mine"}}, "apns": {"headers": {"apns-priority": "5"}}}
 
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message=own)))
+    rendered = body(replace(DELIVERY, inline=Content(title="Thank you", message=own)))
 
     assert rendered["android"]["notification"] == {"tag": "mine"}
     assert rendered["apns"]["headers"].items() >= {"apns-priority": "5", "apns-collapse-id": TAG}.items()
@@ -67,7 +67,7 @@ def test_the_callers_own_tag_wins_on_the_platform_that_it_names() -> None:
 def test_the_notifications_id_stands_in_the_data_of_every_platform_that_has_its_own() -> None:
     own = {"android": {"data": {"a": "1"}}, "webpush": {"data": {"w": "2"}}, "data": {"d": "3"}}
 
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message=own)))
+    rendered = body(replace(DELIVERY, inline=Content(title="Thank you", message=own)))
 
     assert rendered["data"] == {"d": "3", **ID}
     assert rendered["android"]["data"] == {"a": "1", **ID}
@@ -75,7 +75,7 @@ def test_the_notifications_id_stands_in_the_data_of_every_platform_that_has_its_
 
 
 def test_a_platform_without_data_of_its_own_gets_none() -> None:
-    rendered = body(replace(DELIVERY, inline=Words(title="Thank you", message={"android": {"ttl": "60s"}})))
+    rendered = body(replace(DELIVERY, inline=Content(title="Thank you", message={"android": {"ttl": "60s"}})))
 
     assert "data" not in rendered["android"]
     assert "data" not in rendered["webpush"]
@@ -168,7 +168,7 @@ def test_what_the_caller_makes_more_of_on_ios_is_no_background_push(apns: Json) 
 
 
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_what_the_caller_calls_a_background_push_goes_at_five(words: Words) -> None:
+def test_what_the_caller_calls_a_background_push_goes_at_five(words: Content) -> None:
     rendered = message({"apns": {"headers": {"APNS-Push-Type": "background"}}}, words, priority="high")
 
     assert rendered["apns"]["headers"]["apns-priority"] == "5"
@@ -251,7 +251,7 @@ def test_without_a_priority_fcms_own_default_stands() -> None:
 
 
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_the_callers_own_time_and_priority_win(words: Words) -> None:
+def test_the_callers_own_time_and_priority_win(words: Content) -> None:
     own: Mapping[str, Json] = {
         "android": {"ttl": "60s", "priority": "normal"},
         "apns": {"headers": {"apns-expiration": "0", "apns-priority": "1"}},
@@ -278,7 +278,7 @@ def test_the_callers_own_header_wins_in_any_case_and_stands_once(spelled: Callab
 
 @pytest.mark.parametrize("odd", [None, "x", [], ["x"], 1, False])
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_what_the_caller_put_where_fcm_wants_an_object_stays_for_fcm_to_refuse(odd: Json, words: Words) -> None:
+def test_what_the_caller_put_where_fcm_wants_an_object_stays_for_fcm_to_refuse(odd: Json, words: Content) -> None:
     platforms = message({"android": odd, "apns": odd, "webpush": odd}, words, priority="high")
     headers = message({"apns": {"headers": odd, "payload": odd}, "webpush": {"headers": odd}}, words, priority="high")
 

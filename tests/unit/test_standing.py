@@ -26,7 +26,7 @@ A_MINUTE = timedelta(minutes=1)
 QUOTA = Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=Pause(Scope.PROJECT, A_MINUTE))
 TOPIC_QUOTA = Outcome(Verdict.PAUSED, error="topics", http_status=429, pause=Pause(Scope.TOPICS, A_MINUTE))
 NO_APNS_KEY = Outcome(Verdict.PAUSED, error="apns", http_status=401, pause=Pause(Scope.APNS_WEB))
-REFUSED_TOKEN = Outcome(Verdict.PAUSED, error="401", http_status=401, mendable=True)
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, error="401", http_status=401, quickly_retryable=True)
 """The first refusal of an access token: worth the same request with a new one, and no reason to stop the project yet."""
 
 ANDROID = DELIVERY

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notify_worker.model import ADDRESS_KINDS, Outcome, Pause, Scope, Verdict
-from notify_worker.senders.verdicts import Answer, judge, read
+from notify_worker.senders.responses import Answer, classify, parse_response
 
 DEVICES = ("token", "fid")
 MANY = ("topic", "condition")
@@ -75,7 +75,9 @@ METRIC = (
 
 def answered(status: int, body: bytes = b"", **headers: str) -> Answer:
     """Read an answer; `headers` are written with _ for -."""
-    return read(httpx.Response(status, headers={name.replace("_", "-"): text for name, text in headers.items()}), body)
+    return parse_response(
+        httpx.Response(status, headers={name.replace("_", "-"): text for name, text in headers.items()}), body
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Row:
     pause: Pause | None = None
     code: str | None = None
     waits: float | None = None
-    mendable: bool = False
+    quickly_retryable: bool = False
     kinds: tuple[str, ...] = ADDRESS_KINDS
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -285,17 +287,23 @@ CATALOGUE = [
     ),
     # 5xx
     Row(
-        "internal", 500, error(500, "INTERNAL", "Internal error encountered.", fcm("INTERNAL")), UNKNOWN, mendable=True
+        "internal",
+        500,
+        error(500, "INTERNAL", "Internal error encountered.", fcm("INTERNAL")),
+        UNKNOWN,
+        quickly_retryable=True,
     ),
-    Row("500 empty", 500, b"", UNKNOWN, code="HTTP_500", mendable=True),
-    Row("front end down", 502, HTML, UNKNOWN, code="HTTP_502", mendable=True),
-    Row("overloaded", 503, error(503, "UNAVAILABLE", "No.", fcm("UNAVAILABLE")), UNKNOWN, mendable=True),
-    Row("503 HTML", 503, HTML, UNKNOWN, code="HTTP_503", mendable=True),
+    Row("500 empty", 500, b"", UNKNOWN, code="HTTP_500", quickly_retryable=True),
+    Row("front end down", 502, HTML, UNKNOWN, code="HTTP_502", quickly_retryable=True),
+    Row("overloaded", 503, error(503, "UNAVAILABLE", "No.", fcm("UNAVAILABLE")), UNKNOWN, quickly_retryable=True),
+    Row("503 HTML", 503, HTML, UNKNOWN, code="HTTP_503", quickly_retryable=True),
     Row("503, 9 s", 503, HTML, UNKNOWN, waits=9, headers={"retry-after": "9"}),
     Row("503, 0 s", 503, HTML, UNKNOWN, waits=0, headers={"retry-after": "0"}),
     Row("503, 2.5 s in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("2.5s")), UNKNOWN, waits=2.5),
     Row("503, hours in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("9999s")), UNKNOWN, waits=3600),
-    Row("503, soon in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("-3s")), UNKNOWN, mendable=True),
+    Row(
+        "503, soon in the body", 503, error(503, "UNAVAILABLE", "No.", retry_in("-3s")), UNKNOWN, quickly_retryable=True
+    ),
     Row(
         "503, 9 s, and 2.5 s in the body",
         503,
@@ -305,10 +313,17 @@ CATALOGUE = [
         headers={"retry-after": "9"},
     ),
     Row("429, 7 s in the body", 429, exhausted(retry_in("7s")), PAUSED, of_project(7), waits=7),
-    Row("503, soon", 503, HTML, UNKNOWN, mendable=True, headers={"retry-after": "soon"}),
-    Row("deadline", 504, error(504, "DEADLINE_EXCEEDED", "No."), UNKNOWN, code="DEADLINE_EXCEEDED", mendable=True),
-    Row("503 that says gone", 503, error(503, "NOT_FOUND", GONE, fcm("UNREGISTERED")), UNKNOWN, mendable=True),
-    Row("503 that says quota", 503, exhausted(fcm("QUOTA_EXCEEDED")), UNKNOWN, mendable=True),
+    Row("503, soon", 503, HTML, UNKNOWN, quickly_retryable=True, headers={"retry-after": "soon"}),
+    Row(
+        "deadline",
+        504,
+        error(504, "DEADLINE_EXCEEDED", "No."),
+        UNKNOWN,
+        code="DEADLINE_EXCEEDED",
+        quickly_retryable=True,
+    ),
+    Row("503 that says gone", 503, error(503, "NOT_FOUND", GONE, fcm("UNREGISTERED")), UNKNOWN, quickly_retryable=True),
+    Row("503 that says quota", 503, exhausted(fcm("QUOTA_EXCEEDED")), UNKNOWN, quickly_retryable=True),
     Row(
         "details of wrong types",
         503,
@@ -317,9 +332,11 @@ CATALOGUE = [
         ),
         UNKNOWN,
         code="UNAVAILABLE",
-        mendable=True,
+        quickly_retryable=True,
     ),
-    Row("details no list", 503, b'{"error": {"details": {"@type": "x"}, "message": 7}}', UNKNOWN, mendable=True),
+    Row(
+        "details no list", 503, b'{"error": {"details": {"@type": "x"}, "message": 7}}', UNKNOWN, quickly_retryable=True
+    ),
     # others
     Row("408", 408, HTML, UNKNOWN, code="HTTP_408"),
     Row("redirect", 307, b"", PAUSED, PROJECT, "HTTP_307"),
@@ -333,9 +350,13 @@ CATALOGUE = [
     ("row", "kind"), [pytest.param(row, kind, id=f"{row.name}, {kind}") for row in CATALOGUE for kind in row.kinds]
 )
 def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
-    outcome = judge(answered(row.status, row.body, **row.headers), kind)
+    outcome = classify(answered(row.status, row.body, **row.headers), kind)
 
-    assert (outcome.verdict, outcome.pause, outcome.mendable) == (row.verdict, row.pause, row.mendable)
+    assert (outcome.verdict, outcome.pause, outcome.quickly_retryable) == (
+        row.verdict,
+        row.pause,
+        row.quickly_retryable,
+    )
     assert outcome.asked_to_wait == (None if row.waits is None else timedelta(seconds=row.waits))
     assert outcome.http_status == row.status
     assert row.code in (None, outcome.error_code)
@@ -343,9 +364,9 @@ def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
 
 
 def test_a_sent_message_has_the_name_that_fcm_gave_it() -> None:
-    outcome = judge(answered(200, b'{"name": "projects/p/messages/7"}'), "token")
+    outcome = classify(answered(200, b'{"name": "projects/p/messages/7"}'), "token")
 
-    assert outcome == Outcome(SENT, http_status=200, sent_as="projects/p/messages/7")
+    assert outcome == Outcome(SENT, http_status=200, provider_message_id="projects/p/messages/7")
 
 
 NOT_OF_FCM = "6 bytes of text/html, not an error of FCM"
@@ -394,7 +415,7 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
 def test_an_error_says_what_happened_and_what_stops_the_project_where_to_look(
     status: int, body: bytes, text: str
 ) -> None:
-    assert judge(answered(status, body, content_type="text/html"), "token").error == text
+    assert classify(answered(status, body, content_type="text/html"), "token").error == text
 
 
 # ── Retry-After ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -404,7 +425,7 @@ def test_an_error_says_what_happened_and_what_stops_the_project_where_to_look(
 def test_a_retry_after_may_be_a_date_of_any_writing(zone: str) -> None:
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True).removesuffix("GMT") + zone
 
-    waits = judge(answered(503, HTML, retry_after=at), "token").asked_to_wait
+    waits = classify(answered(503, HTML, retry_after=at), "token").asked_to_wait
 
     assert waits is not None
     assert timedelta(seconds=90) < waits <= timedelta(seconds=100)
@@ -412,7 +433,7 @@ def test_a_retry_after_may_be_a_date_of_any_writing(zone: str) -> None:
 
 @pytest.mark.parametrize(("status", "waits"), [(503, 0), (429, 1)])
 def test_a_date_in_the_past_asks_for_no_wait_and_a_429_waits_all_the_same(status: int, waits: float) -> None:
-    outcome = judge(answered(status, b"", retry_after="Sun, 06 Nov 1994 08:49:37 GMT"), "token")
+    outcome = classify(answered(status, b"", retry_after="Sun, 06 Nov 1994 08:49:37 GMT"), "token")
 
     assert outcome.asked_to_wait == timedelta(seconds=waits)
 
@@ -447,7 +468,7 @@ HEADERS = st.fixed_dictionaries(
 def test_whatever_a_server_says_comes_to_something(
     status: int, body: bytes, headers: dict[bytes, bytes], kind: str
 ) -> None:
-    outcome = judge(read(httpx.Response(status, headers=list(headers.items())), body), kind)
+    outcome = classify(parse_response(httpx.Response(status, headers=list(headers.items())), body), kind)
 
     assert (outcome.verdict is SENT) is (status == 200)
     assert outcome.verdict is UNKNOWN or not 500 <= status <= 599
@@ -460,4 +481,4 @@ def test_whatever_a_server_says_comes_to_something(
     details=st.permutations([INVALID_CODE, bad("message.token"), apns(410, "Unregistered"), info("X"), HELP, None, 7])
 )
 def test_details_may_stand_in_any_order(details: list[Any]) -> None:
-    assert judge(answered(400, invalid(*details)), "token").verdict is UNREGISTERED
+    assert classify(answered(400, invalid(*details)), "token").verdict is UNREGISTERED

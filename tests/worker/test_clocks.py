@@ -27,7 +27,7 @@ right, right_ns, right_datetime = time.time, time.time_ns, datetime.datetime
 
 def off():
     caller = sys._getframe(2).f_globals.get("__name__", "")
-    return 0.0 if caller.startswith(("google", "notify_worker.senders.tokens")) else OFF
+    return 0.0 if caller.startswith(("google", "notify_worker.senders.credentials")) else OFF
 
 
 class Kind(type):

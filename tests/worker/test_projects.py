@@ -15,7 +15,7 @@ from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.project_state import ProjectState
 from notify_worker.projects import Projects
 from notify_worker.senders import Sender
-from notify_worker.senders.opening import LazySender
+from notify_worker.senders.factory import LazySender
 from notify_worker.store import Store
 from tests.support.relay import Relay
 from tests.support.store_calls import connected, enter, insert, paused, row, rows, value
@@ -41,12 +41,13 @@ class Letters:
     """A sender that takes everything, and knows with what it was opened and whether it was closed."""
 
     credentials: str | None
+    answer: Outcome
     closed: bool = False
 
     async def warm_up(self) -> None: ...
 
     async def send(self, message: Message) -> Outcome:
-        return TAKEN
+        return self.answer
 
     async def aclose(self) -> None:
         self.closed = True
@@ -57,10 +58,11 @@ class Post:
     """Opens senders, and remembers them."""
 
     opened: list[Letters] = field(default_factory=list)
+    answer: Outcome = TAKEN
 
     def open_sender(self, project: Project) -> LazySender:
         async def opened() -> Sender:
-            self.opened.append(Letters(project.credentials))
+            self.opened.append(Letters(project.credentials, self.answer))
             return self.opened[-1]
 
         return LazySender(opened)
@@ -128,7 +130,7 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
     await projects.open_senders()
 
     assert knows(projects) is before  # with its window
-    assert before.policy.wait(1, dice=0) == timedelta(seconds=20)
+    assert before.policy.wait(1, jitter=0) == timedelta(seconds=20)
     assert before.sender is sender
     assert len(post.opened) == 1
 
@@ -349,14 +351,16 @@ async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
 async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_same(
     connection: psycopg.Connection, store: Store
 ) -> None:
-    """Of a sender that another package brings. The recorder tells first, and records nothing until that is done."""
-    projects = Projects(store, Post().open_sender)
+    """Of a sender that another package brings: its outcome passes LazySender, which cleans it."""
+    post = Post(answer=Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
+    projects = Projects(store, post.open_sender)
     await projects.read()
-    knows(projects).observe(DELIVERY, Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
+    state = knows(projects)
+    state.observe(DELIVERY, await state.sender.send(Message("token", {"token": "app:phone"})))
 
     await projects.report()
 
-    assert row(connection, INCIDENTS)["scope"] == "project"
+    assert (row(connection, INCIDENTS)["scope"], row(connection, INCIDENTS)["because"]) == ("project", "it broke at")
 
 
 # ── two processes ───────────────────────────────────────────────────────────────────────────────────────────────────────

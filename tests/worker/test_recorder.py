@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from io import StringIO
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -15,8 +15,9 @@ import pytest
 from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
-from notify_worker.senders.opening import LazySender
+from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 from tests.support.store_calls import attempts, connected, enter, insert, register, state, unbalanced, value
@@ -40,20 +41,20 @@ class Scripted(ConsoleSender):
         self._answers = answers
         self.sent: list[str] = []
 
-    async def open(self) -> None:
-        """There is nothing to open."""
-
     async def send(self, message: Message) -> Outcome:
         self.sent.append(str(message.body["token"]))
-        return self._answers.get(self.sent[-1]) or Outcome(Verdict.SENT, http_status=200, sent_as="1")
+        return self._answers.get(self.sent[-1]) or Outcome(Verdict.SENT, http_status=200, provider_message_id="1")
 
 
 @asynccontextmanager
 async def working(database: str, sender: Scripted) -> AsyncIterator[Pipeline]:
     """A worker's claim, render, send and record, by this sender for each project."""
 
-    def open_sender(_: Project) -> LazySender:
-        return cast("LazySender", sender)
+    async def opener() -> Sender:
+        return sender
+
+    def open_sender(project: Project) -> LazySender:
+        return LazySender(opener, project.name)
 
     settings = Settings()
     async with Store(database) as store:
@@ -105,7 +106,7 @@ async def is_paused(connection: psycopg.Connection) -> bool:
         {"error": ValueError("no text")},
         {"error": "\ud800"},
         {"error": "a \x00"},
-        {"sent_as": b"bytes"},
+        {"provider_message_id": b"bytes"},
         {"http_status": 10**12},
         {"error_code": ["a list"]},
     ],
@@ -124,6 +125,27 @@ async def test_an_odd_outcome_of_somebody_s_own_sender_is_recorded_and_keeps_no_
     assert {state(connection, number) for number in (strange, *others)} == {"sent"}
     assert [attempt["verdict"] for attempt in attempts(connection, strange)] == ["sent"]
     assert len(sender.sent) == 6
+
+
+async def test_an_outcome_that_the_database_refuses_is_named_in_the_log_and_keeps_no_other(
+    database: str, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.execute(
+        "alter table notify_worker.stored_attempts add constraint no_teapots check (http_status is distinct from 418)"
+    )
+    refused = insert(connection, address="teapot")
+    others = [insert(connection, address=f"phone-{number}") for number in range(5)]
+
+    async with working(database, Scripted({"teapot": Outcome(Verdict.FAILED, http_status=418)})) as pipeline:
+        await pipeline.drain(within=5)
+
+    assert {state(connection, number) for number in others} == {"sent"}
+    assert state(connection, refused) == "pending"
+    delivery_id = value(
+        connection, "select id from notify_worker.stored_deliveries where notification_id = %s", refused
+    )
+    logged = [record for record in caplog.records if getattr(record, "event", None) == "outcome_refused"]
+    assert [vars(record)["delivery_id"] for record in logged] == [delivery_id]
 
 
 async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connection(

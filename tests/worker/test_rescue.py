@@ -16,7 +16,7 @@ from notify_worker import sandbox
 from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness, Rescue
 from notify_worker.sandbox import Sandbox
-from notify_worker.senders.opening import open_sender
+from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 from tests.support.store_calls import (

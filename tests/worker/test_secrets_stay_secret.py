@@ -17,7 +17,7 @@ import pytest
 
 from notify_worker import sandbox
 from notify_worker.producer import Columns, defer
-from notify_worker.sandbox.catalogue import NAMED
+from notify_worker.sandbox.answers import NAMED
 from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import until
 
@@ -76,7 +76,7 @@ def test_nothing_secret_is_logged_recorded_or_printed_whatever_happens(shop: Sho
 
     with talkative_worker(shop):
         until("each has been tried, or has ended", lambda: not untried(shop), within=60)
-        refuse(shop, "stored_deliveries", f"sent_as is null or address not like '%{MARK}-refused'")
+        refuse(shop, "stored_deliveries", f"provider_message_id is null or address not like '%{MARK}-refused'")
         shop.notify(f"app:{MARK}-refused", **WORDS)
         until("an outcome is refused", lambda: "refused" in shop.log.read_text(), within=10)
 
@@ -233,8 +233,8 @@ def talkative_worker(shop: Shop) -> Iterator[None]:
 def stories(shop: Shop, told: list[int]) -> str:
     """All that the database says of it to people, but the rows that the application wrote itself."""
     said = [
-        *shop.rows("select error, error_code, sent_as from notify_worker.attempts"),
-        *shop.rows("select last_error, sent_as from notify_worker.deliveries"),
+        *shop.rows("select error, error_code, provider_message_id from notify_worker.attempts"),
+        *shop.rows("select last_error, provider_message_id from notify_worker.deliveries"),
         *shop.rows("select settled_because from notify_worker.notifications"),
         *shop.rows("select reason from notify_worker.incidents"),
         *shop.rows("select retired_because from notify_worker.devices"),

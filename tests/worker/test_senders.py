@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from notify_worker.errors import CredentialsError
-from notify_worker.model import Message, Outcome, Pause, Scope, Verdict
+from notify_worker.model import BUG, Message, Outcome, Pause, Scope, Verdict
 from notify_worker.senders.console import ConsoleSender
-from notify_worker.senders.opening import LazySender
+from notify_worker.senders.factory import LazySender
 from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import until
 
@@ -36,7 +38,7 @@ class Pigeons:
             raise RuntimeError(f"a pigeon is lost on its way to {address}")
         with open(os.environ["PIGEONS_LOG"], "a") as log:
             print(self.project, self.timeout, address, message.body["notification"]["title"], file=log)
-        return Outcome(Verdict.SENT, sent_as="pigeon-7")
+        return Outcome(Verdict.SENT, provider_message_id="pigeon-7")
 
     async def aclose(self):
         with open(os.environ["PIGEONS_LOG"], "a") as log:
@@ -129,7 +131,7 @@ def test_a_sender_that_another_package_brings_is_used_for_its_project_alone(shop
     drain(shop, package)
 
     assert pigeons_log(shop) == ["birds 2.0 loft:7 Coo", "birds closed"]
-    assert (shop.state(by_pigeon), shop.delivery(by_pigeon)["sent_as"]) == ("sent", "pigeon-7")
+    assert (shop.state(by_pigeon), shop.delivery(by_pigeon)["provider_message_id"]) == ("sent", "pigeon-7")
     assert (shop.state(by_fcm), [shown.address for shown in shop.box.shown]) == ("sent", ["app:phone"])
     assert shop.unbalanced() == []
 
@@ -144,7 +146,8 @@ def test_a_sender_that_raises_makes_this_delivery_unknown_and_no_other(shop: Sho
     assert (attempt["verdict"], attempt["error_code"], attempt["requests"]) == ("unknown", "BUG", 1)
     assert (shop.state(lost), shop.delivery(lost)["attempts"]) == ("pending", 1)
     assert shop.state(safe) == "sent"
-    assert f"delivery {shop.delivery(lost)['id']} broke" in drained.stderr
+    assert "the sender of project birds raised RuntimeError" in drained.stderr
+    assert "loft:lost" not in drained.stderr + str(attempt["error"])
     assert shop.unbalanced() == []
 
 
@@ -175,7 +178,7 @@ def test_a_sender_that_is_not_there_or_does_not_open_pauses_and_burns_nothing(
 async def test_a_sender_that_does_not_open_stops_its_project_and_opens_again_once_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notify_worker.senders.opening.OPEN_AGAIN_AFTER", 0)
+    monkeypatch.setattr("notify_worker.senders.factory.REOPEN_AFTER", 0)
     closed = [CredentialsError("The key is not there.")]
 
     async def opened() -> ConsoleSender:
@@ -192,6 +195,75 @@ async def test_a_sender_that_does_not_open_stops_its_project_and_opens_again_onc
         Verdict.PAUSED, error="The key is not there.", error_code="CREDENTIALS", pause=Pause(Scope.PROJECT)
     )
     assert outcomes == [stopped, Outcome(Verdict.SENT)]
+
+
+CLEANED: dict[str, tuple[Any, Outcome]] = {
+    "no outcome": ("sent", Outcome(Verdict.UNKNOWN, error="the project's sender returned no outcome", error_code=BUG)),
+    "no verdict": (
+        Outcome("sent"),  # type: ignore[arg-type]
+        Outcome(Verdict.UNKNOWN, error="the project's sender returned no outcome", error_code=BUG),
+    ),
+    "text that Postgres can't hold": (
+        Outcome(Verdict.FAILED, error="a\x00b\ud800c\nd", error_code="A\x00B", provider_message_id="\ud800"),
+        Outcome(Verdict.FAILED, error="a b c d", error_code="A B"),
+    ),
+    "long text": (Outcome(Verdict.RETRY, error="x" * 10_000), Outcome(Verdict.RETRY, error="x" * 600)),
+    "wrong types": (
+        Outcome(
+            Verdict.SENT,
+            error=ValueError("?"),  # type: ignore[arg-type]
+            error_code=["?"],  # type: ignore[arg-type]
+            http_status="200",  # type: ignore[arg-type]
+            provider_message_id=b"7",  # type: ignore[arg-type]
+            asked_to_wait=30,  # type: ignore[arg-type]
+            pause="project",  # type: ignore[arg-type]
+            quickly_retryable="yes",  # type: ignore[arg-type]
+        ),
+        Outcome(Verdict.SENT),
+    ),
+    "impossible status": (Outcome(Verdict.SENT, http_status=10**12), Outcome(Verdict.SENT)),
+    "endless waits": (
+        Outcome(Verdict.PAUSED, asked_to_wait=timedelta.max, pause=Pause(Scope.TOPICS, timedelta.min)),
+        Outcome(Verdict.PAUSED, asked_to_wait=timedelta(hours=1), pause=Pause(Scope.TOPICS, timedelta())),
+    ),
+    "pause without a scope": (
+        Outcome(Verdict.PAUSED, pause=Pause("all")),  # type: ignore[arg-type]
+        Outcome(Verdict.PAUSED),
+    ),
+    "nothing odd": (
+        Outcome(
+            Verdict.RETRY,
+            "503 UNAVAILABLE: ü 🔔",
+            "UNAVAILABLE",
+            503,
+            asked_to_wait=timedelta(seconds=30),
+            quickly_retryable=True,
+        ),
+        Outcome(
+            Verdict.RETRY,
+            "503 UNAVAILABLE: ü 🔔",
+            "UNAVAILABLE",
+            503,
+            asked_to_wait=timedelta(seconds=30),
+            quickly_retryable=True,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("returned", "cleaned"), CLEANED.values(), ids=CLEANED)
+async def test_an_outcome_of_a_foreign_sender_is_cleaned_before_anybody_sees_it(
+    returned: Any, cleaned: Outcome
+) -> None:
+    class Foreign(ConsoleSender):
+        async def send(self, message: Message) -> Outcome:
+            outcome: Outcome = returned
+            return outcome
+
+    async def opener() -> ConsoleSender:
+        return Foreign()
+
+    assert await LazySender(opener).send(Message("token", {"token": "app:phone"})) == cleaned
 
 
 def test_a_sender_that_breaks_at_start_is_named_in_the_log(shop: Shop, package: Path) -> None:

@@ -33,7 +33,7 @@ begin
         last_verdict = attempt.verdict,
         last_error_code = attempt.error_code,
         last_error = attempt.error,
-        sent_as = attempt.sent_as,
+        provider_message_id = attempt.provider_message_id,
         settled_at = case
             when becomes.state not in ('pending', 'held') then greatest(attempt.recorded_at, attempt.finished_at)
         end

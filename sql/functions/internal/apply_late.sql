@@ -12,7 +12,7 @@ begin
         last_verdict = 'sent',
         last_error_code = null,
         last_error = null,
-        sent_as = attempt.sent_as,
+        provider_message_id = attempt.provider_message_id,
         settled_at = clock_timestamp()
     from stored_attempts as attempt
     where delivery.notification_id = any (notification_ids)

@@ -12,7 +12,7 @@ returns table (
     error_code text,
     error text,
     retry_in double precision,
-    sent_as text,
+    provider_message_id text,
     counts boolean
 )
 language sql
@@ -31,7 +31,7 @@ as $$
         error_code text,
         error text,
         retry_in double precision,
-        sent_as text,
+        provider_message_id text,
         counts boolean
     )
 $$;

@@ -19,7 +19,7 @@ begin
                 when expiry(notification, its_project.expires_after) <= at then 'expired'
                 when its_campaign.retired_at <= at then 'retired'
                 when notification.campaign is not null and its_campaign.name is null then 'no campaign'
-                when words_are_too_big(notification, its_campaign) then 'too big'
+                when content_too_big(notification, its_campaign) then 'too big'
             end as reason
         from notifications as notification
         left join projects as its_project

@@ -35,7 +35,7 @@ as $$
             2,
             format('%s: attempt %s by %s came to %s', delivery.name, attempt.number, attempt.worker, attempt.verdict)
                 || coalesce(': ' || attempt.error, '')
-                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.sent_as, '') else '' end
+                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.provider_message_id, '') else '' end
                 || coalesce(case when attempt.verdict <> 'paused' then ', to be tried again at ' || attempt.retry_at end, '')
                 || case when attempt.finished_at is not null and not attempt.counts and attempt.verdict <> 'paused' then ' (not counted)' else '' end
                 || case when attempt.late then ' (late: its lease had been taken over)' else '' end

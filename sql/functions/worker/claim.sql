@@ -28,7 +28,7 @@ returns table (
     message jsonb,
     params jsonb,
     campaign text,
-    campaign_words jsonb,
+    campaign_content jsonb,
     again_in double precision
 )
 language plpgsql

@@ -1,6 +1,6 @@
 -- Writes down what became of deliveries that this worker holds, or held: `outcomes` is an array of objects, one an attempt, with
 -- delivery_id, notification_id, lease, verdict, requests, started_ago and finished_ago (seconds), and where there are any
--- http_status, error_code, error, retry_in (seconds; none: never again), sent_as and counts (false: not against max_attempts).
+-- http_status, error_code, error, retry_in (seconds; none: never again), provider_message_id and counts (false: not against max_attempts).
 -- History first: each outcome is added to the attempts, which waits for nobody; then it is applied to those rows that are not
 -- locked, in the order of their ids. What is locked is applied by whoever takes over the lease. An outcome is known by its lease
 -- and delivery: the same one again is not added. Returns how many were added.
@@ -21,7 +21,7 @@ begin
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
-        verdict, requests, http_status, error_code, error, retry_at, sent_as, counts, late, recorded_at
+        verdict, requests, http_status, error_code, error, retry_at, provider_message_id, counts, late, recorded_at
     )
     select
         outcome.delivery_id,
@@ -37,7 +37,7 @@ begin
         outcome.error_code,
         outcome.error,
         at + make_interval(secs => outcome.retry_in),
-        outcome.sent_as,
+        outcome.provider_message_id,
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
         notification.lease is distinct from outcome.lease,
         clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since

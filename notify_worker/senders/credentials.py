@@ -1,7 +1,7 @@
-"""The bearer tokens of one project: its Google credential, and the one token that all its requests share.
+"""A project's Google credential, and the one access token that all its requests share.
 
-google-auth blocks, and has no credential for asyncio that renews itself: it runs in a thread, once for all who wait.
-Neither a key nor a token ever stands in a repr, a log line or an exception.
+google-auth blocks and has no credential for asyncio that renews itself: it runs in a thread, once for all that wait.
+A key or a token never appears in a repr, a log line or an exception.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ SCOPES = ("https://www.googleapis.com/auth/firebase.messaging",)
 DEFAULT_CHAIN = "GOOGLE_APPLICATION_CREDENTIALS"
 
 RENEW_AHEAD = 300.0
-"""Seconds before its end at which a token is renewed, while it stays in use."""
+"""Seconds before its expiry at which a token is renewed; meanwhile it stays in use."""
 
 RENEW_PAUSE = 30.0
-"""Seconds between two renewals ahead of time: Google's metadata server gives the same token until 240 are left."""
+"""Seconds between two early renewals: Google's metadata server returns the same token until 240 s are left."""
 
 TOKEN_REQUEST_TIMEOUT = 10.0
-"""Seconds. google-auth would wait for 120."""
+"""Seconds. google-auth's own timeout is 120."""
 
 THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
-"""Reached without the proxy that the environment may name."""
+"""Hosts that are reached without the proxy of the environment."""
 
 LONGEST_LINE = 600
 
@@ -48,12 +48,13 @@ log = logging.getLogger(__name__)
 
 
 class Tokens:
-    """The credential of one project, and its current token."""
+    """The credential of one project and its current access token."""
 
     def __init__(self, project: Project) -> None:
-        """Load the credential. May block for seconds, where Google's default chain asks the metadata server.
+        """Load the credential. Blocks for seconds if Google's default chain asks the metadata server.
 
-        Raises CredentialsError, which says what to set.
+        Raises:
+            CredentialsError: says what to set.
         """
         self._project = project
         self._client = httpx.Client(verify=trust(), mounts=dict.fromkeys(THIS_MACHINE))
@@ -63,86 +64,87 @@ class Tokens:
         except CredentialsError:
             self._client.close()
             raise
-        self._load_again = False
+        self._reload = False
         self._authorization: str | None = None
-        self._good_until = 0.0
+        self._valid_until = 0.0
         self._renewed_at = 0.0
         self._renew_at = 0.0
-        self._refused = False
-        self._refused_again = False
+        self._rejected = False
+        self._rejected_again = False
         self._renewal: asyncio.Task[str] | None = None
 
     async def authorization(self) -> str:
-        """Give the value of the Authorization header; wait only where there is no good one.
+        """Return the value of the Authorization header; wait only if there is no valid one.
 
-        Raises CredentialsError: no token can be had just now.
+        Raises:
+            CredentialsError: no token can be had just now.
         """
         now = monotonic()
-        if self._authorization is None or now >= self._good_until:
+        if self._authorization is None or now >= self._valid_until:
             return await asyncio.shield(self._renew())
         if now >= self._renew_at:
             self._renew_at = now + RENEW_PAUSE
             self._renew()
         return self._authorization
 
-    def spent(self, authorization: str) -> bool:
-        """Take note that FCM refused this one. Say whether the same request is worth making again, with the next.
+    def rejected(self, authorization: str) -> bool:
+        """Note that FCM rejected this token. Returns whether the request is worth a second try with a new one.
 
-        However many were refused with it, it is given up once, and all of them may try its successor. Where FCM refuses
-        that as well, none is worth a second request any more, until an answer shows that a token is good.
+        The token is dropped once, however many requests were rejected with it, and each of them may try its successor. If
+        FCM rejects that one too, no request is tried twice any more, until FCM accepts a token.
         """
         if authorization == self._authorization:
             self._authorization = None
-            self._load_again = True
-            self._refused_again = self._refused
-            self._refused = True
-        return not self._refused_again
+            self._reload = True
+            self._rejected_again = self._rejected
+            self._rejected = True
+        return not self._rejected_again
 
-    def good(self, authorization: str) -> None:
-        """Take note that FCM took this one: a later refusal is the first again."""
+    def accepted(self, authorization: str) -> None:
+        """Note that FCM accepted this token: a later rejection counts as the first again."""
         if authorization == self._authorization:
-            self._refused = self._refused_again = False
+            self._rejected = self._rejected_again = False
 
-    def doubt(self) -> None:
-        """Take note that the project can't be sent to with this credential: look soon whether another lies there."""
-        self._load_again = True
+    def distrust(self) -> None:
+        """Note that the project can't be sent to with this credential: load it again soon, since it may be replaced."""
+        self._reload = True
         self._renew_at = min(self._renew_at, self._renewed_at + RENEW_PAUSE)
 
     async def aclose(self) -> None:
-        """Let go of the token endpoint."""
+        """Close the connections to the token endpoint."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.wait([self._renewal])
         self._client.close()
 
     def _renew(self) -> asyncio.Task[str]:
-        """Start a renewal, or join the one that is under way. It goes on when those who wait for it give up."""
+        """Start a renewal, or join the running one. It goes on if its callers are cancelled."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._fetch())
             self._renewal.add_done_callback(self._report)
         return self._renewal
 
     async def _fetch(self) -> str:
-        load_again, self._load_again = self._load_again, True  # until this one has gone well
+        reload, self._reload = self._reload, True  # until this fetch has succeeded
         try:
-            self._credential, self.firebase_project_id = await asyncio.to_thread(self._refreshed, load_again)
+            self._credential, self.firebase_project_id = await asyncio.to_thread(self._refreshed, reload)
         except CredentialsError:
             raise
         except Exception as error:
-            # Whatever it was, no message has left: it must not look like an answer that FCM never gave.
+            # No message has left, whatever the error is: it must not be taken for an answer of FCM.
             raise CredentialsError(f'No token for project "{self._project.name}": {reason(error)}') from error
         lifetime = seconds_left(self._credential)
-        self._load_again = False
+        self._reload = False
         self._authorization = f"Bearer {self._credential.token}"
         self._renewed_at = monotonic()
-        self._good_until = self._renewed_at + lifetime
+        self._valid_until = self._renewed_at + lifetime
         self._renew_at = self._renewed_at + max(lifetime - RENEW_AHEAD, RENEW_PAUSE)
         return self._authorization
 
-    def _refreshed(self, load_again: bool) -> tuple[Credentials, str | None]:  # noqa: FBT001  for to_thread
-        """Fetch a token; blocks. After something went wrong, load the credential again: it may have been replaced."""
+    def _refreshed(self, reload: bool) -> tuple[Credentials, str | None]:  # noqa: FBT001  for to_thread
+        """Fetch a token; blocks. After a failure the credential is loaded again: it may have been replaced."""
         credential, project_id = self._credential, self.firebase_project_id
-        if load_again:
+        if reload:
             credential, project_id = load(self._project, self._request)
         credential.refresh(self._request)  # type: ignore[no-untyped-call]
         return credential, project_id
@@ -153,7 +155,7 @@ class Tokens:
 
 
 class TokenAnswer(NamedTuple):
-    """What google-auth wants to see of an answer."""
+    """An answer in the form that google-auth expects."""
 
     status: int
     headers: Mapping[str, str]
@@ -161,7 +163,7 @@ class TokenAnswer(NamedTuple):
 
 
 class TokenRequest(Request):
-    """How google-auth makes a request: over httpx."""
+    """Makes google-auth's requests, over httpx."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
@@ -175,7 +177,11 @@ class TokenRequest(Request):
         timeout: float | None = None,
         **_: Any,
     ) -> TokenAnswer:
-        """Make one request. Raises google-auth's TransportError."""
+        """Make one request.
+
+        Raises:
+            TransportError: google-auth's; there was no answer.
+        """
         try:
             answer = self._client.request(
                 method, url, content=body, headers=headers, timeout=timeout or TOKEN_REQUEST_TIMEOUT
@@ -187,7 +193,7 @@ class TokenRequest(Request):
 
 
 def reason(error: Exception) -> str:
-    """Say why in one phrase. A RefreshError carries the whole answer as well: that is not for people's eyes."""
+    """Return the reason in one phrase, without the whole answer that a RefreshError carries as well."""
     said = error.args[0] if isinstance(error, GoogleAuthError) and error.args else "the answer can't be read"
     refused = isinstance(error, RefreshError) and not error.retryable
     hint = ". Look at the key of the service account, and at this machine's clock." if refused else ""
@@ -195,7 +201,7 @@ def reason(error: Exception) -> str:
 
 
 def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:
-    """Make one short line of what others wrote, fit for a log and for Postgres, without what has to stay hidden."""
+    """Make one short line of a foreign text, fit for a log and for Postgres, with each text in `hide` replaced."""
     for secret in filter(None, hide):
         text = text.replace(secret, "[hidden]")
     printable = "".join(character if character.isprintable() else " " for character in text)
@@ -203,7 +209,7 @@ def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:
 
 
 def seconds_left(credentials: Credentials) -> float:
-    """Say how long the token is good for. google-auth writes its end as UTC without saying so."""
+    """Return the seconds until the token expires. google-auth's `expiry` is a naive datetime in UTC."""
     if credentials.expiry is None:
         return RENEW_AHEAD * 2
     left: float = (credentials.expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
@@ -211,7 +217,7 @@ def seconds_left(credentials: Credentials) -> float:
 
 
 def load(project: Project, request: Request) -> tuple[Credentials, str | None]:
-    """Load a project's credential, and the Firebase project that it names."""
+    """Load a project's credential and the id of the Firebase project that it names."""
     where = f'credentials of project "{project.name}"'
     kind, _, name = (project.credentials or "").partition(":")
     if project.credentials is None:
@@ -227,7 +233,7 @@ def load(project: Project, request: Request) -> tuple[Credentials, str | None]:
 
 
 def from_default_chain(request: Request) -> tuple[Credentials, str | None]:
-    """Load what Google's own tools would use: the environment's file, gcloud's login, or the machine's account."""
+    """Load the credential of Google's default chain: the environment's file, gcloud's login, or the machine's account."""
     if path := environ.get(DEFAULT_CHAIN):
         info = read_file(path, DEFAULT_CHAIN)
         if isinstance(info, dict) and info.get("type") == "service_account":
@@ -243,7 +249,7 @@ def from_default_chain(request: Request) -> tuple[Credentials, str | None]:
 
 
 def from_service_account(info: Json, where: str) -> tuple[Credentials, str | None]:
-    """Make a credential of a service account's JSON, if it would send its assertion to a safe place."""
+    """Make a credential of a service account's JSON, unless its token_uri is unsafe."""
     found = info.get("type") if isinstance(info, dict) else None
     if found != "service_account":
         raise CredentialsError(
@@ -258,7 +264,7 @@ def from_service_account(info: Json, where: str) -> tuple[Credentials, str | Non
         make = service_account.Credentials.from_service_account_info
         return make(info, scopes=SCOPES), info.get("project_id")  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, AttributeError):
-        # Without the cause: what cryptography says of a broken key may quote it.
+        # Without the cause: cryptography's error may quote a broken key.
         raise CredentialsError(
             f"{where} leads to a service account without a usable client_email and private_key. "
             "Download the file again, or make a new key."
@@ -269,7 +275,7 @@ def read_file(path: str, where: str) -> Json:
     """Read the JSON in a file."""
     try:
         kind = Path(path).stat().st_mode
-        if S_ISREG(kind) or S_ISDIR(kind):  # the latter says by itself what it is
+        if S_ISREG(kind) or S_ISDIR(kind):  # reading a folder fails with an error that says so
             return parse(Path(path).read_bytes(), where, path)
     except FileNotFoundError:
         raise CredentialsError(
@@ -280,7 +286,7 @@ def read_file(path: str, where: str) -> Json:
             f"{where} names a file that can't be read: {path} ({error.strerror}). "
             "Point it at your project's service-account file."
         ) from None
-    raise CredentialsError(  # a pipe or an endless device would be read for ever
+    raise CredentialsError(  # reading a pipe or an endless device would never end
         f"{where} names a file that can't be read: {path} (not a regular file). "
         "Point it at your project's service-account file."
     )
@@ -296,7 +302,7 @@ def read_variable(name: str, where: str) -> Json:
 
 
 def parse(text: str | bytes, where: str, name: str) -> Json:
-    """Read JSON, and quote nothing of it where it is none: it is a key."""
+    """Parse JSON. The error quotes nothing of it, since it is a key."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""What FCM's answers mean: each is read, then judged by its HTTP status first, its details second, its text last.
+"""FCM's responses: parsed, then classified by HTTP status first, by details second, by text last.
 
-Pure. A body is never assumed to be JSON, nor JSON to be of FCM's shape: details may be missing, come in any order and be
-of any type, and what stands between may answer in HTML.
+Pure. A body may be no JSON, and JSON may not have FCM's shape: details can be missing, of any type and in any order, and a
+proxy may answer in HTML.
 """
 
 import json
@@ -14,27 +14,24 @@ from types import MappingProxyType
 
 import httpx
 
-from notify_worker.model import Json, Outcome, Pause, Scope, Verdict
+from notify_worker.model import DEVICE_KINDS, Json, Outcome, Pause, Scope, Verdict
 
 QUOTA_WAIT = timedelta(seconds=60)
-"""After a 429 that names no time: firebase.google.com/docs/cloud-messaging/scale-fcm"""
+"""The wait after a 429 that names none: firebase.google.com/docs/cloud-messaging/scale-fcm"""
 
 SHORTEST_PAUSE = timedelta(seconds=1)
-"""A 429 that asks for no wait at all, or for one until yesterday, still is a 429."""
+"""The shortest pause after a 429, even if it asks for no wait, or for one until yesterday."""
 
 LONGEST_WAIT = timedelta(hours=1)
-"""What a Retry-After can ask for: a mistake in a header must not silence a project for a year."""
-
-DEVICE_KINDS = ("token", "fid")
-"""What names one device. Nothing that FCM says of a topic retires anything."""
+"""The longest wait that a Retry-After can ask for: a mistake in a header must not silence a project for a year."""
 
 ADDRESS_FIELDS = ("message.token", "message.fid")
 
 DEAD_AT_APNS = ("Unregistered", "BadDeviceToken", "DeviceTokenNotForTopic")
-"""Apple's reasons that are about the device's token: its page "Handling notification responses from APNs"."""
+"""Apple's reasons that concern the device's token: its page "Handling notification responses from APNs"."""
 
-BADLY_SET_UP = Pause(Scope.PROJECT)
-"""Nothing of the project is worth a request until a probe gets through."""
+MISCONFIGURED = Pause(Scope.PROJECT)
+"""The project is misconfigured: none of its messages is worth a request until a probe gets through."""
 
 LOOK_AT: Mapping[int, str] = MappingProxyType(
     {
@@ -50,57 +47,57 @@ LOOK_BETWEEN = "Look at NOTIFY_WORKER_FCM_URL, and for a proxy that answers in F
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What FCM said, as far as it can be read."""
+    """A response of FCM, as far as it can be parsed."""
 
     status: int
-    said: str
-    """Its own words, for people."""
+    message: str
+    """Its message, for people."""
     code: str
-    """The best code that there is."""
+    """The most specific code that it has."""
     fcm_code: str | None
-    """The code of the FcmError: only FCM itself gives one."""
+    """The code of the FcmError: only FCM itself sends one."""
     reason: str | None
-    """The reason of the ErrorInfo: what stands before FCM gives one too."""
+    """The reason of the ErrorInfo, which Google's front end sends too."""
     apns_reason: str | None
     wrong_fields: tuple[str | None, ...]
-    """The fields that a BadRequest names; None: one that can't be read."""
+    """The fields that a BadRequest names; None stands for one that can't be read."""
     exceeded: str
-    """What a QuotaFailure says of whose quota it was."""
+    """The text of a QuotaFailure, which says whose quota is used up."""
     name: str | None
     retry_after: timedelta | None
 
     @property
     def accuses_apns(self) -> bool:
-        """The key for Apple or for web push that the Firebase project keeps is refused; our own token is good."""
+        """Whether the project's key for Apple or for web push is refused; our own access token is valid then."""
         return self.status == 401 and self.fcm_code in ("THIRD_PARTY_AUTH_ERROR", "APNS_AUTH_ERROR")
 
     @property
     def refuses_token(self) -> bool:
-        """The access token is missing, unknown or over."""
+        """Whether the access token is missing, unknown or expired."""
         return self.status == 401 and not self.accuses_apns
 
 
-def judge(answer: Answer, kind: str) -> Outcome:
-    """Say what an answer to a message for this kind of address comes to."""
-    verdict, pause = meaning(answer, kind)
+def classify(answer: Answer, kind: str) -> Outcome:
+    """Return the outcome of an answer to a message for this kind of address."""
+    verdict, pause = classify_status(answer, kind)
     if verdict is Verdict.SENT:
-        return Outcome(verdict, http_status=answer.status, sent_as=answer.name)
+        return Outcome(verdict, http_status=answer.status, provider_message_id=answer.name)
     return Outcome(
         verdict,
-        error=told(answer, pause),
+        error=error_text(answer, pause),
         error_code=answer.code,
         http_status=answer.status,
-        asked_to_wait=wait(answer, pause),
+        asked_to_wait=requested_wait(answer, pause),
         pause=pause,
-        mendable=answer.status >= 500 and answer.retry_after is None,
+        quickly_retryable=answer.status >= 500 and answer.retry_after is None,
     )
 
 
-def meaning(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
-    """Look an answer up in the table of firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode.
+def classify_status(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
+    """Classify an answer by the table of firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode.
 
-    A 5xx is unknown and no mere retry: FCM has answered 503 for messages that it then delivered. A 404 means that the
-    device is gone only where FCM itself says so; from anybody else it is the fault of the project's set-up.
+    A 5xx is unknown rather than retry: FCM has answered 503 to messages that it then delivered. A 404 means that the device
+    is gone only if FCM itself sends it, for a device; from anything else it means that the project is misconfigured.
     """
     device = kind in DEVICE_KINDS
     found: tuple[Verdict, Pause | None]
@@ -118,27 +115,27 @@ def meaning(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
         case 429, _:
             found = over_quota(answer, kind)
         case status, _ if 300 <= status < 500 and status != 408:
-            found = Verdict.PAUSED, BADLY_SET_UP
+            found = Verdict.PAUSED, MISCONFIGURED
         case _:
             found = Verdict.UNKNOWN, None
     return found
 
 
 def blames_the_address(answer: Answer) -> bool:
-    """Say whether a 400 is about the address alone. INVALID_ARGUMENT says as much of a message that is wrong.
+    """Return whether a 400 is about the address alone: a wrong message gets INVALID_ARGUMENT too.
 
-    The device is given up only where the message is known to be good:
+    A device is retired only if the message is known to be valid:
     firebase.google.com/docs/cloud-messaging/manage-tokens
     """
     if any(field not in ADDRESS_FIELDS for field in answer.wrong_fields):
         return False
     return bool(
-        answer.wrong_fields or answer.apns_reason in DEAD_AT_APNS or "registration token" in answer.said.lower()
+        answer.wrong_fields or answer.apns_reason in DEAD_AT_APNS or "registration token" in answer.message.lower()
     )
 
 
 def over_quota(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
-    """Say whose quota is used up: the project's, that of its topics, or this one device's."""
+    """Classify a 429 by whose quota is used up: the project's, its topics', or this one device's."""
     lasts = QUOTA_WAIT if answer.retry_after is None else max(answer.retry_after, SHORTEST_PAUSE)
     if is_quota_of_project(answer):
         return Verdict.PAUSED, Pause(Scope.PROJECT, lasts)
@@ -148,15 +145,15 @@ def over_quota(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
 
 
 def is_quota_of_project(answer: Answer) -> bool:
-    """The quota of sends per minute often comes without any FcmError: firebase-admin-go issue 719."""
+    """Return whether the project's quota is used up. That answer often has no FcmError: firebase-admin-go issue 719."""
     if answer.fcm_code != "QUOTA_EXCEEDED" or answer.reason == "RATE_LIMIT_EXCEEDED":
         return True
-    words = f"{answer.said} {answer.exceeded}".lower()
+    words = f"{answer.message} {answer.exceeded}".lower()
     return "project" in words and "device" not in words and "topic" not in words
 
 
-def wait(answer: Answer, pause: Pause | None) -> timedelta | None:
-    """Say how long FCM wants this delivery to wait: after a 429 a minute, also where it is the device's own."""
+def requested_wait(answer: Answer, pause: Pause | None) -> timedelta | None:
+    """Return how long this delivery has to wait: at least a minute after a 429, also after one of the device's quota."""
     if pause is not None and pause.lasts is not None:
         return pause.lasts
     if answer.status == 429:
@@ -164,16 +161,16 @@ def wait(answer: Answer, pause: Pause | None) -> timedelta | None:
     return answer.retry_after
 
 
-def told(answer: Answer, pause: Pause | None) -> str:
-    """Write what happened; where it stops the project, also where to look."""
-    what = f"{answer.status} {answer.code}: {answer.said}".rstrip(".")
+def error_text(answer: Answer, pause: Pause | None) -> str:
+    """Return the error for people; if it pauses the project, with a hint what to check."""
+    what = f"{answer.status} {answer.code}: {answer.message}".rstrip(".")
     if answer.accuses_apns:
         return f"{what}. {LOOK_AT_APNS}"
-    return f"{what}. {LOOK_AT.get(answer.status, LOOK_BETWEEN)}" if pause == BADLY_SET_UP else what
+    return f"{what}. {LOOK_AT.get(answer.status, LOOK_BETWEEN)}" if pause == MISCONFIGURED else what
 
 
-def read(response: httpx.Response, body: bytes) -> Answer:
-    """Read an answer, as far as it goes."""
+def parse_response(response: httpx.Response, body: bytes) -> Answer:
+    """Parse a response, as far as that is possible."""
     found = parse(body)
     fcm_code = first_code(found, "google.firebase.fcm.v1.FcmError", "errorCode")
     reason = first_code(found, "google.rpc.ErrorInfo", "reason")
@@ -185,7 +182,7 @@ def read(response: httpx.Response, body: bytes) -> Answer:
     in_header = retry_after(response.headers.get("retry-after", ""), response.headers.get("date", ""))
     return Answer(
         status=response.status_code,
-        said=with_fields(text_in(found, "error", "message") or nothing, fields),
+        message=with_fields(text_in(found, "error", "message") or nothing, fields),
         code=fcm_code or reason or code_in(found, "error", "status") or f"HTTP_{response.status_code}",
         fcm_code=fcm_code,
         reason=reason,
@@ -197,15 +194,15 @@ def read(response: httpx.Response, body: bytes) -> Answer:
     )
 
 
-def with_fields(said: str, fields: list[Json]) -> str:
-    """Add which field is wrong, and why, where the message itself does not say so."""
+def with_fields(message: str, fields: list[Json]) -> str:
+    """Add the wrong fields and their descriptions, unless the message has them already."""
     more = [f"{text_in(each, 'field') or '?'}: {text_in(each, 'description') or '?'}" for each in fields]
-    new = [each for each in more if each.partition(": ")[2] not in said]
-    return f"{said.rstrip('.')} ({'; '.join(new)})" if new else said
+    new = [each for each in more if each.partition(": ")[2] not in message]
+    return f"{message.rstrip('.')} ({'; '.join(new)})" if new else message
 
 
 def parse(body: bytes) -> Json:
-    """Read JSON; None where it is none."""
+    """Parse JSON; return None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -213,20 +210,20 @@ def parse(body: bytes) -> Json:
 
 
 def text_in(found: Json, *path: str) -> str | None:
-    """Follow keys to a text, where there is one."""
+    """Follow keys to a text; return None if there is none."""
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
 
 
 def code_in(found: Json, *path: str) -> str | None:
-    """Follow keys to a code such as NOT_FOUND; anything else is nobody's code."""
+    """Follow keys to a code such as NOT_FOUND; return None for any other text."""
     text = text_in(found, *path)
     return text if text and re.fullmatch("[A-Z][A-Z0-9_]{1,62}", text) else None
 
 
 def details(found: Json, kind: str) -> list[Json]:
-    """Give the error's details of this kind."""
+    """Return the error's details of this type."""
     match found:
         case {"error": {"details": [*all_details]}}:
             return [each for each in all_details if (text_in(each, "@type") or "").endswith(kind)]
@@ -234,18 +231,18 @@ def details(found: Json, kind: str) -> list[Json]:
 
 
 def first_code(found: Json, kind: str, key: str) -> str | None:
-    """Give the first code that stands under this key in the details of this kind."""
+    """Return the first code under this key in the details of this type."""
     return next(filter(None, (code_in(each, key) for each in details(found, kind))), None)
 
 
 def violations(found: Json, kind: str, key: str) -> list[Json]:
-    """Give what the lists under this key in the details of this kind hold."""
+    """Return the items of the lists under this key in the details of this type."""
     lists = [each[key] for each in details(found, kind) if isinstance(each.get(key), list)]
     return [violation for each in lists for violation in each]
 
 
 def retry_after(text: str, answered_at: str) -> timedelta | None:
-    """Read a Retry-After: seconds, or a date by the clock of who sent it. None: there is none that can be read."""
+    """Parse a Retry-After: seconds, or a date by the server's clock. Returns None if it can't be parsed."""
     try:
         if text.isdecimal():
             return timedelta(seconds=min(int(text), LONGEST_WAIT.total_seconds()))
@@ -256,7 +253,7 @@ def retry_after(text: str, answered_at: str) -> timedelta | None:
 
 
 def retry_delay(found: Json) -> timedelta | None:
-    """Read a RetryInfo, which Google's APIs may send in place of a Retry-After: google.aip.dev/194."""
+    """Parse a RetryInfo, which Google's APIs may send in place of a Retry-After: google.aip.dev/194."""
     for each in details(found, "google.rpc.RetryInfo"):
         text = text_in(each, "retryDelay") or ""
         if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?s", text):
@@ -265,6 +262,10 @@ def retry_delay(found: Json) -> timedelta | None:
 
 
 def moment(date: str) -> datetime:
-    """Read a date as HTTP writes it. Raises ValueError."""
+    """Parse a date as HTTP writes it.
+
+    Raises:
+        ValueError: it is no date.
+    """
     read = parsedate_to_datetime(date)
     return read if read.tzinfo else read.replace(tzinfo=UTC)

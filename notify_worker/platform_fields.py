@@ -1,7 +1,7 @@
-"""What each message carries besides its words: the notification's id, its tag, how long it is good for, how urgent it is.
+"""The fields that every message gets beside its content: the notification's id, a tag, its lifetime and its priority.
 
-Pure: no clock, no database, no network. All but the id lies under the caller's own fields. What a caller put where FCM
-wants an object stays as it is, and FCM's 400 says so.
+Pure: no clock, no database, no network. The caller's own fields win, except over the id. Where FCM expects an object and
+the caller put another value, it stays as it is, and FCM answers 400.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from math import floor, isfinite
 from notify_worker.model import Delivery, Json
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
-"""The longest `ttl` that FCM takes, in seconds."""
+"""The longest `ttl` that FCM accepts, in seconds."""
 
 ANDROID_V2 = ("android_v2", "androidV2")
-"""The successor of `android`, in both spellings that FCM reads."""
+"""The successor of `android`, in both spellings that FCM accepts."""
 
 URGENCY: Mapping[str | None, Mapping[str, Json]] = {
     "high": {
@@ -34,34 +34,34 @@ IN_THE_BACKGROUND = {
         "payload": {"aps": {"content-available": 1}},
     }
 }
-"""What shows nothing on iOS is refused with a higher priority:
+"""Apple refuses a message that shows nothing with a higher priority:
 firebase.google.com/docs/cloud-messaging/customize-messages/setting-message-priority"""
 
 
-def stamped(body: Mapping[str, Json], delivery: Delivery) -> Mapping[str, Json]:
-    """Put the notification's id into the data, and lay its time, its urgency and its tag under the caller's fields.
+def with_platform_fields(body: Mapping[str, Json], delivery: Delivery) -> Mapping[str, Json]:
+    """Add the notification's id to the data, and lifetime, priority and tag where the caller has not set them.
 
-    What is data only stays data only: a tag would make it visible.
+    A message with data only gets no tag, which would make it visible.
     """
-    body = identified(body, delivery.notification_id)
+    body = with_notification_id(body, delivery.notification_id)
     ours = merged(lifetime(delivery), URGENCY.get(delivery.priority, {}))
     ours = merged(ours, tags(body, delivery.tag))
     if is_silent_on_ios(body):
         ours = merged(ours, IN_THE_BACKGROUND)
-    return merged(without_rivals(ours, body), body)
+    return merged(without_conflicts(ours, body), body)
 
 
-def identified(body: Mapping[str, Json], notification_id: int) -> Mapping[str, Json]:
-    """Put the id into the data. A platform's own data replaces the common one, so it goes there too; empty is none."""
-    marked = {"data": {"notification_id": str(notification_id)}}
+def with_notification_id(body: Mapping[str, Json], notification_id: int) -> Mapping[str, Json]:
+    """Add the id to the data, and to a platform's own data, which replaces the common one unless it is empty."""
+    id_field = {"data": {"notification_id": str(notification_id)}}
     for platform in ("android", *ANDROID_V2, "webpush"):
-        if part(part(body, platform), "data"):
-            body = merged(body, {platform: marked})
-    return merged(body, marked)
+        if mapping_at(mapping_at(body, platform), "data"):
+            body = merged(body, {platform: id_field})
+    return merged(body, id_field)
 
 
 def lifetime(delivery: Delivery) -> dict[str, Json]:
-    """Say how long a message may wait for its phone: as long as was left at the claim, at most four weeks."""
+    """Return the fields for how long FCM keeps a message: until its expiry, at most four weeks."""
     seconds = floor(max(0, min(delivery.expires_in, FOUR_WEEKS)))
     fields: dict[str, Json] = {"android": {"ttl": f"{seconds}s"}, "webpush": {"headers": {"TTL": str(seconds)}}}
     until = delivery.expires_at - max(0, delivery.expires_in - FOUR_WEEKS)
@@ -71,7 +71,7 @@ def lifetime(delivery: Delivery) -> dict[str, Json]:
 
 
 def tags(body: Mapping[str, Json], tag: str) -> dict[str, Json]:
-    """Say under which name a second copy replaces the first, wherever a screen shows something of it by itself."""
+    """Return the fields by which a second copy replaces the first, for each platform that shows the message by itself."""
     places: dict[str, dict[str, Json]] = {
         "android": {"notification": {"tag": tag}},
         "apns": {"headers": {"apns-collapse-id": tag}},
@@ -81,20 +81,20 @@ def tags(body: Mapping[str, Json], tag: str) -> dict[str, Json]:
 
 
 def visible_on(body: Mapping[str, Json]) -> set[str]:
-    """List the platforms that show something of this message by themselves: what is data only there must stay so."""
+    """Return the platforms that show this message by themselves; elsewhere it is data only and must stay so."""
     if body.get("notification"):
         return {"android", "apns", "webpush"}
-    shown = {platform for platform in ("android", "webpush") if part(body, platform).get("notification")}
-    return shown | ({"apns"} if part(body, "apns", "payload", "aps").get("alert") else set())
+    shown = {platform for platform in ("android", "webpush") if mapping_at(body, platform).get("notification")}
+    return shown | ({"apns"} if mapping_at(body, "apns", "payload", "aps").get("alert") else set())
 
 
 def is_silent_on_ios(body: Mapping[str, Json]) -> bool:
-    """Tell whether Apple has to take this message for a background one: the caller says so, or nothing else can be."""
-    apns = part(body, "apns")
-    for name, value in part(apns, "headers").items():
+    """Return whether this is a background message for Apple: the caller says so, or it has nothing to show."""
+    apns = mapping_at(body, "apns")
+    for name, value in mapping_at(apns, "headers").items():
         if name.lower() == "apns-push-type":
             return bool(value == "background")
-    aps = part(apns, "payload", "aps")
+    aps = mapping_at(apns, "payload", "aps")
     return not (
         body.get("notification")
         or apns.get("live_activity_token")
@@ -103,15 +103,18 @@ def is_silent_on_ios(body: Mapping[str, Json]) -> bool:
     )
 
 
-def without_rivals(ours: Mapping[str, Json], body: Mapping[str, Json]) -> Mapping[str, Json]:
-    """Leave out of our fields what can't stand beside the caller's: FCM refuses `android` next to `android_v2`.
+def without_conflicts(ours: Mapping[str, Json], body: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Leave out those of our fields that conflict with the caller's.
 
-    A header of theirs, in whatever case, stands for ours. What `android_v2` is says how urgent it is.
+    The caller's header wins in whatever case it is written. FCM refuses `android` beside `android_v2`; the latter gets only
+    the `ttl`, since its own type sets the priority.
     """
     ours = dict(ours)
     for platform in ("apns", "webpush"):
-        theirs = {name.lower() for name in part(body, platform, "headers")}
-        headers = {name: value for name, value in part(ours, platform, "headers").items() if name.lower() not in theirs}
+        theirs = {name.lower() for name in mapping_at(body, platform, "headers")}
+        headers = {
+            name: value for name, value in mapping_at(ours, platform, "headers").items() if name.lower() not in theirs
+        }
         if platform in ours:
             ours[platform] = {**ours[platform], "headers": headers}
     successors = [name for name in ANDROID_V2 if body.get(name) is not None]
@@ -121,7 +124,7 @@ def without_rivals(ours: Mapping[str, Json], body: Mapping[str, Json]) -> Mappin
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Merge two objects deeply; what lies over wins."""
+    """Merge two objects deeply; `over` wins."""
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
@@ -129,8 +132,8 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
     return result
 
 
-def part(body: Mapping[str, Json], *path: str) -> Mapping[str, Json]:
-    """Return an object within an object, or an empty one."""
+def mapping_at(body: Mapping[str, Json], *path: str) -> Mapping[str, Json]:
+    """Follow keys to an object; return an empty one if there is none."""
     for key in path:
         value = body.get(key)
         body = value if isinstance(value, Mapping) else {}

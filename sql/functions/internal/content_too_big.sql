@@ -1,6 +1,6 @@
--- Says whether a notification and its campaign hold more than 64 KB of words, params, data and message: nothing in a row can kill
--- a worker. Measured as text: what is stored may be a hundred times smaller.
-create or replace function notify_worker.words_are_too_big(
+-- Returns whether a notification and its campaign hold more than 64 KB of content and params, which could kill a worker.
+-- Measured as text: the stored form may be a hundred times smaller.
+create or replace function notify_worker.content_too_big(
     notification notify_worker.notifications, campaign notify_worker.campaigns
 )
 returns boolean
