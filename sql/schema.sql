@@ -5,38 +5,6 @@
 CREATE SCHEMA notify_worker;
 
 
-CREATE TABLE notify_worker.projects (
-    name text NOT NULL,
-    firebase_project_id text,
-    credentials text,
-    sender text DEFAULT 'fcm'::text NOT NULL,
-    max_per_second integer,
-    max_attempts integer DEFAULT 10 NOT NULL,
-    first_retry_after interval DEFAULT '00:00:10'::interval NOT NULL,
-    longest_retry_after interval DEFAULT '00:15:00'::interval NOT NULL,
-    expires_after interval DEFAULT '1 day'::interval NOT NULL,
-    stale_after interval DEFAULT '270 days'::interval NOT NULL,
-    paused_until timestamp with time zone,
-    paused_because text,
-    CONSTRAINT projects_credentials_are_a_place CHECK ((credentials ~ '^(file:|env:)'::text)),
-    CONSTRAINT projects_expires_after_is_a_time CHECK (((expires_after >= '00:00:00'::interval) AND (expires_after <= '100 years'::interval))),
-    CONSTRAINT projects_max_attempts_is_positive CHECK ((max_attempts > 0)),
-    CONSTRAINT projects_max_per_second_is_positive CHECK ((max_per_second > 0)),
-    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after) AND (longest_retry_after <= '1 year'::interval))),
-    CONSTRAINT projects_stale_after_is_a_time CHECK (((stale_after >= '00:00:00'::interval) AND (stale_after <= '100 years'::interval)))
-);
-COMMENT ON TABLE notify_worker.projects IS 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
-COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
-COMMENT ON COLUMN notify_worker.projects.credentials IS 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
-COMMENT ON COLUMN notify_worker.projects.sender IS 'What carries its messages: fcm or console.';
-COMMENT ON COLUMN notify_worker.projects.max_per_second IS 'What all workers together send of it. Null: 10,000, FCM''s default quota.';
-COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'How many attempts of a delivery count before it is given up.';
-COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
-COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The wait grows no further than this.';
-COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification that names no expires_at stays worth sending.';
-COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
-COMMENT ON COLUMN notify_worker.projects.paused_until IS 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
-
 CREATE TABLE notify_worker.notifications (
     id bigint NOT NULL,
     event_id text,
@@ -91,6 +59,58 @@ COMMENT ON COLUMN notify_worker.notifications.leased_at IS 'Ours. When it was la
 COMMENT ON COLUMN notify_worker.notifications.cancelled_at IS 'Ours. When a call cancelled it; what a worker holds then still ends as it ends.';
 COMMENT ON COLUMN notify_worker.notifications.retried_at IS 'Ours. When it was last put back in line by a call.';
 COMMENT ON COLUMN notify_worker.notifications.settled_because IS 'Ours. Why it ended where it never came to a delivery.';
+
+CREATE TABLE notify_worker.stored_incidents (
+    id bigint NOT NULL,
+    project text NOT NULL,
+    scope text DEFAULT 'project'::text NOT NULL,
+    by text NOT NULL,
+    began_at timestamp with time zone DEFAULT now() NOT NULL,
+    ends_at timestamp with time zone DEFAULT 'infinity'::timestamp with time zone NOT NULL,
+    next_probe_at timestamp with time zone,
+    probe_count integer DEFAULT 0 NOT NULL,
+    ended_at timestamp with time zone,
+    reason text,
+    project_rate double precision,
+    CONSTRAINT stored_incidents_by CHECK ((by = ANY (ARRAY['operator'::text, 'worker'::text]))),
+    CONSTRAINT stored_incidents_scope CHECK ((scope = ANY (ARRAY['project'::text, 'apns_web'::text, 'topics'::text, 'devices'::text])))
+);
+COMMENT ON TABLE notify_worker.stored_incidents IS 'Behind the views incidents and open_incidents: pauses and breakers, past and present.';
+COMMENT ON COLUMN notify_worker.stored_incidents.scope IS 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
+COMMENT ON COLUMN notify_worker.stored_incidents.ends_at IS 'When it ends by itself; infinity: when somebody resumes, or a probe succeeds.';
+COMMENT ON COLUMN notify_worker.stored_incidents.next_probe_at IS 'When the next probe may be sent; the first that succeeds closes the incident. Null: it is not probed.';
+COMMENT ON COLUMN notify_worker.stored_incidents.probe_count IS 'How many probes have been sent that decided something. The wait between two grows with it.';
+COMMENT ON COLUMN notify_worker.stored_incidents.ended_at IS 'When it was closed. Null also where ends_at has passed and nobody has closed it since.';
+COMMENT ON COLUMN notify_worker.stored_incidents.project_rate IS 'After FCM''s quota was exceeded: the messages a second with which all workers together go on, half of what it was. It doubles each minute.';
+
+CREATE TABLE notify_worker.projects (
+    name text NOT NULL,
+    firebase_project_id text,
+    credentials text,
+    sender text DEFAULT 'fcm'::text NOT NULL,
+    max_per_second integer,
+    max_attempts integer DEFAULT 10 NOT NULL,
+    first_retry_after interval DEFAULT '00:00:10'::interval NOT NULL,
+    longest_retry_after interval DEFAULT '00:15:00'::interval NOT NULL,
+    expires_after interval DEFAULT '1 day'::interval NOT NULL,
+    stale_after interval DEFAULT '270 days'::interval NOT NULL,
+    CONSTRAINT projects_credentials_are_a_place CHECK ((credentials ~ '^(file:|env:)'::text)),
+    CONSTRAINT projects_expires_after_is_a_time CHECK (((expires_after >= '00:00:00'::interval) AND (expires_after <= '100 years'::interval))),
+    CONSTRAINT projects_max_attempts_is_positive CHECK ((max_attempts > 0)),
+    CONSTRAINT projects_max_per_second_is_positive CHECK ((max_per_second > 0)),
+    CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after) AND (longest_retry_after <= '1 year'::interval))),
+    CONSTRAINT projects_stale_after_is_a_time CHECK (((stale_after >= '00:00:00'::interval) AND (stale_after <= '100 years'::interval)))
+);
+COMMENT ON TABLE notify_worker.projects IS 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
+COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
+COMMENT ON COLUMN notify_worker.projects.credentials IS 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
+COMMENT ON COLUMN notify_worker.projects.sender IS 'What carries its messages: fcm or console.';
+COMMENT ON COLUMN notify_worker.projects.max_per_second IS 'What all workers together send of it. Null: 10,000, FCM''s default quota.';
+COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'How many attempts of a delivery count before it is given up.';
+COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
+COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The wait grows no further than this.';
+COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification that names no expires_at stays worth sending.';
+COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
 
 CREATE TABLE notify_worker.stored_deliveries (
     id bigint NOT NULL,
@@ -189,26 +209,6 @@ COMMENT ON COLUMN notify_worker.devices.seen_at IS 'When it was last registered 
 COMMENT ON COLUMN notify_worker.devices.retired_at IS 'Since when nothing is sent here. A tombstone; registering again clears it.';
 COMMENT ON COLUMN notify_worker.devices.replaced_by IS 'Ours. The device that followed it: what waits for it goes there.';
 
-CREATE TABLE notify_worker.stored_incidents (
-    id bigint NOT NULL,
-    project text NOT NULL,
-    scope text DEFAULT 'project'::text NOT NULL,
-    by text NOT NULL,
-    began_at timestamp with time zone DEFAULT now() NOT NULL,
-    until timestamp with time zone DEFAULT 'infinity'::timestamp with time zone NOT NULL,
-    ended_at timestamp with time zone,
-    because text,
-    probes integer,
-    per_second double precision,
-    CONSTRAINT stored_incidents_by CHECK ((by = ANY (ARRAY['operator'::text, 'worker'::text]))),
-    CONSTRAINT stored_incidents_scope CHECK ((scope = ANY (ARRAY['project'::text, 'apns_web'::text, 'topics'::text, 'devices'::text])))
-);
-COMMENT ON TABLE notify_worker.stored_incidents IS 'Behind the view incidents: pauses and breakers, past and present.';
-COMMENT ON COLUMN notify_worker.stored_incidents.scope IS 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
-COMMENT ON COLUMN notify_worker.stored_incidents.until IS 'When it ends by itself, or the next probe is made; infinity: when somebody resumes.';
-COMMENT ON COLUMN notify_worker.stored_incidents.probes IS 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
-COMMENT ON COLUMN notify_worker.stored_incidents.per_second IS 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
-
 CREATE TABLE notify_worker.installation (
     digits text NOT NULL,
     installed_at timestamp with time zone DEFAULT now() NOT NULL
@@ -241,6 +241,11 @@ CREATE TABLE notify_worker.stored_allowances (
 COMMENT ON TABLE notify_worker.stored_allowances IS 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
 COMMENT ON COLUMN notify_worker.stored_allowances.left_over IS 'Messages; below zero where a receiver had more devices than the claim knew.';
 COMMENT ON COLUMN notify_worker.stored_allowances.climbed IS 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
+
+CREATE TABLE notify_worker.stored_project_locks (
+    project text NOT NULL
+);
+COMMENT ON TABLE notify_worker.stored_project_locks IS 'A row a project, for its lock alone: workers that change its incidents take turns. Only the worker''s role may lock it, which holds for no row of projects and for no advisory lock.';
 
 
 CREATE UNLOGGED SEQUENCE notify_worker.awake_until
@@ -327,6 +332,9 @@ ALTER TABLE ONLY notify_worker.stored_deliveries
 ALTER TABLE ONLY notify_worker.stored_incidents
     ADD CONSTRAINT stored_incidents_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY notify_worker.stored_project_locks
+    ADD CONSTRAINT stored_project_locks_pkey PRIMARY KEY (project);
+
 ALTER TABLE ONLY notify_worker.stored_workers
     ADD CONSTRAINT stored_workers_pkey PRIMARY KEY (id);
 
@@ -351,7 +359,7 @@ CREATE UNIQUE INDEX stored_deliveries_device_once ON notify_worker.stored_delive
 
 CREATE INDEX stored_incidents_open_idx ON notify_worker.stored_incidents USING btree (project) WHERE (ended_at IS NULL);
 
-CREATE INDEX stored_incidents_rate_idx ON notify_worker.stored_incidents USING btree (project, id) WHERE (per_second IS NOT NULL);
+CREATE INDEX stored_incidents_rate_idx ON notify_worker.stored_incidents USING btree (project, id) WHERE (project_rate IS NOT NULL);
 
 CREATE INDEX stored_workers_here_idx ON notify_worker.stored_workers USING btree (id) WHERE (ended_at IS NULL);
 
@@ -431,22 +439,41 @@ COMMENT ON COLUMN notify_worker.deliveries.state IS 'pending, sent (FCM has acce
 COMMENT ON COLUMN notify_worker.deliveries.attempts IS 'How many attempts count against the project''s max_attempts.';
 COMMENT ON COLUMN notify_worker.deliveries.sent_as IS 'FCM''s name of the message.';
 
+CREATE VIEW notify_worker.open_incidents AS
+ SELECT id,
+    project,
+    scope,
+    by,
+    began_at,
+    ends_at,
+    next_probe_at,
+    probe_count,
+    reason,
+    COALESCE(next_probe_at, ends_at) AS blocked_until
+   FROM notify_worker.stored_incidents incident
+  WHERE ((ended_at IS NULL) AND (ends_at > clock_timestamp()) AND (EXISTS ( SELECT
+           FROM notify_worker.projects
+          WHERE (projects.name = incident.project))));
+COMMENT ON VIEW notify_worker.open_incidents IS 'Ours. The pauses and breakers that are in force now.';
+COMMENT ON COLUMN notify_worker.open_incidents.blocked_until IS 'Until then nothing of its scope is sent: it ends by itself, or the next probe may be sent.';
+
 CREATE VIEW notify_worker.incidents AS
  SELECT project,
     scope,
     by,
     began_at,
-    COALESCE(ended_at,
         CASE
-            WHEN ((probes IS NULL) AND (until <= now())) THEN until
+            WHEN (NOT (EXISTS ( SELECT
+               FROM notify_worker.open_incidents open
+              WHERE (open.id = incident.id)))) THEN NULLIF(LEAST(ended_at, ends_at), 'infinity'::timestamp with time zone)
             ELSE NULL::timestamp with time zone
-        END) AS ended_at,
-    because
-   FROM notify_worker.stored_incidents;
+        END AS ended_at,
+    reason
+   FROM notify_worker.stored_incidents incident;
 COMMENT ON VIEW notify_worker.incidents IS 'Pauses and breakers, past and present.';
 COMMENT ON COLUMN notify_worker.incidents.scope IS 'What of the project it stops: project, apns_web, topics, or devices (their retiring).';
 COMMENT ON COLUMN notify_worker.incidents.by IS 'operator or worker.';
-COMMENT ON COLUMN notify_worker.incidents.ended_at IS 'Null: it goes on.';
+COMMENT ON COLUMN notify_worker.incidents.ended_at IS 'Null: it is still open.';
 
 CREATE VIEW notify_worker.ledger AS
  WITH notification AS MATERIALIZED (
@@ -532,13 +559,9 @@ CREATE VIEW notify_worker.ledger AS
            FROM notification
           WHERE ((notification.state = 'pending'::text) AND (notification.due_at < ((now() - '00:00:05'::interval) - COALESCE(( SELECT max(stored_workers.lease_length) AS max
                    FROM notify_worker.stored_workers
-                  WHERE (stored_workers.ended_at IS NULL)), '00:02:00'::interval))) AND (NOT (notification.project IN ( SELECT projects.name
-                   FROM notify_worker.projects
-                  WHERE (projects.paused_until > now())
-                UNION ALL
-                 SELECT incident.project
-                   FROM notify_worker.stored_incidents incident
-                  WHERE ((incident.scope = 'project'::text) AND (incident.ended_at IS NULL) AND (incident.probes IS NOT NULL))))) AND (NOT (notification.project IN ( SELECT notification_1.project
+                  WHERE (stored_workers.ended_at IS NULL)), '00:02:00'::interval))) AND (NOT (notification.project IN ( SELECT open_incidents.project
+                   FROM notify_worker.open_incidents
+                  WHERE (open_incidents.scope = 'project'::text)))) AND (NOT (notification.project IN ( SELECT notification_1.project
                    FROM notification notification_1
                   WHERE (notification_1.leased_at > (now() - '00:00:10'::interval))))))
         UNION ALL
@@ -567,11 +590,9 @@ COMMENT ON VIEW notify_worker.ledger IS 'What must balance, a line each, from tw
 
 CREATE VIEW notify_worker.status AS
  WITH paused AS MATERIALIZED (
-         SELECT projects.name AS project
-           FROM notify_worker.projects
-          WHERE ((projects.paused_until > now()) OR (projects.name IN ( SELECT stored_incidents.project
-                   FROM notify_worker.stored_incidents
-                  WHERE ((stored_incidents.scope = 'project'::text) AND (stored_incidents.ended_at IS NULL) AND (stored_incidents.probes IS NOT NULL)))))
+         SELECT DISTINCT open_incidents.project
+           FROM notify_worker.open_incidents
+          WHERE (open_incidents.scope = 'project'::text)
         ), of_project AS MATERIALIZED (
          SELECT line.project,
             lane.number AS lane
@@ -839,72 +860,17 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.apply_late(notification_ids bigint[]) IS 'What the history holds of late outcomes that say sent settles the open deliveries of these notifications.';
 
-CREATE FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision DEFAULT NULL::double precision, per_second double precision DEFAULT NULL::double precision) RETURNS void
-    LANGUAGE plpgsql
+CREATE FUNCTION notify_worker.blocked_scopes(project text) RETURNS text[]
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    SET lock_timeout TO '500ms'
     AS $$
-declare
-    at timestamptz;
-    ends timestamptz;
-    is_probed boolean := begin_incident.lasts is null and begin_incident.scope <> 'devices';
-    half double precision := begin_incident.per_second * greatest(1, (select count(*) from workers)) / 2;
-begin
-    -- Refused at once, or again within a minute, it says little of what FCM takes: then it is half of what was allowed.
-    if half = 0 or half > 0 and exists (
-        select from stored_incidents as before
-        where before.project = begin_incident.project
-            and before.per_second is not null
-            and least(before.until, before.ended_at) between clock_timestamp() - interval '1 minute' and clock_timestamp()
-    ) then
-        select greatest(half, per_second(of_project) / 2) into half
-        from projects as of_project
-        where of_project.name = begin_incident.project;
-    end if;
-
-    perform from projects where name = begin_incident.project for update;   -- one after the other
-    at := clock_timestamp();
-    ends := case
-        when begin_incident.lasts is not null then at + make_interval(secs => begin_incident.lasts)
-        when begin_incident.scope = 'devices' then 'infinity'
-        else at + probe_wait(begin_incident.scope, 0)
-    end;
-
-    update stored_incidents as incident
-    set ended_at = incident.until
-    where incident.project = begin_incident.project
-        and incident.ended_at is null
-        and incident.probes is null
-        and incident.until <= at;
-
-    update stored_incidents as incident
-    set until = case when incident.probes is null then greatest(incident.until, ends) else incident.until end,
-        per_second = greatest(incident.per_second, half)    -- whoever was refused at once has sent nothing, and knows least
-    where incident.project = begin_incident.project
-        and incident.scope = begin_incident.scope
-        and incident.by = 'worker'
-        and incident.ended_at is null
-        and (incident.probes is not null) = is_probed;
-    if not found then
-        insert into stored_incidents (project, scope, by, began_at, until, because, probes, per_second)
-        values (
-            begin_incident.project,
-            begin_incident.scope,
-            'worker',
-            at,
-            ends,
-            begin_incident.because || case
-                when begin_incident.scope = 'devices' then '. ' || bring_back_devices(begin_incident.project, at)
-                else ''
-            end,
-            case when is_probed then 0 end,
-            case when half is not null then greatest(1, half) end
-        );
-    end if;
-    perform reckon_pause(begin_incident.project);
-end
+    select array(
+        select distinct open.scope
+        from open_incidents as open
+        where open.project = blocked_scopes.project
+    )
 $$;
-COMMENT ON FUNCTION notify_worker.begin_incident(project text, scope text, because text, lasts double precision, per_second double precision) IS 'A worker found that something of a project is not worth a request, or that devices must not be retired any more.';
+COMMENT ON FUNCTION notify_worker.blocked_scopes(project text) IS 'Lists the scopes of a project that are not to be sent now: those of its open incidents.';
 
 CREATE FUNCTION notify_worker.bring_back_devices(project text, at timestamp with time zone) RETURNS text
     LANGUAGE sql STABLE
@@ -920,41 +886,6 @@ CREATE FUNCTION notify_worker.bring_back_devices(project text, at timestamp with
     )
 $$;
 COMMENT ON FUNCTION notify_worker.bring_back_devices(project text, at timestamp with time zone) IS 'Writes the statement that brings back the devices which were retired in the minute before a breaker stopped that.';
-
-CREATE FUNCTION notify_worker.bring_forward(project text, waited_until timestamp with time zone) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    with waiting as (
-        select notification.id, notification.due_at
-        from notifications as notification
-        join projects as project
-            on project.name = notification.project
-        where notification.state = 'pending'
-            and notification.project = bring_forward.project
-            and notification.lane in (0, 1)
-            and notification.due_at > clock_timestamp()
-            and notification.due_at <= bring_forward.waited_until
-            and notification.due_at in (bring_forward.waited_until, expiry(notification, project.expires_after))
-            and notification.expanded_at is not null
-            and notification.lease is null
-        order by notification.id
-        limit 10000
-        for update of notification skip locked
-    ), brought_forward as (
-        update stored_deliveries as delivery
-        set due_at = clock_timestamp()
-        from waiting
-        where delivery.notification_id = waiting.id
-            and delivery.state = 'pending'
-            and delivery.due_at = waiting.due_at
-    )
-    update notifications as notification
-    set due_at = clock_timestamp()
-    from waiting
-    where notification.id = waiting.id
-$$;
-COMMENT ON FUNCTION notify_worker.bring_forward(project text, waited_until timestamp with time zone) IS 'What was put off until the end of an incident is due now.';
 
 CREATE FUNCTION notify_worker.bury(worker_id integer, seen_at timestamp with time zone) RETURNS integer
     LANGUAGE plpgsql
@@ -1315,7 +1246,7 @@ begin
     end if;
     perform settle_unsendable(picked);
     perform expand(fresh);
-    probes := put_off(picked, at);
+    probes := postpone_blocked(picked, at);
 
     update notifications
     set lease = claim.lease,
@@ -1395,22 +1326,30 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[]) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
 
-CREATE FUNCTION notify_worker.closed(project notify_worker.projects) RETURNS text[]
-    LANGUAGE sql STABLE
+CREATE FUNCTION notify_worker.close_incident(project text, scope text) RETURNS void
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    select array(
-        select 'project'
-        where project.paused_until > clock_timestamp()
-        union
-        select incident.scope
-        from stored_incidents as incident
-        where incident.project = closed.project.name
-            and incident.ended_at is null
-            and (incident.probes is not null or incident.until > clock_timestamp())
-    )
+declare
+    waited_until timestamptz;
+begin
+    perform lock_project(close_incident.project);
+    for waited_until in
+        update stored_incidents as incident
+        set ended_at = clock_timestamp()
+        from lock_incidents(close_incident.project, close_incident.scope) as probed
+        where incident.id = probed.id
+            and probed.next_probe_at is not null
+        returning probed.next_probe_at
+    loop
+        perform resume_postponed(close_incident.project, waited_until);
+    end loop;
+    if found then
+        perform ring();
+    end if;
+end
 $$;
-COMMENT ON FUNCTION notify_worker.closed(project notify_worker.projects) IS 'Lists what of a project is not to be sent just now: the scopes of its open incidents.';
+COMMENT ON FUNCTION notify_worker.close_incident(project text, scope text) IS 'A probe succeeded: what was postponed goes on, and a worker is woken.';
 
 CREATE FUNCTION notify_worker.commit_durably() RETURNS void
     LANGUAGE sql
@@ -1438,6 +1377,26 @@ CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
         and delivery.due_at <= notification.leased_at
 $$;
 COMMENT ON FUNCTION notify_worker.deliveries_out(lease uuid) IS 'Lists the deliveries that are out under a lease.';
+
+CREATE FUNCTION notify_worker.describe_pause(project text) RETURNS TABLE(until text, reason text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select
+        case
+            when open.next_probe_at is not null
+                then 'a probe gets through, the next one at ' || date_trunc('second', greatest(open.next_probe_at, now()))
+            when open.ends_at = 'infinity' then 'somebody resumes it'
+            else date_trunc('second', open.ends_at)::text
+        end,
+        coalesce(open.reason, 'no reason given')
+    from open_incidents as open
+    where open.project = describe_pause.project
+        and open.scope = 'project'
+    order by open.blocked_until desc, open.id
+    limit 1
+$$;
+COMMENT ON FUNCTION notify_worker.describe_pause(project text) IS 'Says until when a project is paused, in words, and why. No row: it is not paused.';
 
 CREATE FUNCTION notify_worker.drop_moved_devices(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
@@ -1539,33 +1498,6 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.drop_old_partitions(older_than interval) IS 'Drops the months of the history that ended longer ago than `older_than`. Returns how many.';
-
-CREATE FUNCTION notify_worker.end_incident(project text, scope text) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    SET lock_timeout TO '500ms'
-    AS $$
-declare
-    waited_until timestamptz;
-begin
-    perform from projects where name = end_incident.project for update;   -- as begin_incident, and in its order
-    update stored_incidents as incident
-    set ended_at = clock_timestamp()
-    where incident.project = end_incident.project
-        and incident.scope = end_incident.scope
-        and incident.by = 'worker'
-        and incident.probes is not null
-        and incident.ended_at is null
-    returning incident.until into waited_until;
-    if not found then
-        return;
-    end if;
-    perform bring_forward(end_incident.project, waited_until);
-    perform reckon_pause(end_incident.project);
-    perform ring();
-end
-$$;
-COMMENT ON FUNCTION notify_worker.end_incident(project text, scope text) IS 'A probe got through: what waited for it goes on.';
 
 CREATE FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, locks boolean DEFAULT true, OUT id integer, OUT name text) RETURNS record
     LANGUAGE plpgsql
@@ -1676,30 +1608,27 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
                 else format('topics of project %s were ', incident.project)
             end || moment.what
         from notification
-        join stored_incidents as incident
+        join incidents as incident
             on incident.project = notification.project
             and incident.scope in ('project', 'apns_web', 'topics')
             and incident.began_at <= coalesce(notification.settled_at, now())
-        cross join lateral (
-            select coalesce(incident.ended_at, case when incident.probes is null and incident.until <= now() then incident.until end) as at
-        ) as ended
         cross join lateral (
             values
                 (
                     incident.began_at,
                     'paused by ' || case incident.by when 'operator' then 'an operator' else 'a worker' end
-                        || coalesce(': ' || incident.because, '')
+                        || coalesce(': ' || incident.reason, '')
                 ),
-                (ended.at, 'resumed')
+                (incident.ended_at, 'resumed')
         ) as moment (at, what)
-        where coalesce(ended.at, now()) >= notification.created_at
+        where coalesce(incident.ended_at, now()) >= notification.created_at
             and moment.at <= coalesce(notification.settled_at, now())
             and (
                 incident.scope = 'project'
                 or exists (
-                    select from stored_deliveries as stopped
-                    where stopped.notification_id = notification.id
-                        and stops(incident.scope, stopped)
+                    select from stored_deliveries as blocked
+                    where blocked.notification_id = notification.id
+                        and scope_covers(incident.scope, blocked)
                 )
             )
         union all
@@ -1714,11 +1643,11 @@ CREATE FUNCTION notify_worker.explain(notification_id bigint) RETURNS TABLE(at t
                 when state = 'held' then 'it is held: nobody can say whether FCM has it, and it is for a person to decide'
                 when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
                     coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
-                when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.because)
+                when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.reason)
                 else format('it is pending, due at %s', due_at)
             end
         from notification
-        left join lateral pause_of(notification.project) as paused
+        left join lateral describe_pause(notification.project) as paused
             on true
         where settled_at is null
     ) as line
@@ -1778,7 +1707,7 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.forget_receiver(receiver_id text) IS 'Forgets a person: devices retired, what waits cancelled, words, params and addresses blanked. Returns how many notifications.';
 
-CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with time zone DEFAULT '-infinity'::timestamp with time zone) RETURNS TABLE(at timestamp with time zone, event_id text, notification_id bigint, campaign text, state text, because text)
+CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with time zone DEFAULT '-infinity'::timestamp with time zone) RETURNS TABLE(at timestamp with time zone, event_id text, notification_id bigint, campaign text, state text, reason text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -1794,8 +1723,8 @@ CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with tim
             when notification.state = 'held' then 'nobody can say whether FCM has it; it is for a person to decide'
             when notification.cancelled_at is not null then 'it was cancelled by a call'
             when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
-            when notification.state = 'pending' and paused.because is not null then 'its project is paused: ' || paused.because
-            when notification.state = 'pending' and stopped.because is not null then stopped.because
+            when notification.state = 'pending' and paused.reason is not null then 'its project is paused: ' || paused.reason
+            when notification.state = 'pending' and blocked.reason is not null then blocked.reason
             when notification.state = 'pending' and notification.due_at > now()
                 then coalesce(last.error || ', ', '') || 'due at ' || notification.due_at
             when notification.state = 'pending' then 'it is due'
@@ -1810,23 +1739,21 @@ CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with tim
         order by delivery.settled_at desc nulls last
         limit 1
     ) as last on true
-    left join lateral pause_of(notification.project) as paused
+    left join lateral describe_pause(notification.project) as paused
         on true
     left join lateral (
-        select case incident.scope when 'apns_web' then 'iOS and web' else 'topics' end
-            || ' of its project are paused: ' || incident.because as because
-        from stored_incidents as incident
+        select case open.scope when 'apns_web' then 'iOS and web' else 'topics' end
+            || ' of its project are paused: ' || open.reason as reason
+        from open_incidents as open
         join stored_deliveries as delivery
             on delivery.notification_id = notification.id
             and delivery.state = 'pending'
-            and stops(incident.scope, delivery)
+            and scope_covers(open.scope, delivery)
         where notification.state = 'pending'
-            and incident.project = notification.project
-            and incident.scope in ('apns_web', 'topics')
-            and incident.ended_at is null
-            and (incident.probes is not null or incident.until > now())
+            and open.project = notification.project
+            and open.scope in ('apns_web', 'topics')
         limit 1
-    ) as stopped
+    ) as blocked
         on true
     where notification.receiver_id = history.receiver_id
         and notification.created_at >= history.since
@@ -1884,6 +1811,37 @@ CREATE FUNCTION notify_worker.leave(worker_ids integer[]) RETURNS void
 $$;
 COMMENT ON FUNCTION notify_worker.leave(worker_ids integer[]) IS 'A worker leaves, under each id that it has or had, with nothing in its hands.';
 
+CREATE FUNCTION notify_worker.lock_incidents(project text, scope text) RETURNS SETOF notify_worker.stored_incidents
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select incident.*
+    from stored_incidents as incident
+    where incident.by = 'worker'
+        and incident.id in (
+            select open.id
+            from open_incidents as open
+            where open.project = lock_incidents.project
+                and open.scope = lock_incidents.scope
+        )
+    for update of incident skip locked
+$$;
+COMMENT ON FUNCTION notify_worker.lock_incidents(project text, scope text) IS 'Locks the open incidents of this scope that workers have opened, and lists them.';
+
+CREATE FUNCTION notify_worker.lock_project(project text) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    SET lock_timeout TO '500ms'
+    AS $$
+    insert into stored_project_locks (project)
+    values (lock_project.project)
+    on conflict on constraint stored_project_locks_pkey do nothing;
+    select from stored_project_locks as lock
+    where lock.project = lock_project.project
+    for update
+$$;
+COMMENT ON FUNCTION notify_worker.lock_project(project text) IS 'Makes workers that open or close incidents of a project take turns, until the transaction ends.';
+
 CREATE FUNCTION notify_worker.look_again(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -1902,6 +1860,32 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.look_again(notification_ids bigint[]) IS 'Looks once more at the devices of receivers whose every address turned out to be gone: for a rotated token.';
+
+CREATE FUNCTION notify_worker.make_probe_due(project text, scope text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    waited_until timestamptz;
+begin
+    perform lock_project(make_probe_due.project);
+    for waited_until in
+        update stored_incidents as incident
+        set next_probe_at = least(clock_timestamp(), incident.next_probe_at),
+            probe_count = greatest(0, incident.probe_count - 1)
+        from lock_incidents(make_probe_due.project, make_probe_due.scope) as probed
+        where incident.id = probed.id
+            and probed.next_probe_at is not null
+        returning probed.next_probe_at
+    loop
+        perform resume_postponed(make_probe_due.project, waited_until);    -- one of it is that probe
+    end loop;
+    if found then
+        perform ring();
+    end if;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.make_probe_due(project text, scope text) IS 'A probe decided nothing: the next one is due at once.';
 
 CREATE FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) RETURNS SETOF bigint
     LANGUAGE sql
@@ -1969,25 +1953,80 @@ CREATE FUNCTION notify_worker.next_due_in() RETURNS double precision
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
     select date_part('epoch', min(next.due_at)) - date_part('epoch', clock_timestamp())
-    from projects_in_line() as project
+    from projects_in_line() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     cross join lateral (
         select notification.due_at
         from notifications as notification
         where notification.state = 'pending'
-            and notification.project = project
+            and notification.project = line.project
             and notification.lane = lane.number
             and notification.due_at > clock_timestamp()
         order by notification.due_at
         limit 1
     ) as next
     where not exists (
-        select from projects
-        where projects.name = project
-            and projects.paused_until > clock_timestamp()
+        select from open_incidents as open
+        where open.project = line.project
+            and open.scope = 'project'
+            and open.blocked_until > clock_timestamp()
     )
 $$;
 COMMENT ON FUNCTION notify_worker.next_due_in() IS 'Says in how many seconds the next notification is due that is not due yet; null: there is none.';
+
+CREATE FUNCTION notify_worker.open_incident(project text, scope text, reason text, lasts double precision DEFAULT NULL::double precision, sent_rate double precision DEFAULT NULL::double precision) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    opened stored_incidents;
+begin
+    perform lock_project(open_incident.project);
+    opened.began_at := clock_timestamp();
+    opened.ends_at := coalesce(opened.began_at + make_interval(secs => open_incident.lasts), 'infinity');
+    if open_incident.lasts is null and open_incident.scope <> 'devices' then
+        opened.next_probe_at := opened.began_at + probe_wait(open_incident.scope, 0);
+    end if;
+    opened.project_rate := rate_after_quota(open_incident.project, open_incident.sent_rate);
+
+    update stored_incidents as incident     -- so that the index of what may be open stays small
+    set ended_at = incident.ends_at
+    where incident.id in (
+        select lapsed.id
+        from stored_incidents as lapsed
+        where lapsed.project = open_incident.project
+            and lapsed.ended_at is null
+            and lapsed.ends_at <= opened.began_at
+        for update skip locked
+    );
+
+    update stored_incidents as incident
+    set ends_at = greatest(incident.ends_at, opened.ends_at),
+        project_rate = greatest(incident.project_rate, opened.project_rate)    -- a worker that was refused at once has sent nothing, and knows least
+    from lock_incidents(open_incident.project, open_incident.scope) as known
+    where incident.id = known.id
+        and (known.next_probe_at is null) = (opened.next_probe_at is null);
+    if found then
+        return;
+    end if;
+
+    if open_incident.scope = 'devices' then
+        open_incident.reason := open_incident.reason || '. ' || bring_back_devices(open_incident.project, opened.began_at);
+    end if;
+    insert into stored_incidents (project, scope, by, began_at, ends_at, next_probe_at, reason, project_rate)
+    values (
+        open_incident.project,
+        open_incident.scope,
+        'worker',
+        opened.began_at,
+        opened.ends_at,
+        opened.next_probe_at,
+        open_incident.reason,
+        opened.project_rate
+    );
+end
+$$;
+COMMENT ON FUNCTION notify_worker.open_incident(project text, scope text, reason text, lasts double precision, sent_rate double precision) IS 'A worker found that a scope of a project is not worth a request, or that its devices must not be retired any more.';
 
 CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, lease uuid, verdict text, requests integer, started_ago double precision, finished_ago double precision, http_status integer, error_code text, error text, retry_in double precision, sent_as text, counts boolean)
     LANGUAGE sql IMMUTABLE
@@ -2011,62 +2050,17 @@ CREATE FUNCTION notify_worker.outcomes_of(outcomes jsonb) RETURNS TABLE(delivery
 $$;
 COMMENT ON FUNCTION notify_worker.outcomes_of(outcomes jsonb) IS 'Reads the outcomes that a worker hands to record, as rows.';
 
-CREATE FUNCTION notify_worker.pause(project text, because text) RETURNS void
+CREATE FUNCTION notify_worker.pause(project text, reason text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
     perform check_project(pause.project);
-    insert into stored_incidents (project, by, because)
-    values (pause.project, 'operator', pause.because);
-    perform reckon_pause(pause.project);
+    insert into stored_incidents (project, by, reason)
+    values (pause.project, 'operator', pause.reason);
 end
 $$;
-COMMENT ON FUNCTION notify_worker.pause(project text, because text) IS 'Sends nothing of a project until somebody resumes it; no probe lifts this.';
-
-CREATE FUNCTION notify_worker.pause_of(project text) RETURNS TABLE(until text, because text)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    select
-        case
-            when incident.probes is not null
-                then 'a probe gets through, the next one at ' || date_trunc('second', greatest(incident.until, now()))
-            when projects.paused_until = 'infinity' then 'somebody resumes it'
-            else date_trunc('second', projects.paused_until)::text
-        end,
-        coalesce(projects.paused_because, incident.because, 'no reason given')
-    from projects
-    left join stored_incidents as incident
-        on incident.project = projects.name
-        and incident.scope = 'project'
-        and incident.ended_at is null
-        and incident.probes is not null
-        and incident.until >= coalesce(projects.paused_until, '-infinity')
-    where projects.name = pause_of.project
-        and (projects.paused_until > now() or incident.id is not null)
-    limit 1
-$$;
-COMMENT ON FUNCTION notify_worker.pause_of(project text) IS 'Says until when a project is paused, in words, and why. No row: it is not.';
-
-CREATE FUNCTION notify_worker.per_second(project notify_worker.projects) RETURNS double precision
-    LANGUAGE sql STABLE
-    AS $$
-    select least(
-        coalesce(project.max_per_second, 10000),
-        (
-            select
-                incident.per_second * power(2, least(60, greatest(0,
-                    date_part('epoch', clock_timestamp() - least(incident.until, incident.ended_at)) / 60)))
-            from notify_worker.stored_incidents as incident
-            where incident.project = project.name
-                and incident.per_second is not null
-            order by incident.id desc
-            limit 1
-        )
-    )
-$$;
-COMMENT ON FUNCTION notify_worker.per_second(project notify_worker.projects) IS 'Says how many messages a second all workers together may send of a project.';
+COMMENT ON FUNCTION notify_worker.pause(project text, reason text) IS 'Sends nothing of a project until somebody resumes it; no probe lifts this.';
 
 CREATE FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
     LANGUAGE plpgsql
@@ -2087,28 +2081,23 @@ declare
     of_lane smallint;
     for_normal integer;
     taken integer;
-    allowed integer;
+    probes integer;     -- how many have been sent of a project that is paused, and whose next one is due
 begin
     foreach of_project in array in_line loop
         exit when left_over < 1;
         share := ceil(left_over::numeric / projects_left);
         projects_left := projects_left - 1;
         select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
-        if share >= 1 then
-            allowed := probes_allowed(of_project, due_by);
-            share := least(share, allowed);
-        end if;
         continue when share < 1;
+        select max(incident.probe_count) into probes
+        from open_incidents as incident
+        where incident.project = of_project
+            and incident.scope = 'project';
+        share := least(share, case when probes is not null then 1 end);
 
         -- Every other probe is what has come last and was never tried: else what fails each time would be asked again and again,
         -- and all else wait.
-        if allowed = 1 and exists (
-            select from stored_incidents as incident
-            where incident.project = of_project
-                and incident.scope = 'project'
-                and incident.ended_at is null
-                and incident.probes % 2 = 0
-        ) then
+        if probes % 2 = 1 then
             taken := 0;
             foreach of_lane in array array[1, 0] loop
                 return query
@@ -2162,6 +2151,80 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
 
+CREATE FUNCTION notify_worker.postpone_blocked(notification_ids bigint[], at timestamp with time zone) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    incident record;
+    blocked bigint[];
+    waits_until timestamptz;
+    probe bigint;
+    probes bigint[] := '{}';
+begin
+    for incident in
+        select open.project, open.scope
+        from open_incidents as open
+        where open.project in (select project from notifications where id = any (notification_ids))
+        group by open.project, open.scope
+        order by open.scope = 'project', open.scope, open.project   -- what another scope blocks is no probe of the project
+    loop
+        blocked := array(
+            select delivery.id
+            from notifications as notification
+            join stored_deliveries as delivery
+                on delivery.notification_id = notification.id
+            where notification.id = any (notification_ids)
+                and notification.state = 'pending'
+                and notification.project = incident.project
+                and delivery.state = 'pending'
+                and delivery.due_at <= at
+                and scope_covers(incident.scope, delivery)
+            order by delivery.id = any (probes) desc, delivery.due_at, delivery.id
+        );
+        continue when blocked = '{}';
+
+        probe := null;
+        if not try_lock_incidents(incident.project, incident.scope) then
+            waits_until := at + interval '1 second';    -- another transaction is about to change them: then look again
+        else
+            if take_probe(incident.project, incident.scope, at) then
+                probe := blocked[1];
+                probes := probes || probe;
+            end if;
+            select case when incident.scope = 'project' then at else max(open.blocked_until) end into waits_until
+            from open_incidents as open
+            where open.project = incident.project
+                and open.scope = incident.scope
+            having count(*) > 0;
+            continue when not found;    -- it was closed before the lock was had
+        end if;
+
+        update stored_deliveries as delivery
+        set due_at = greatest(
+            at + interval '1 millisecond',
+            least(waits_until, expiry(notification, project.expires_after))
+        )
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where delivery.id = any (blocked)
+            and delivery.id is distinct from probe
+            and notification.id = delivery.notification_id;
+        if found then
+            update notifications    -- else whoever claims it next gives it its deliveries once more
+            set expanded_at = at
+            where id = any (notification_ids)
+                and state = 'pending'
+                and expanded_at is null;
+            perform settle(notification_ids);
+        end if;
+    end loop;
+    return probes;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.postpone_blocked(notification_ids bigint[], at timestamp with time zone) IS 'Postpones the deliveries that an open incident of their project blocks, and returns those to send as probes.';
+
 CREATE FUNCTION notify_worker.presence_key() RETURNS integer
     LANGUAGE sql IMMUTABLE
     AS $$select 1853321330$$;
@@ -2178,48 +2241,24 @@ CREATE FUNCTION notify_worker.probe_wait(scope text, probes integer) RETURNS int
 $$;
 COMMENT ON FUNCTION notify_worker.probe_wait(scope text, probes integer) IS 'Says how long after a probe, or after the beginning, the next one is made.';
 
-CREATE FUNCTION notify_worker.probes_allowed(project text, due_by timestamp with time zone) RETURNS integer
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+CREATE FUNCTION notify_worker.project_rate(project notify_worker.projects) RETURNS double precision
+    LANGUAGE sql STABLE
     AS $$
-begin
-    if not exists (
-        select from stored_incidents as incident
-        where incident.project = probes_allowed.project
-            and incident.scope = 'project'
-            and incident.ended_at is null
-            and incident.probes is not null
-    ) then
-        return 2147483647;
-    end if;
-
-    -- In the order of begin_incident; whoever has it just now changes what is to be decided here.
-    perform from projects where name = probes_allowed.project for update skip locked;
-    if not found then
-        return 0;
-    end if;
-
-    update stored_incidents as incident
-    set probes = incident.probes + 1,
-        until = due_by + probe_wait(incident.scope, incident.probes + 1)
-    where incident.id in (
-        select lapsed.id
-        from stored_incidents as lapsed
-        where lapsed.project = probes_allowed.project
-            and lapsed.scope = 'project'
-            and lapsed.ended_at is null
-            and lapsed.probes is not null
-            and lapsed.until <= due_by
-        for update skip locked
-    );
-    if not found then
-        return 0;
-    end if;
-    perform reckon_pause(probes_allowed.project);
-    return 1;
-end
+    select least(
+        coalesce(project.max_per_second, 10000),
+        (
+            select
+                incident.project_rate * power(2, least(60, greatest(0,
+                    date_part('epoch', clock_timestamp() - least(incident.ends_at, incident.ended_at)) / 60)))
+            from notify_worker.stored_incidents as incident
+            where incident.project = project.name
+                and incident.project_rate is not null
+            order by incident.id desc
+            limit 1
+        )
+    )
 $$;
-COMMENT ON FUNCTION notify_worker.probes_allowed(project text, due_by timestamp with time zone) IS 'Says how many notifications may be claimed of a project as far as its incidents go: any number, one as a probe, or none.';
+COMMENT ON FUNCTION notify_worker.project_rate(project notify_worker.projects) IS 'Says how many messages a second all workers together may send of a project.';
 
 CREATE FUNCTION notify_worker.projects_due(due_by timestamp with time zone) RETURNS SETOF text
     LANGUAGE sql STABLE
@@ -2228,9 +2267,10 @@ CREATE FUNCTION notify_worker.projects_due(due_by timestamp with time zone) RETU
     select line.project
     from projects_in_line() as line (project)
     where not exists (
-            select from projects
-            where projects.name = line.project
-                and projects.paused_until > projects_due.due_by
+            select from open_incidents as open
+            where open.project = line.project
+                and open.scope = 'project'
+                and open.blocked_until > projects_due.due_by
         )
         and exists (
             select
@@ -2246,7 +2286,7 @@ CREATE FUNCTION notify_worker.projects_due(due_by timestamp with time zone) RETU
             ) as due
         )
 $$;
-COMMENT ON FUNCTION notify_worker.projects_due(due_by timestamp with time zone) IS 'Lists the projects that are not paused and have something due.';
+COMMENT ON FUNCTION notify_worker.projects_due(due_by timestamp with time zone) IS 'Lists the projects that have something due and are not paused, or whose probe is due.';
 
 CREATE FUNCTION notify_worker.projects_in_line() RETURNS SETOF text
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -2387,121 +2427,29 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.put_back_in_line(notification_id bigint, only_delivery bigint) IS 'What retry and retry_delivery do: the whole notification, or one delivery of it.';
 
-CREATE FUNCTION notify_worker.put_off(notification_ids bigint[], at timestamp with time zone) RETURNS bigint[]
-    LANGUAGE plpgsql
+CREATE FUNCTION notify_worker.rate_after_quota(project text, sent_rate double precision) RETURNS double precision
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-declare
-    incident stored_incidents;
-    stopped bigint[];
-    is_mine boolean;
-    probe bigint;
-    probes bigint[] := '{}';
-begin
-    for incident in
-        select open.*
-        from stored_incidents as open
-        where open.ended_at is null
-            and open.by = 'worker'
-            and (open.probes is not null or open.scope = 'topics' and open.until > at)
-            and open.project in (select project from notifications where id = any (notification_ids))
-        order by open.scope = 'project', open.scope, open.id    -- what another one stops is no probe of the project
-    loop
-        stopped := array(
-            select delivery.id
-            from notifications as notification
-            join stored_deliveries as delivery
-                on delivery.notification_id = notification.id
-            where notification.id = any (notification_ids)
-                and notification.state = 'pending'
-                and notification.project = incident.project
-                and delivery.state = 'pending'
-                and delivery.due_at <= at
-                and stops(incident.scope, delivery)
-            order by delivery.due_at, delivery.id
-        );
-        -- One claim after the other takes a turn; whoever ends it waits, and brings forward what is put off here.
-        perform from stored_incidents as locked
-        where locked.id = incident.id
-        for update skip locked;
-        is_mine := found;
-        select * into incident from stored_incidents as open where open.id = incident.id;
-        continue when incident.ended_at is not null;
-
-        if stopped = '{}' then
-            -- What pick took ended unsent: the turn is still to be had.
-            if is_mine and incident.scope = 'project' and incident.probes > 0 then
-                update stored_incidents as unused
-                set probes = unused.probes - 1,
-                    until = at
-                where unused.id = incident.id;
-                perform reckon_pause(incident.project);
-            end if;
-            continue;
-        end if;
-
-        probe := null;
-        if not is_mine then
-            incident.until := at + interval '1 second';     -- somebody else has it just now: then we look again
-        elsif incident.scope = 'project' then
-            probe := stopped[1];        -- pick has taken this turn
-            incident.until := at;       -- the pause holds the others back, and lets them go
-        elsif incident.until <= at then
-            update stored_incidents as lapsed
-            set probes = lapsed.probes + 1,
-                until = at + probe_wait(lapsed.scope, lapsed.probes + 1)
-            where lapsed.id = incident.id
-            returning lapsed.until into incident.until;
-            probe := stopped[1];
-        end if;
-        probes := probes || probe;
-
-        update stored_deliveries as delivery
-        set due_at = greatest(
-            at + interval '1 millisecond',
-            least(incident.until, expiry(notification, project.expires_after))
+    select greatest(1, sent.half, case
+        -- Refused at once, or again within a minute, it says little of what FCM takes: then it is half of what was allowed.
+        when sent.half = 0 or exists (
+            select from stored_incidents as before
+            where before.project = rate_after_quota.project
+                and before.project_rate is not null
+                and least(before.ends_at, before.ended_at) between clock_timestamp() - interval '1 minute' and clock_timestamp()
+        ) then (
+            select project_rate(of_project) / 2
+            from projects as of_project
+            where of_project.name = rate_after_quota.project
         )
-        from notifications as notification
-        join projects as project
-            on project.name = notification.project
-        where delivery.id = any (stopped)
-            and delivery.id is distinct from probe
-            and notification.id = delivery.notification_id;
-        if found then
-            update notifications    -- else whoever claims it next gives it its deliveries once more
-            set expanded_at = at
-            where id = any (notification_ids)
-                and state = 'pending'
-                and expanded_at is null;
-            perform settle(notification_ids);
-        end if;
-    end loop;
-    return array_remove(probes, null);
-end
+    end)
+    from (
+        select rate_after_quota.sent_rate * greatest(1, (select count(*) from workers)) / 2 as half
+    ) as sent
+    where sent.half is not null
 $$;
-COMMENT ON FUNCTION notify_worker.put_off(notification_ids bigint[], at timestamp with time zone) IS 'Puts off the deliveries that an open incident of their project stops, and returns those that are probes.';
-
-CREATE FUNCTION notify_worker.reckon_pause(project text) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    update projects
-    set paused_until = latest.until,
-        paused_because = latest.because
-    from (values (1)) as always
-    left join lateral (
-        select incident.until, incident.because
-        from stored_incidents as incident
-        where incident.project = reckon_pause.project
-            and incident.scope = 'project'
-            and incident.ended_at is null
-            and (incident.probes is not null or incident.until > clock_timestamp())
-        order by incident.until desc, incident.id
-        limit 1
-    ) as latest on true
-    where projects.name = reckon_pause.project
-$$;
-COMMENT ON FUNCTION notify_worker.reckon_pause(project text) IS 'Writes down until when a project sends nothing, by its open incidents.';
+COMMENT ON FUNCTION notify_worker.rate_after_quota(project text, sent_rate double precision) IS 'Says with how many messages a second all workers together go on after FCM''s quota was exceeded.';
 
 CREATE FUNCTION notify_worker.record(worker_id integer, outcomes jsonb) RETURNS integer
     LANGUAGE plpgsql
@@ -2667,30 +2615,57 @@ CREATE FUNCTION notify_worker.resume(project text) RETURNS void
     AS $$
 begin
     perform check_project(resume.project);
-    perform from projects where name = resume.project for update;   -- as begin_incident, and in its order
     perform from stored_incidents as incident
-    where incident.project = resume.project
-        and incident.ended_at is null
-    for update;     -- what a claim is just now putting off is brought forward too
-    perform bring_forward(resume.project, incident.until)
-    from stored_incidents as incident
-    where incident.project = resume.project
-        and incident.until < 'infinity'
-        and incident.ended_at is null;
+    where incident.id in (select open.id from open_incidents as open where open.project = resume.project)
+    order by incident.id
+    for update of incident;     -- what a claim is just now postponing is resumed too
+    perform resume_postponed(resume.project, open.blocked_until)
+    from open_incidents as open
+    where open.project = resume.project
+        and open.blocked_until < 'infinity';
 
     update stored_incidents as incident
-    set ended_at = case when incident.probes is null then least(incident.until, now()) else now() end    -- one that ended by itself ended then
-    where incident.project = resume.project
-        and incident.ended_at is null;
-
-    update projects
-    set paused_until = null,
-        paused_because = null
-    where name = resume.project;
+    set ended_at = clock_timestamp()
+    where incident.id in (select open.id from open_incidents as open where open.project = resume.project);
     perform ring();
 end
 $$;
-COMMENT ON FUNCTION notify_worker.resume(project text) IS 'Ends every pause and breaker of a project, whoever began it, and rings.';
+COMMENT ON FUNCTION notify_worker.resume(project text) IS 'Closes every pause and breaker of a project, whoever began it, and wakes a worker.';
+
+CREATE FUNCTION notify_worker.resume_postponed(project text, waited_until timestamp with time zone) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    with waiting as (
+        select notification.id, notification.due_at
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where notification.state = 'pending'
+            and notification.project = resume_postponed.project
+            and notification.lane in (0, 1)
+            and notification.due_at > clock_timestamp()
+            and notification.due_at <= resume_postponed.waited_until
+            and notification.due_at in (resume_postponed.waited_until, expiry(notification, project.expires_after))
+            and notification.expanded_at is not null
+            and notification.lease is null
+        order by notification.id
+        limit 10000
+        for update of notification skip locked
+    ), resumed as (
+        update stored_deliveries as delivery
+        set due_at = clock_timestamp()
+        from waiting
+        where delivery.notification_id = waiting.id
+            and delivery.state = 'pending'
+            and delivery.due_at = waiting.due_at
+    )
+    update notifications as notification
+    set due_at = clock_timestamp()
+    from waiting
+    where notification.id = waiting.id
+$$;
+COMMENT ON FUNCTION notify_worker.resume_postponed(project text, waited_until timestamp with time zone) IS 'What was postponed until the end of an incident is due now.';
 
 CREATE FUNCTION notify_worker.retire_device(kind text, address text, project text DEFAULT 'default'::text) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER
@@ -2797,6 +2772,18 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.ring(even_if_one_waits boolean) IS 'Wakes a worker when this transaction commits, unless a bell waits already.';
+
+CREATE FUNCTION notify_worker.scope_covers(scope text, delivery notify_worker.stored_deliveries) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    select case scope
+        when 'project' then true
+        when 'apns_web' then coalesce(delivery.platform in ('ios', 'web'), false)
+        when 'topics' then delivery.kind in ('topic', 'condition')
+        else false
+    end
+$$;
+COMMENT ON FUNCTION notify_worker.scope_covers(scope text, delivery notify_worker.stored_deliveries) IS 'Says whether a delivery is of this scope, so that an open incident of the scope blocks it.';
 
 CREATE FUNCTION notify_worker.settle(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
@@ -2957,7 +2944,7 @@ CREATE FUNCTION notify_worker.share(project text) RETURNS double precision
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    select per_second(of_project) / greatest(1, (
+    select project_rate(of_project) / greatest(1, (
         select count(*)
         from stored_workers
         where ended_at is null
@@ -3027,18 +3014,6 @@ CREATE FUNCTION notify_worker.still_here(worker_ids integer[]) RETURNS SETOF int
     returning id
 $$;
 COMMENT ON FUNCTION notify_worker.still_here(worker_ids integer[]) IS 'A worker says that it lives, under each id that it has or had. Returns those that still are its own.';
-
-CREATE FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) RETURNS boolean
-    LANGUAGE sql IMMUTABLE
-    AS $$
-    select case scope
-        when 'project' then true
-        when 'apns_web' then coalesce(delivery.platform in ('ios', 'web'), false)
-        when 'topics' then delivery.kind in ('topic', 'condition')
-        else false
-    end
-$$;
-COMMENT ON FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) IS 'Says whether an incident of this scope stops a delivery.';
 
 CREATE FUNCTION notify_worker.suspects(reconnected_ago double precision DEFAULT NULL::double precision) RETURNS TABLE(worker_id integer, seen_at timestamp with time zone, patience double precision)
     LANGUAGE sql STABLE
@@ -3168,6 +3143,31 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.take_over(notification_ids bigint[]) IS 'The leases of these notifications are over: the history is applied, and what it does not hold is written down as unknown.';
 
+CREATE FUNCTION notify_worker.take_probe(project text, scope text, at timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    update stored_incidents as incident
+    set probe_count = incident.probe_count + 1,
+        next_probe_at = take_probe.at + probe_wait(incident.scope, incident.probe_count + 1)
+    where incident.id in (
+            select open.id
+            from open_incidents as open
+            where open.project = take_probe.project
+                and open.scope = take_probe.scope
+        )
+        and not exists (
+            select from open_incidents as open
+            where open.project = take_probe.project
+                and open.scope = take_probe.scope
+                and open.blocked_until > take_probe.at
+        );
+    return found;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.take_probe(project text, scope text, at timestamp with time zone) IS 'Takes the turn of the probe that is due of this scope, and sets when the next one is.';
+
 CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -3187,10 +3187,9 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
             and device.address = outcome.address
         where device.retired_at is null
             and not (outcome.verdict = 'unregistered' and exists (
-                select from stored_incidents as incident
-                where incident.project = outcome.project
-                    and incident.scope = 'devices'
-                    and incident.ended_at is null
+                select from open_incidents as open
+                where open.project = outcome.project
+                    and open.scope = 'devices'
             ))
             and case outcome.verdict
                 when 'unregistered' then device.registered_at <= statement_timestamp() - make_interval(secs => outcome.started_ago)
@@ -3207,6 +3206,28 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
     where device.id = told.id
 $$;
 COMMENT ON FUNCTION notify_worker.touch_devices(outcomes jsonb) IS 'An address that FCM calls unregistered is retired; one that was sent to has been seen.';
+
+CREATE FUNCTION notify_worker.try_lock_incidents(project text, scope text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    perform from stored_project_locks as lock
+    where lock.project = try_lock_incidents.project
+    for update skip locked;
+    if not found then
+        return false;
+    end if;
+    return (select count(*) from lock_incidents(try_lock_incidents.project, try_lock_incidents.scope)) = (
+        select count(*)
+        from open_incidents as open
+        where open.project = try_lock_incidents.project
+            and open.scope = try_lock_incidents.scope
+            and open.by = 'worker'
+    );
+end
+$$;
+COMMENT ON FUNCTION notify_worker.try_lock_incidents(project text, scope text) IS 'Locks a project and its open incidents of this scope for a claim, and waits for nobody.';
 
 CREATE FUNCTION notify_worker.wake() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
