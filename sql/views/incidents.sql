@@ -5,11 +5,12 @@ select
     incident.scope,
     incident.by,
     incident.began_at,
-    case when open.id is null then nullif(least(incident.ended_at, incident.ends_at), 'infinity') end as ended_at,
+    case
+        when not exists (select from notify_worker.open_incidents as open where open.id = incident.id)
+            then nullif(least(incident.ended_at, incident.ends_at), 'infinity')
+    end as ended_at,
     incident.reason
-from notify_worker.stored_incidents as incident
-left join notify_worker.open_incidents as open
-    on open.id = incident.id;
+from notify_worker.stored_incidents as incident;
 
 comment on view notify_worker.incidents is 'Pauses and breakers, past and present.';
 comment on column notify_worker.incidents.scope is 'What of the project it stops: project, apns_web, topics, or devices (their retiring).';

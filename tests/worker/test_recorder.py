@@ -77,9 +77,11 @@ async def test_who_keeps_the_row_of_a_stopped_project_keeps_nothing_of_the_other
         with connected(database) as operator:
             operator.execute("begin")
             operator.execute("select notify_worker.pause('default', 'I only look')")
+            operator.execute("select from notify_worker.projects for update")
 
             await pipeline.drain(within=2)
             assert {state(connection, number) for number in others} == {"sent"}
+            assert await is_paused(connection), "its incident is reported nevertheless"
 
             insert(connection, project="orders", address="phone-20")
             for _ in range(150):
