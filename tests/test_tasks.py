@@ -13,8 +13,7 @@ from procrastinate.jobs import Job
 
 from notify_worker.worker import app
 from tests.shop import Row, Shop, shop_of_one_test  # noqa: F401  a fixture
-from tests.store_words import insert
-from tests.test_verbs import EVENT, move, settled
+from tests.store_words import EVENT, insert, move, settled
 from tests.waiting import until
 
 TASKS = {
