@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from notify_worker.cli import main
+from notify_worker.cli.main import main
 
 CHECKOUT = Path(__file__).parent.parent
 HELLO = ("send", "--receiver", "u_42", "--title", "Hello")

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import defer, embedded, schema
-from notify_worker.cli import JsonFormatter
+from notify_worker.cli.json_formatter import JsonFormatter
 from notify_worker.sandbox import start as start_sandbox
 from tests import cli_process
 from tests.cli_process import HELLO, Cli, Ended, ended, lets_in, start
@@ -47,25 +47,30 @@ def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
     shown = cli(verb, "--help")
 
     assert (shown.code, shown.err) == (0, "")
-    assert shown.out.startswith(f"usage: notify-worker {verb}")
+    assert shown.out.startswith(f"Usage: notify-worker {verb}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "the following arguments are required: VERB"),
-        (("post",), "invalid choice: 'post'"),
-        (("send", "--title", "Hello"), "one of the arguments --receiver --token --fid --topic --condition is required"),
-        (("send", "--receiver", "u_42", "--topic", "news"), "argument --topic: not allowed with argument --receiver"),
-        ((*HELLO, "--data", "order"), 'argument --data: "order" is not NAME=VALUE'),
-        (("explain",), "the following arguments are required: notification"),
+        ((), "Missing command"),
+        (("post",), "No such command 'post'"),
+        (("sned",), "No such command 'sned'. Did you mean 'send'?"),
+        ((*HELLO, "--boddy", "x"), "No such option '--boddy'. Did you mean '--body'?"),
+        (("send", "--title", "Hello"), "give exactly one of --receiver, --token, --fid, --topic and --condition"),
+        (
+            ("send", "--receiver", "u_42", "--topic", "news"),
+            "give exactly one of --receiver, --token, --fid, --topic and --condition",
+        ),
+        ((*HELLO, "--data", "order"), '--data\': "order" is not NAME=VALUE'),
+        (("explain",), "Missing argument 'NOTIFICATION'"),
     ],
 )
 def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
     told = cli(*arguments)
 
     assert (told.code, told.out) == (2, "")
-    assert told.err.startswith("usage: notify-worker")
+    assert told.err.startswith("Usage: notify-worker")
     assert complaint in told.err.splitlines()[-1]
 
 

@@ -343,12 +343,12 @@ def test_prune_names_an_interval_that_is_none(cli: Cli, shop: psycopg.Connection
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("history",), "the following arguments are required: receiver"),
-        (("cancel",), "the following arguments are required: notification"),
-        (("pause", "default"), "the following arguments are required: because"),
-        (("resume",), "the following arguments are required: project"),
-        (("prune",), "the following arguments are required: --older-than"),
-        (("retry", "--delivery", "first"), "argument --delivery: invalid int value: 'first'"),
+        (("history",), "Missing argument 'RECEIVER'"),
+        (("cancel",), "Missing argument 'NOTIFICATION'"),
+        (("pause", "default"), "Missing argument 'REASON'"),
+        (("resume",), "Missing argument 'PROJECT'"),
+        (("prune",), "Missing option '--older-than'"),
+        (("retry", "--delivery", "first"), "Invalid value for '--delivery': 'first' is not a valid integer"),
     ],
     ids=lambda each: each[0],
 )
@@ -356,7 +356,7 @@ def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...
     told = cli(*arguments)
 
     assert (told.code, told.out) == (2, "")
-    assert told.err.startswith("usage: notify-worker")
+    assert told.err.startswith("Usage: notify-worker")
     assert complaint in told.err.splitlines()[-1]
 
 

@@ -23,7 +23,7 @@ from notify_worker import recorder, session, store
 session.LIMITS["connect_timeout"] = "2"
 session.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
 session.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
-from notify_worker.cli import main
+from notify_worker.cli.main import main
 main(["worker"])
 """
 """A worker as any, which waits for an answer for 3 s and not for 18, so that this does not take minutes."""
