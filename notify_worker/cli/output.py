@@ -22,7 +22,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table for a person. An empty column name shows no heading at all if every name is empty."""
+    """Print a table for a person, without a heading if every column's name is empty. The column `state` is in colour."""
     from rich.console import Console  # noqa: PLC0415  a pipe does not need it
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -30,7 +30,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*columns, show_header=any(columns))
     for row in rows:
         cells = [one_line("-" if value is None else str(value)) for value in row]
-        table.add_row(*(Text(cell, style=STYLES.get(cell, ""), overflow="fold") for cell in cells))
+        styles = [
+            STYLES.get(cell, "") if column == "state" else "" for column, cell in zip(columns, cells, strict=True)
+        ]
+        table.add_row(*(Text(cell, style, overflow="fold") for cell, style in zip(cells, styles, strict=True)))
     Console().print(table)
 
 

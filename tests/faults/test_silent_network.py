@@ -126,6 +126,7 @@ def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_onc
     assert shop.unbalanced() == []
     assert worker.stop() == 0
     assert not shop.said("ERROR notify_worker")
+    assert not shop.said("ERROR event=")
 
 
 def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, wire: Wire) -> None:
