@@ -1,5 +1,5 @@
 """`python -m notify_worker` is `notify-worker`."""
 
-from notify_worker.cli import main
+from notify_worker.cli.main import main
 
 main()

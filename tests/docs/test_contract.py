@@ -1,6 +1,5 @@
 """CONTRACT.md is true: its tables are compared with a migrated database and with the code, in both directions."""
 
-import argparse
 import inspect
 import re
 from collections.abc import Iterator
@@ -8,12 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import LiteralString
 
+import click
 import psycopg
 import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
 import notify_worker
-from notify_worker import cli, producer, schema, worker
+from notify_worker import producer, schema, worker
+from notify_worker.cli.main import app
 from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql
@@ -423,14 +424,12 @@ def test_the_plain_worker_has_the_defaults_of_the_page() -> None:
 
 
 def test_verbs_take_the_options_of_the_page() -> None:
-    (verbs,) = (each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
     there = {
         verb: {
-            action.option_strings[-1] if action.option_strings else action.dest.upper()
-            for action in described._actions
-            if action.dest != "help"
+            parameter.opts[-1] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+            for parameter in described.params
         }
-        for verb, described in verbs.choices.items()
+        for verb, described in app.commands.items()
     }
 
     assert {name(row[0]): set(quoted(row[1])) for row in table("Command line")} == there

@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import notify_worker
 from notify_worker import sandbox
-from notify_worker.cli import SANDBOX_PORT
+from notify_worker.cli.commands import SANDBOX_PORT
 from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES
 from tests.support.waiting import until

@@ -23,7 +23,7 @@ from notify_worker import recorder, session, store
 session.LIMITS["connect_timeout"] = "2"
 session.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
 session.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
-from notify_worker.cli import main
+from notify_worker.cli.main import main
 main(["worker"])
 """
 """A worker as any, which waits for an answer for 3 s and not for 18, so that this does not take minutes."""
@@ -126,6 +126,7 @@ def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_onc
     assert shop.unbalanced() == []
     assert worker.stop() == 0
     assert not shop.said("ERROR notify_worker")
+    assert not shop.said("ERROR event=")
 
 
 def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, wire: Wire) -> None:

@@ -28,7 +28,7 @@ from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier, Placeholder
 
-from notify_worker.cli import main
+from notify_worker.cli.main import main
 from notify_worker.errors import SettingsError
 from notify_worker.model import Message, Outcome
 from notify_worker.projects import Projects
@@ -760,21 +760,22 @@ ODD = "\udc80"
 """A byte that is no UTF-8, as Python reads an argument."""
 
 ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
-    (("explode",), "invalid choice: 'explode'"),
+    (("explode",), "No such command 'explode'"),
     (("explain", ""), 'the event ""'),
     (("explain", "a\0b"), "NUL"),
     (("explain", ODD), "an argument is not UTF-8"),
     (("explain", "9" * 5_000), "there is no notification of the event"),
     (("explain", "9223372036854775808"), "there is no notification of the event"),
-    (("explain", "-1"), "there is no notification of the event"),
+    (("explain", "--", "-1"), "there is no notification of the event"),
+    (("explain", "-1"), "No such option '-1'"),
     (("explain", SQL_IN_IT), "there is no notification of the event"),
     (("cancel", "1e3"), "there is no notification of the event"),
     (("cancel", "٣"), "there is no notification of the event"),
     (("retry", "0x10"), "there is no notification of the event"),
     (("retry", "--delivery", "9" * 30), "there is no delivery 999"),
     (("retry", "--delivery", "-1"), "there is no delivery -1"),
-    (("retry", "--delivery", "1.5"), "invalid int value: '1.5'"),
-    (("retry", "--delivery", "9" * 5_000), "invalid int value"),
+    (("retry", "--delivery", "1.5"), "'1.5' is not a valid integer"),
+    (("retry", "--delivery", "9" * 5_000), "is not a valid integer"),
     (("retry", "--project", SQL_IN_IT), "there is no project"),
     (("retry", "--project", "default", "--since", "whenever"), "invalid input syntax for type timestamp"),
     (("retry", "--project", "default", "--since", "99999999-01-01"), "out of range"),
@@ -798,8 +799,8 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
     (("send", "--token", "t" * 5_000, "--title", "Hello"), "is too long"),
     (("send", "--receiver", "u_42", "--title", "Hello", "--event-id", "e" * 513), "is too long"),
     (("send", "--receiver", "u_42", "--title", "Hello", "--priority", INJECTED), "there are high and normal"),
-    (("sandbox", "--port", "-1"), "is no port from 0 to 65535"),
-    (("sandbox", "--latency", "soon"), "invalid float value"),
+    (("sandbox", "--port", "-1"), "-1 is not in the range 0<=x<=65535"),
+    (("sandbox", "--latency", "soon"), "is not a valid float"),
 ]
 
 

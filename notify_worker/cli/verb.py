@@ -1,0 +1,96 @@
+"""What all verbs share: their exit codes, the check of the environment, and what becomes of an error."""
+
+import logging
+from typing import Any
+
+import click
+
+from notify_worker.errors import NotifyWorkerError
+from notify_worker.settings import Settings
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+log = logging.getLogger(__name__)
+
+
+class VerbError(click.ClickException):
+    """A verb was asked wrongly, or has nothing to work with."""
+
+    exit_code = EXIT_USAGE
+
+
+class Verb(click.Command):
+    """One verb. Its function returns the exit code; None: EXIT_OK.
+
+    Args:
+        example: the command that the end of its `--help` shows.
+    """
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.short_help = (self.help or "").partition("\n")[0]
+        self.epilog = f"\b\nExample:\n  {example}"
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Check the environment, run the verb, and return its exit code.
+
+        Raises:
+            VerbError: for every error that is ours or the database's, with a message for people.
+        """
+        import psycopg  # noqa: PLC0415  --help does not need it
+
+        try:
+            Settings.from_env()  # a variable that is no setting is an error of every verb
+            code = super().invoke(ctx)
+        except (NotifyWorkerError, psycopg.Error) as error:
+            if is_verbose(ctx):
+                log.exception("%s failed", self.name, extra={"event": "verb_failed", "verb": self.name})
+            raise VerbError(message_of(error)) from None
+        except UnicodeEncodeError:
+            raise VerbError("an argument is not UTF-8") from None
+        except KeyboardInterrupt:
+            return EXIT_FAILED
+        return EXIT_OK if code is None else code
+
+
+def is_verbose(ctx: click.Context) -> bool:
+    """Tell whether `-v` stands before the verb."""
+    return bool(ctx.find_root().params["verbose"])
+
+
+def message_of(error: Exception) -> str:
+    """Return the message for people. Of a database error: message and hint, never DETAIL, which may hold an address."""
+    diagnostics = getattr(error, "diag", None)
+    if diagnostics is None:
+        return str(error)
+    primary = diagnostics.message_primary or str(error).partition("\n")[0]
+    return f"{primary}. {diagnostics.message_hint}" if diagnostics.message_hint else primary
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split at the first equals sign."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, rest = value.partition("=")
+        if not equals:
+            self.fail(f'"{value}" is not NAME=VALUE', param, ctx)
+        return name, rest
+
+
+class FaultRate(click.ParamType[tuple[str, float]]):
+    """FAULT=RATE, such as 503=0.1."""
+
+    name = "fault=rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Split at the first equals sign, and read what follows as a number."""
+        name, rate = Pair().convert(value, param, ctx)
+        try:
+            return name, float(rate)
+        except ValueError:
+            self.fail(f'"{rate}" is no rate from 0 to 1', param, ctx)
