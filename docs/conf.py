@@ -1,4 +1,4 @@
-"""How the site is built: `sphinx-build --fail-on-warning docs docs/_build`. It needs no network, neither to build nor to read."""
+"""How the site is built: `sphinx-build --fail-on-warning docs docs/_build`. It needs no network, to build or to read."""
 
 import tomllib
 from pathlib import Path

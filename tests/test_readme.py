@@ -11,7 +11,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -70,7 +70,8 @@ class Block:
 
 
 BLOCK = re.compile(
-    r"(?:^ *<!-- not run: (?P<why>\S.*?) -->\n)?^(?P<indent> *)```(?P<language>sql|python|bash)\n(?P<text>.*?)^(?P=indent)```$",
+    r"(?:^ *<!-- not run: (?P<why>\S.*?) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>sql|python|bash)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -115,7 +116,8 @@ class Reader:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """The commands that stay, since they were started."""
 
-    def follow(self, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    def follow(self, block: Block, monkeypatch: pytest.MonkeyPatch, elsewhere: Collection[str] = ()) -> None:
+        """Do what a block says, except for commands that are run elsewhere."""
         match block.language:
             case "sql":
                 self.connection.execute(block.text.encode())
@@ -126,7 +128,12 @@ class Reader:
                 exec(compile(lines + block.text, CHECKOUT / block.page, "exec"), self.names)
             case _:
                 for command in commands(block.text):
-                    self.start(command) if command in STAYS else self.run(command)
+                    if command in elsewhere:
+                        continue
+                    if command in STAYS:
+                        self.start(command)
+                    else:
+                        self.run(command)
 
     def run(self, command: str) -> str:
         done = subprocess.run(
@@ -215,6 +222,7 @@ def reader(database: str, connection: psycopg.Connection, tmp_path: Path) -> Ite
         try:
             yield reader
         finally:
+            reader.connection.close()
             for process in reader.running.values():
                 process.kill()
                 process.wait()
@@ -231,15 +239,20 @@ def reader_of_the_readme(reader: Reader) -> Reader:
 # What is true of the pages
 
 
+IN_ORDER = ("README.md", "docs/tutorial.md")
+"""The pages of which each command has to be run where it stands. Elsewhere, what the table of commands has is run once."""
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not block.not_run_since for block in blocks(page))])
 def test_a_page_runs_from_top_to_bottom(page: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    if page not in ("README.md", "docs/tutorial.md"):
+    if page not in IN_ORDER:  # the guides build on README
         for block in blocks("README.md", "sql"):
             reader.follow(block, monkeypatch)
+    elsewhere = () if page in IN_ORDER else COMMANDS
 
     for block in blocks(page):
         if not block.not_run_since:
-            reader.follow(block, monkeypatch)
+            reader.follow(block, monkeypatch, elsewhere)
 
     if reader.running:
         until("all is sent", lambda: reader.holds(NOTHING_WAITS), within=20)
@@ -275,7 +288,9 @@ def test_the_first_command_ends_with_a_push() -> None:
     assert "The ledger balances" in said.stdout
 
 
-@pytest.mark.parametrize("command", STAYS)
+@pytest.mark.parametrize(
+    "command", [command for command in STAYS if not any(f"\n{command}\n" in PAGES[page] for page in IN_ORDER)]
+)
 def test_a_command_that_stays_comes_up_and_leaves_when_asked(reader: Reader, command: str) -> None:
     assert command in COMMANDS
     if command == "notify-worker sandbox" and is_taken(SANDBOX_PORT):
@@ -322,17 +337,23 @@ def test_the_readme_is_short() -> None:
 OURS = r"(?:tests|chaos|benchmarks|notify_worker|sql|alembic|docs|\.github|\.ci)/[\w./-]*"
 
 
+NAMING = PAGES | {
+    name: (CHECKOUT / name).read_text(encoding="utf-8")
+    for name in ("CONTRACT.md", "CONTRIBUTING.md", ".github/SECURITY.md")
+}
+
+
 def paths(page: str) -> set[str]:
     """The files and folders of this project that a page names, by a code span, a command or a link."""
-    text = PAGES[page]
-    named = set(re.findall(rf"`({OURS})`", text)) | set(re.findall(r"(?<=-f )sql/[\w./]+", text))
+    text = NAMING[page]
+    named = set(re.findall(rf"`({OURS})`", text)) | set(re.findall(r"(?:-f |pytest .*)((?:sql|tests)/[\w./]+)", text))
     programs = {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (benchmarks\.\w+)", text)}
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^):]+)\)", text)} - {""}
-    return named | programs | {str((Path(page).parent / link)) for link in links}
+    return named | programs | {str(Path(page).parent / link) for link in links}
 
 
 @pytest.mark.xfail(reason="files move to the folders that the pages name when all of it is merged", strict=True)
 def test_every_path_that_a_page_names_exists() -> None:
-    missing = {(page, path) for page in PAGES for path in paths(page) if not (CHECKOUT / path).exists()}
+    missing = {(page, path) for page in NAMING for path in paths(page) if not (CHECKOUT / path).exists()}
 
     assert missing == set()
