@@ -347,7 +347,10 @@ def paths(page: str) -> set[str]:
     """The files and folders of this project that a page names, by a code span, a command or a link."""
     text = NAMING[page]
     named = set(re.findall(rf"`({OURS})`", text)) | set(re.findall(r"(?:-f |pytest .*)((?:sql|tests)/[\w./]+)", text))
-    programs = {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (benchmarks\.\w+)", text)}
+    programs = {
+        str(Path(name.replace(".", "/")).with_suffix("" if name == "chaos" else ".py"))
+        for name in re.findall(r"python -m (chaos|(?:benchmarks|tests)[.\w]+)", text)
+    }
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^):]+)\)", text)} - {""}
     return named | programs | {str(Path(page).parent / link) for link in links}
 
