@@ -1,4 +1,6 @@
-"""How Alembic reaches our schema: one transaction, the lock first, then the revisions, then what stands in sql/."""
+"""How Alembic upgrades our schema: in one transaction it takes a lock, runs the revisions, and installs the files of sql/."""
+
+from typing import Any
 
 from alembic import context
 from sqlalchemy import create_engine
@@ -20,14 +22,21 @@ OPENING = (
 )
 
 
+OPTIONS: dict[str, Any] = {
+    "version_table": "schema_version",
+    "version_table_schema": "notify_worker",
+    "transaction_per_migration": False,
+}
+
+
 def conninfo() -> str:
-    """Return what `notify-worker migrate` was given; under the plain alembic command, what the environment says."""
+    """Return the conninfo of `notify-worker migrate`; for the plain alembic command, that of the environment."""
     given: str | None = context.config.attributes.get("conninfo")
     return Settings.from_env().database_url if given is None else given
 
 
 def upgrade() -> None:
-    """Run what the command asks for. What only reads (`alembic current`) says no destination, and takes no lock."""
+    """Upgrade to the command's destination. A command that only reads (`alembic current`) has none, and takes no lock."""
     destination = context.get_context().opts.get("destination_rev")
     with context.begin_transaction():
         if destination is not None:
@@ -39,26 +48,16 @@ def upgrade() -> None:
 
 
 def online() -> None:
-    """Upgrade on a connection. A creator, since SQLAlchemy's URL is not a conninfo."""
+    """Upgrade on a connection, made by a creator since SQLAlchemy's URL is not a conninfo."""
     engine = create_engine("postgresql+psycopg://", creator=lambda: connect(conninfo()), poolclass=NullPool)
     with engine.connect() as connection:
-        context.configure(
-            connection=connection,
-            version_table="schema_version",
-            version_table_schema="notify_worker",
-            transaction_per_migration=False,
-        )
+        context.configure(connection=connection, **OPTIONS)
         upgrade()
 
 
 def offline() -> None:
     """Print the upgrade for psql."""
-    context.configure(
-        dialect_name="postgresql",
-        version_table="schema_version",
-        version_table_schema="notify_worker",
-        transaction_per_migration=False,
-    )
+    context.configure(dialect_name="postgresql", **OPTIONS)
     upgrade()
 
 

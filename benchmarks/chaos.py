@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from tests.faults.chaos import Chaos
 from tests.faults.chaos_faults import long_plan
 from tests.faults.chaos_systems import NotifyWorker, OneJobPerPush, System
-from tests.faults.cluster import a_cluster
+from tests.support.cluster import a_cluster
 
 SYSTEMS: dict[str, type[System]] = {"notify_worker": NotifyWorker, "one_job_per_push": OneJobPerPush}
 

@@ -1,5 +1,6 @@
 """How the site is built: `sphinx-build --fail-on-warning docs docs/_build`. It needs no network, to build or to read."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -29,8 +30,7 @@ html_theme_options = {"source_repository": SOURCE, "source_branch": "main", "sou
 
 def link_to_the_repository(app: Sphinx, path: Path, document: str, text: list[str]) -> None:  # noqa: ARG001
     """Point the links of an included page, which are relative to the checkout, at the repository."""
-    for name in ("README.md", "CHANGELOG.md", "sql/tables.sql"):
-        text[0] = text[0].replace(f"]({name})", f"]({SOURCE}/blob/main/{name})")
+    text[0] = re.sub(r"\]\((?!https?:|#)", f"]({SOURCE}/blob/main/", text[0])
 
 
 def setup(app: Sphinx) -> None:

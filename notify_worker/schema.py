@@ -1,14 +1,14 @@
-"""The schema notify_worker in the database: bring it to this release's version, print how, say whether it fits.
+"""The schema notify_worker in the database: migrate it to this release's version, print how, check its version.
 
 Tables come from the revisions in alembic/, which never change once released. Functions, triggers, views and grants are
-whole files in sql/; every upgrade to head installs them again, in its own transaction.
+whole files in sql/; every upgrade to head installs them again in its own transaction, and drops those of earlier releases.
 """
 
 import logging
 import re
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import LiteralString, TextIO
 
 import psycopg
 from psycopg import errors as postgres
@@ -39,6 +39,14 @@ def folder(packaged: str, checkout: str, probe: str) -> Path:
 alembic_folder = partial(folder, "_alembic", "alembic", "versions/0001_procrastinate.py")
 sql_folder = partial(folder, "_sql", "sql", "triggers/wake.sql")
 
+TELLTALE = ("stored_workers", "lease_length")
+"""A table and a column of it that revision 0002 makes, and that it did not make before it was rewritten."""
+HAS_COLUMN: LiteralString = """
+    select attnum from pg_attribute
+    join pg_class on pg_class.oid = attrelid
+    where relnamespace = 'notify_worker'::regnamespace and relname = %s and attname = %s
+"""
+
 
 def versions() -> list[str]:
     """Return the versions that this release knows, oldest first: a revision's file begins with its id."""
@@ -49,10 +57,11 @@ def migrate(conninfo: str) -> str:
     """Bring the schema to this release's version in one transaction, and return the version.
 
     Any number may run at once: one works, the others wait and find nothing to do. Blocks; call it in a thread from
-    async code. Raises DatabaseUnavailable, SchemaMismatch where the schema is newer than this release, and
-    NotifyWorkerError where a lock or a right is missing.
+    async code. Raises DatabaseUnavailable; SchemaMismatch where the schema is newer than this release, or was made by
+    an unreleased one; and NotifyWorkerError where a lock or a right is missing, or the database is read-only.
     """
-    found = installed_version(conninfo)
+    with connect(conninfo) as connection:
+        found = read_version(connection)
     if found is not None and found not in versions():
         raise SchemaMismatch(newer(found))
     upgrade(conninfo=conninfo)
@@ -60,44 +69,48 @@ def migrate(conninfo: str) -> str:
 
 
 def print_sql(to: TextIO, *, since: str | None = None) -> None:
-    """Write what `migrate` would run as one transaction for psql: on a database without our schema, or with `since`."""
+    """Write the transaction that `migrate` would run, for psql: on a database without our schema, or of version `since`."""
     upgrade(print_to=to, since=since)
 
 
 def upgrade(*, conninfo: str = "", print_to: TextIO | None = None, since: str | None = None) -> None:
-    """Let Alembic upgrade to head: on a connection, or on paper."""
+    """Let Alembic upgrade to head: on a connection, or as a script to `print_to`."""
     from alembic import command  # noqa: PLC0415  half a second that a worker need not spend
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step of its own
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # at INFO it logs each step
     config = Config(output_buffer=print_to, attributes={"conninfo": conninfo})
     config.set_main_option("script_location", str(alembic_folder()).replace("%", "%%"))
     try:
         command.upgrade(config, f"{since}:head" if since else "head", sql=print_to is not None)
     except DBAPIError as error:
-        if mendable := explained(error.orig):
-            raise mendable from None
+        if explanation := explained(error.orig):
+            raise explanation from None
         raise
 
 
 def explained(error: BaseException | None) -> NotifyWorkerError | None:
-    """Say what an operator can mend; the rest are bugs, and stay what they are."""
+    """Return an error with a sentence for what an operator can fix; None for the rest, which are bugs."""
     if isinstance(error, postgres.LockNotAvailable):
-        return NotifyWorkerError(
-            "The schema was not migrated: another transaction kept a lock on it for too long. Nothing was changed. "
-            "Run it again when that has ended; pg_stat_activity shows it."
-        )
-    if isinstance(error, postgres.InsufficientPrivilege):
-        return NotifyWorkerError(
-            f"The schema was not migrated: {error.diag.message_primary}. Nothing was changed. "
-            "Run it as the role that owns the database."
-        )
-    return None
+        reason = "another transaction kept a lock on it for too long"
+        remedy = "Run it again when that has ended; pg_stat_activity shows it."
+    elif isinstance(error, postgres.InsufficientPrivilege):
+        reason = str(error.diag.message_primary)
+        remedy = "Run it as the role that owns the database."
+    elif isinstance(error, postgres.ReadOnlySqlTransaction):
+        reason = "the database is read-only, or a standby"
+        remedy = "Run it on the primary, with default_transaction_read_only off."
+    elif isinstance(error, postgres.DependentObjectsStillExist):
+        reason = f"{error.diag.message_primary} ({error.diag.message_detail})"
+        remedy = "Drop what depends on it, run it again, and then make it anew."
+    else:
+        return None
+    return NotifyWorkerError(f"The schema was not migrated: {reason}. Nothing was changed. {remedy}")
 
 
 def run(sql: str) -> None:
-    """Run SQL inside the upgrade as it stands, colons, percent signs and all; with --sql, print it."""
+    """Run SQL as it stands, without parameters, inside the upgrade; with --sql, print it."""
     from alembic import context  # noqa: PLC0415
 
     migration = context.get_context()
@@ -108,25 +121,33 @@ def run(sql: str) -> None:
 
 
 def apply_sql() -> None:
-    """Install every file of sql/, whole: functions, then triggers, then views, then grants.
+    """Install every file of sql/, whole, and drop what an earlier release installed and no file defines any more.
 
     Bodies are not checked while they are installed: a function may name another one, or a view, that comes later.
     """
-    root = sql_folder()
     run("set local check_function_bodies = off;")
-    for pattern in ("functions/*.sql", "triggers/*.sql", "views/*.sql", "grants.sql"):
-        for path in sorted(root.glob(pattern)):
-            apply_file(path)
+    apply_files("install.sql")
+    apply_files("functions/*/*.sql", "triggers/*.sql", replaces=True)
+    apply_files("triggers.sql")
+    run("call pg_temp.drop_outdated('routine');")
+    apply_files("views/*.sql", replaces=True)
+    run("call pg_temp.drop_outdated('view');")
+    apply_files("grants.sql")
     run("select notify_worker.keep_partitions();")
 
 
-def apply_file(path: Path) -> None:
-    """Run one file; an error names it, since Postgres can't."""
-    try:
-        run(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        error.add_note(f"in {path}")
-        raise
+def apply_files(*patterns: str, replaces: bool = False) -> None:
+    """Run files of sql/; an error names its file, since Postgres can't.
+
+    With `replaces`, a file makes the function or the view that it is named after, and may replace an older one.
+    """
+    for path in [path for pattern in patterns for path in sorted(sql_folder().glob(pattern))]:
+        source = path.read_text(encoding="utf-8")
+        try:
+            run(f"call pg_temp.install('{path.stem}', $file$\n{source}$file$);" if replaces else source)
+        except Exception as error:
+            error.add_note(f"in {path}")
+            raise
 
 
 def installed_version(conninfo: str) -> str | None:
@@ -160,7 +181,7 @@ def newer(found: str) -> str:
 
 
 def read_version(connection: psycopg.Connection) -> str | None:
-    """Ask for the version, as every role may."""
+    """Ask for the version, as every role may; None: there is no schema. Refuse one that an unreleased version made."""
     try:
         row = connection.execute("select notify_worker.installed_version()").fetchone()
     except (postgres.UndefinedFunction, postgres.InvalidSchemaName):
@@ -171,7 +192,13 @@ def read_version(connection: psycopg.Connection) -> str | None:
             f'The role "{role}" may not use the schema notify_worker. Let its owner run: grant notify_worker_worker '
             f'to "{role}" (or notify_worker_producer, or notify_worker_auditor: by what it is to do)'
         ) from None
-    return row[0] if row else None
+    found: str | None = row[0] if row else None
+    if found == "0002" and not connection.execute(HAS_COLUMN, TELLTALE).fetchone():
+        raise SchemaMismatch(
+            "The schema notify_worker was made by an unreleased version of notify-worker, and can't be migrated. "
+            "Run: drop schema notify_worker cascade (which deletes its data), and then: notify-worker migrate"
+        )
+    return found
 
 
 def connect(conninfo: str) -> psycopg.Connection:

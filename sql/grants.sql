@@ -1,11 +1,6 @@
 -- Who may do what. Three roles, made where the migrating role may make roles; another database of the cluster may have made
 -- them already, or be making them at this moment. Where they can't be made, everything works for the owner, and the grants
 -- below can be run later, by whoever may: migrate says so.
-revoke all on schema notify_worker from public;
-revoke all on all tables in schema notify_worker from public;
-revoke all on all sequences in schema notify_worker from public;
-revoke all on all routines in schema notify_worker from public;
-
 do $$
 declare
     of_ours text;
@@ -26,6 +21,22 @@ exception
             current_user
             using hint = 'Everything works for the owner. To share it, let an administrator run: create role notify_worker_producer nologin; '
                 'create role notify_worker_worker nologin; create role notify_worker_auditor nologin; and then run migrate again, for the grants.';
+end
+$$;
+
+-- Whatever an earlier release granted ends here. What the owner granted to roles of others stays.
+do $$
+declare
+    grantee text;
+begin
+    foreach grantee in array array['public', 'notify_worker_producer', 'notify_worker_worker', 'notify_worker_auditor'] loop
+        if grantee = 'public' or to_regrole(grantee) is not null then
+            execute format('revoke all on schema notify_worker from %s', grantee);
+            execute format('revoke all on all tables in schema notify_worker from %s', grantee);
+            execute format('revoke all on all sequences in schema notify_worker from %s', grantee);
+            execute format('revoke all on all routines in schema notify_worker from %s', grantee);
+        end if;
+    end loop;
 end
 $$;
 
@@ -69,9 +80,29 @@ begin
 
     if to_regrole('notify_worker_worker') is not null then
         grant usage on schema notify_worker to notify_worker_worker;
-        grant select, insert, update, delete on all tables in schema notify_worker to notify_worker_worker;
+        execute (       -- not on the partitions of the history: they are reached through their parent
+            select format(
+                'grant select, insert, update, delete on %s to notify_worker_worker',
+                string_agg(oid::regclass::text, ', ' order by oid)
+            )
+            from pg_class
+            where relnamespace = 'notify_worker'::regnamespace
+                and relkind in ('r', 'p', 'v')
+                and not relispartition
+        );
         grant usage, select, update on all sequences in schema notify_worker to notify_worker_worker;
-        grant execute on all routines in schema notify_worker to notify_worker_worker;
+
+        -- functions/worker and functions/internal, procrastinate's, and of functions/public what the worker and its command call
+        execute (
+            select format('grant execute on routine %s to notify_worker_worker', string_agg(oid::regprocedure::text, ', '))
+            from pg_proc
+            where pronamespace = 'notify_worker'::regnamespace
+                and prorettype <> 'trigger'::regtype
+        );
+        revoke execute on function
+            notify_worker.register_device(text, text, text, text, text, text),
+            notify_worker.retire_device(text, text, text)
+        from notify_worker_worker;
     end if;
 end
 $$;

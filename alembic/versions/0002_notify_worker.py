@@ -33,17 +33,19 @@ create table notify_worker.projects (
 );
 insert into notify_worker.projects (name) values ('default');
 
-comment on table notify_worker.projects is 'A Firebase project each: credentials, quota, retry policy and pauses belong to it.';
+comment on table notify_worker.projects is 'One row a Firebase project: credentials, quota, retry policy and pauses.';
+comment on column notify_worker.projects.name is 'The key.';
 comment on column notify_worker.projects.firebase_project_id is 'What stands in FCM''s URL; null: the project that the credentials name.';
 comment on column notify_worker.projects.credentials is 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
-comment on column notify_worker.projects.max_per_second is 'What all workers together send of it. Null: 10,000, FCM''s default quota.';
-comment on column notify_worker.projects.sender is 'What carries its messages: fcm or console.';
+comment on column notify_worker.projects.sender is 'fcm, console, or a sender that a package brings.';
+comment on column notify_worker.projects.max_per_second is 'The rate of all workers together. Null: 10,000, FCM''s default quota.';
 comment on column notify_worker.projects.max_attempts is 'How many attempts of a delivery count before it is given up.';
 comment on column notify_worker.projects.first_retry_after is 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
 comment on column notify_worker.projects.longest_retry_after is 'The wait grows no further than this.';
 comment on column notify_worker.projects.expires_after is 'How long a notification that names no expires_at stays worth sending.';
-comment on column notify_worker.projects.paused_until is 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
 comment on column notify_worker.projects.stale_after is 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
+comment on column notify_worker.projects.paused_until is 'Nothing of it is sent until then; infinity: until resume. The latest of its open incidents.';
+comment on column notify_worker.projects.paused_because is 'Why it is paused.';
 
 create table notify_worker.campaigns (
     name text primary key,
@@ -58,10 +60,14 @@ create table notify_worker.campaigns (
     retired_at timestamptz
 );
 
-comment on table notify_worker.campaigns is 'Named words, with {placeholders} that a notification''s params fill.';
-comment on column notify_worker.campaigns.data is 'What the app is given beside the words: string to string.';
+comment on table notify_worker.campaigns is 'Named content, with {placeholders} that a notification''s params fill.';
+comment on column notify_worker.campaigns.name is 'The key.';
+comment on column notify_worker.campaigns.title is 'May have {placeholders}.';
+comment on column notify_worker.campaigns.body is 'May have {placeholders}.';
+comment on column notify_worker.campaigns.image is 'A URL; may have {placeholders}.';
+comment on column notify_worker.campaigns.data is 'What the app receives: an object, string to string.';
 comment on column notify_worker.campaigns.message is 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
-comment on column notify_worker.campaigns.retired_at is 'Since when nothing of it is sent: what comes due ends cancelled.';
+comment on column notify_worker.campaigns.retired_at is 'Since then nothing of it is sent: what comes due ends cancelled.';
 
 create table notify_worker.devices (
     id bigint generated always as identity primary key,
@@ -76,6 +82,7 @@ create table notify_worker.devices (
     seen_at timestamptz not null default now(),
     retired_at timestamptz,
     retired_because text,
+    -- The device that followed it: what waits for it goes there.
     replaced_by bigint,
     constraint devices_address_once unique (project, kind, address)
 );
@@ -85,10 +92,12 @@ create index devices_live_idx
 
 comment on table notify_worker.devices is 'Where a receiver can be reached. An address belongs to whoever registered it last.';
 comment on column notify_worker.devices.receiver_id is 'The application''s own user id.';
+comment on column notify_worker.devices.kind is 'token or fid.';
+comment on column notify_worker.devices.platform is 'android, ios, web, or null.';
 comment on column notify_worker.devices.registered_at is 'When it was last registered.';
-comment on column notify_worker.devices.replaced_by is 'Ours. The device that followed it: what waits for it goes there.';
 comment on column notify_worker.devices.seen_at is 'When it was last registered or sent to.';
-comment on column notify_worker.devices.retired_at is 'Since when nothing is sent here. A tombstone; registering again clears it.';
+comment on column notify_worker.devices.retired_at is 'Since then nothing is sent here. A tombstone; registering again clears it.';
+comment on column notify_worker.devices.retired_because is 'Why it was retired.';
 
 create table notify_worker.notifications (
     id bigint generated always as identity primary key,
@@ -111,15 +120,24 @@ create table notify_worker.notifications (
     traceparent text,
     state text not null default 'pending',
     created_at timestamptz not null default now(),
+    -- The only clock: first send, schedule, backoff and lease all move it.
     due_at timestamptz not null default now(),
+    -- 0: priority high. 1: the rest.
     lane smallint not null default 1,
+    -- Since when it has its deliveries, one per live device.
     expanded_at timestamptz,
+    -- The token of the claim: whoever knows it may change the deliveries.
     lease uuid,
+    -- The id of the worker that claimed it.
     leased_by bigint,
+    -- When it was last claimed; its deliveries due by then belong to that claim.
     leased_at timestamptz,
+    -- When a call cancelled it; what a worker holds then still ends as it ends.
     cancelled_at timestamptz,
+    -- When a call last made it due again.
     retried_at timestamptz,
     settled_at timestamptz,
+    -- Why it ended where it never came to a delivery.
     settled_because text,
     constraint notifications_event_once unique (event_id)
 );
@@ -135,39 +153,39 @@ create index notifications_settled_idx
     on notify_worker.notifications (settled_at)
     where settled_at is not null;
 
-comment on table notify_worker.notifications is 'The outbox: a row is the wish to tell a receiver, or an address, something, once. INSERT it in your own transaction.';
+comment on table notify_worker.notifications is 'The outbox. INSERT a row in your own transaction to send a push notification, once, to a receiver or an address.';
+comment on column notify_worker.notifications.id is 'Its number.';
 comment on column notify_worker.notifications.event_id is 'The same event published twice is sent once. Null: not deduplicated. At most 512 bytes.';
-comment on column notify_worker.notifications.receiver_id is 'Who is told, on every live device; or else kind and address.';
+comment on column notify_worker.notifications.receiver_id is 'Sent to every live device of this receiver; or else give kind and address.';
 comment on column notify_worker.notifications.kind is 'token, fid, topic or condition.';
-comment on column notify_worker.notifications.campaign is 'Whose words are used where the row has none of its own.';
-comment on column notify_worker.notifications.params is 'What fills the campaign''s {placeholders}.';
-comment on column notify_worker.notifications.data is 'What the app is given beside the words: string to string.';
+comment on column notify_worker.notifications.address is 'The token, the Firebase installation ID, the topic''s name or the condition.';
+comment on column notify_worker.notifications.campaign is 'Its title, body, image, data and message are used where the row has none of its own.';
+comment on column notify_worker.notifications.title is 'Sent as it is; wins over the campaign''s.';
+comment on column notify_worker.notifications.body is 'Sent as it is; wins over the campaign''s.';
+comment on column notify_worker.notifications.image is 'A URL, sent as it is; wins over the campaign''s.';
+comment on column notify_worker.notifications.params is 'An object: the values of the campaign''s {placeholders}.';
+comment on column notify_worker.notifications.data is 'What the app receives: an object, string to string.';
 comment on column notify_worker.notifications.message is 'Fields of FCM''s message to merge in, last: android, apns, webpush, fcm_options.';
 comment on column notify_worker.notifications.priority is 'high, normal, or null: FCM''s own default. high is a lane of its own.';
 comment on column notify_worker.notifications.send_at is 'Not before. Null: at once.';
 comment on column notify_worker.notifications.expires_at is 'Not after. Null: by the project''s expires_after.';
-comment on column notify_worker.notifications.on_unknown is 'Where nobody can say whether FCM has the message: resend it, or hold it for a person to decide.';
+comment on column notify_worker.notifications.on_unknown is 'If nobody can say whether FCM has the message: resend it, or hold it for a person to decide.';
+comment on column notify_worker.notifications.project is 'The name of a row of projects.';
+comment on column notify_worker.notifications.traceparent is 'Kept for a later release; nothing reads it yet.';
 comment on column notify_worker.notifications.state is 'pending, sent (FCM has accepted it), failed, expired, cancelled, unreachable (no live device), held.';
-comment on column notify_worker.notifications.due_at is 'Ours. The only clock: first send, schedule, backoff and lease all move it.';
-comment on column notify_worker.notifications.lane is 'Ours. 0: priority high. 1: the rest.';
-comment on column notify_worker.notifications.expanded_at is 'Ours. Since when it has its deliveries, one per live device.';
-comment on column notify_worker.notifications.lease is 'Ours. The token of the claim under which a worker holds it.';
-comment on column notify_worker.notifications.leased_by is 'Ours. The id of that worker.';
-comment on column notify_worker.notifications.leased_at is 'Ours. When it was last claimed; its deliveries due by then belong to that claim.';
-comment on column notify_worker.notifications.cancelled_at is 'Ours. When a call cancelled it; what a worker holds then still ends as it ends.';
-comment on column notify_worker.notifications.retried_at is 'Ours. When it was last put back in line by a call.';
-comment on column notify_worker.notifications.settled_because is 'Ours. Why it ended where it never came to a delivery.';
+comment on column notify_worker.notifications.created_at is 'When its transaction began.';
+comment on column notify_worker.notifications.settled_at is 'When it ended.';
 """
 
 TABLES_OF_THE_WORKER = """
+-- One row: the prefix of every message's tag, so that two installations never replace each other's messages.
 create table notify_worker.installation (
     digits text primary key,
     installed_at timestamptz not null default now()
 );
 insert into notify_worker.installation (digits) values (left(gen_random_uuid()::text, 8));
 
-comment on table notify_worker.installation is 'One row: the eight digits that begin the tag of every message, so that two installations never replace each other''s.';
-
+-- Behind the view deliveries: one notification to one address. Only the holder of the notification's lease changes it.
 create table notify_worker.stored_deliveries (
     id bigint generated always as identity primary key,
     notification_id bigint not null,
@@ -177,15 +195,20 @@ create table notify_worker.stored_deliveries (
     platform text,
     state text not null default 'pending'
         constraint stored_deliveries_state check (state in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'held')),
+    -- How many attempts count against the project's max_attempts.
     attempts integer not null default 0,
+    -- How many rows of the history are applied here, and the number of the last of them.
     tries integer not null default 0,
+    -- When it may be sent; by the notification's leased_at at the latest: it belongs to that claim.
     due_at timestamptz not null,
     last_verdict text,
     last_error_code text,
     last_error text,
     sent_as text,
+    -- The lease under which a request was about to start. Set only where on_unknown is hold.
     marked_by uuid,
     created_at timestamptz not null default now(),
+    -- When a call gave it a fresh budget: attempts counts from there.
     retried_at timestamptz,
     settled_at timestamptz
 ) with (fillfactor = 80);
@@ -195,31 +218,31 @@ create index stored_deliveries_dead_letter_idx
     on notify_worker.stored_deliveries (settled_at)
     where state = 'failed' and last_verdict is distinct from 'unregistered';
 
-comment on table notify_worker.stored_deliveries is 'Behind the view deliveries: one notification to one address. Only the holder of the notification''s lease changes it.';
-comment on column notify_worker.stored_deliveries.attempts is 'How many attempts count against the project''s max_attempts.';
-comment on column notify_worker.stored_deliveries.marked_by is 'The lease under which a request of it was about to begin; only what is on hold when unknown is marked.';
-comment on column notify_worker.stored_deliveries.retried_at is 'When a call gave it a fresh budget: attempts counts from there.';
-comment on column notify_worker.stored_deliveries.tries is 'How many rows of the history are applied here.';
-comment on column notify_worker.stored_deliveries.due_at is 'When it may be sent; by the notification''s leased_at at the latest: it belongs to that claim.';
-
+-- Behind the view attempts: the history, one row an attempt, append-only. One partition a month, by recorded_at.
 create table notify_worker.stored_attempts (
     delivery_id bigint not null,
     notification_id bigint not null,
     number integer not null,
+    -- Delivery and lease identify an outcome: the same one again is not added.
     lease uuid not null,
     worker text not null,
     started_at timestamptz not null,
+    -- Null: its worker was gone before it could say; the message may never have left.
     finished_at timestamptz,
     verdict text not null
         constraint stored_attempts_verdict
         check (verdict in ('sent', 'retry', 'failed', 'unregistered', 'unknown', 'paused')),
+    -- How many HTTP requests the attempt made.
     requests integer,
     http_status integer,
     error_code text,
     error text,
+    -- When the delivery was to be due again. Null: never.
     retry_at timestamptz,
     sent_as text,
+    -- Whether it counts against the project's max_attempts. A fault of the project, an outage and a crash do not.
     counts boolean not null default true,
+    -- The lease had been taken over before this outcome was appended.
     late boolean not null default false,
     recorded_at timestamptz not null default now()
 ) partition by range (recorded_at);
@@ -228,46 +251,42 @@ create index stored_attempts_delivery_idx
 create index stored_attempts_recorded_idx
     on notify_worker.stored_attempts using brin (recorded_at) with (pages_per_range = 16);
 
-comment on table notify_worker.stored_attempts is 'Behind the view attempts: the history, a row a try, only ever added to. A partition each month, by recorded_at.';
-comment on column notify_worker.stored_attempts.lease is 'An outcome is known by its delivery and its lease: the same one again is not added.';
-comment on column notify_worker.stored_attempts.finished_at is 'Null: its worker was gone before it could say; the message may never have left.';
-comment on column notify_worker.stored_attempts.requests is 'How many HTTP requests the attempt made.';
-comment on column notify_worker.stored_attempts.retry_at is 'When the delivery was to be due again. Null: never.';
-comment on column notify_worker.stored_attempts.counts is 'Whether it counts against the project''s max_attempts: not what was the project''s fault, or an outage''s, or a crash''s.';
-comment on column notify_worker.stored_attempts.late is 'The lease had been taken over before this outcome was appended.';
-
+-- Behind the view workers. While a worker lives, its session holds the advisory lock of its id. Ids are never reused.
 create table notify_worker.stored_workers (
     id integer generated always as identity primary key,
     name text not null,
     host text not null,
     pid integer not null,
+    -- How long the leases are that it takes.
     lease_length interval not null,
+    -- Whether it holds its lock while it lives; false behind a pooler in transaction mode.
     locks boolean not null default true,
     started_at timestamptz not null default now(),
     seen_at timestamptz not null default now(),
+    -- When it unregistered, or was found dead and its work became due again.
     ended_at timestamptz
 );
 create index stored_workers_here_idx
     on notify_worker.stored_workers (id)
     where ended_at is null;
 
-comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
-comment on column notify_worker.stored_workers.lease_length is 'How long the leases are that it takes.';
-comment on column notify_worker.stored_workers.locks is 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
-comment on column notify_worker.stored_workers.ended_at is 'When it left, or was found dead and its work put back in line.';
-
+-- Behind the view incidents: pauses and breakers, past and present.
 create table notify_worker.stored_incidents (
     id bigint generated always as identity primary key,
     project text not null,
+    -- What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.
     scope text not null default 'project'
         constraint stored_incidents_scope check (scope in ('project', 'apns_web', 'topics', 'devices')),
     by text not null
         constraint stored_incidents_by check (by in ('operator', 'worker')),
     began_at timestamptz not null default now(),
+    -- When it ends by itself, or the next probe is due; infinity: it ends by resume.
     until timestamptz not null default 'infinity',
     ended_at timestamptz,
     because text,
+    -- How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.
     probes integer,
+    -- After FCM's quota was exceeded: the rate of all workers together, half of what it was. It doubles each minute.
     per_second double precision
 );
 create index stored_incidents_open_idx
@@ -277,57 +296,25 @@ create index stored_incidents_rate_idx
     on notify_worker.stored_incidents (project, id)
     where per_second is not null;
 
-comment on table notify_worker.stored_incidents is 'Behind the view incidents: pauses and breakers, past and present.';
-comment on column notify_worker.stored_incidents.scope is 'What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.';
-comment on column notify_worker.stored_incidents.until is 'When it ends by itself, or the next probe is made; infinity: when somebody resumes.';
-comment on column notify_worker.stored_incidents.probes is 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
-comment on column notify_worker.stored_incidents.per_second is 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
-
+-- What each worker may still claim of each project just now: its share of the project's rate, as a token bucket.
+-- Nobody else writes its row.
 create table notify_worker.stored_allowances (
     project text,
     worker_id integer,
+    -- Messages; below zero where a receiver had more devices than the claim knew.
     left_over double precision not null,
+    -- Which part of its share it may use, from a fifth to all of it. It climbs within a minute while the share is used up.
     climbed double precision not null,
     spent_at timestamptz not null,
     primary key (project, worker_id)
 );
 
-comment on table notify_worker.stored_allowances is 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
-comment on column notify_worker.stored_allowances.left_over is 'Messages; below zero where a receiver had more devices than the claim knew.';
-comment on column notify_worker.stored_allowances.climbed is 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
-
+-- Until when a worker is awake, in milliseconds since 1970: a statement before that sends no wake-up. Only workers move it.
+-- A crash of the server empties it, and then every statement sends one.
 create unlogged sequence notify_worker.awake_until;
-
-comment on sequence notify_worker.awake_until is 'Until when a worker is awake, in milliseconds since 1970: a statement before that need not ring. Only workers move it; a crash empties it, which rings.';
 """
 
 
 def upgrade() -> None:
     run(TABLES_THAT_OTHERS_WRITE)
     run(TABLES_OF_THE_WORKER)
-    run(TRIGGERS)
-
-
-TRIGGERS = """
-create function notify_worker.check_notification() returns trigger language plpgsql as 'begin return new; end';
-create function notify_worker.check_device() returns trigger language plpgsql as 'begin return new; end';
-create function notify_worker.check_campaign() returns trigger language plpgsql as 'begin return new; end';
-create function notify_worker.check_credentials() returns trigger language plpgsql as 'begin return new; end';
-create function notify_worker.wake() returns trigger language plpgsql as 'begin return null; end';
-
-create trigger check_notification
-    before insert on notify_worker.notifications
-    for each row execute function notify_worker.check_notification();
-create trigger check_device
-    before insert or update on notify_worker.devices
-    for each row execute function notify_worker.check_device();
-create trigger check_campaign
-    before insert or update on notify_worker.campaigns
-    for each row execute function notify_worker.check_campaign();
-create trigger check_credentials
-    before insert or update on notify_worker.projects
-    for each row execute function notify_worker.check_credentials();
-create trigger wake
-    after insert on notify_worker.notifications
-    for each statement execute function notify_worker.wake();
-"""

@@ -95,5 +95,3 @@ begin
     return new;
 end
 $$;
-comment on function notify_worker.check_notification is
-    'A notification is refused in its own transaction only for what its row alone shows, by a rule with a name.';

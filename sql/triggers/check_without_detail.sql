@@ -40,7 +40,6 @@ begin
     return new;
 end
 $$;
-comment on function notify_worker.check_device is 'Refuses what is no device, without its address in the error.';
 
 create or replace function notify_worker.check_campaign()
 returns trigger
@@ -64,7 +63,6 @@ begin
     return new;
 end
 $$;
-comment on function notify_worker.check_campaign is 'Refuses what is no campaign, without its words in the error.';
 
 create or replace function notify_worker.check_credentials()
 returns trigger
@@ -84,4 +82,3 @@ begin
     return new;
 end
 $$;
-comment on function notify_worker.check_credentials is 'Refuses a key in the place of its place, without the key in the error.';

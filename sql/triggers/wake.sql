@@ -21,5 +21,3 @@ begin
     return null;
 end
 $$;
-comment on function notify_worker.wake is
-    'A statement that commits notifications has a worker''s ear: a worker is awake, or the statement defers one job.';

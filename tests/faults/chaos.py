@@ -29,8 +29,8 @@ from tests.faults.chaos_relay import Relay, Relays
 from tests.faults.chaos_result import Left, Result, count_doubles, count_faults, count_notifications
 from tests.faults.chaos_systems import System
 from tests.faults.chaos_workers import Catch, Slot, Supervisor
-from tests.faults.cluster import Cluster
-from tests.waiting import until
+from tests.support.cluster import Cluster
+from tests.support.waiting import until
 
 LATENCY = 0.15
 """Seconds that FCM takes for an answer: so that something is in flight whenever a fault comes."""

@@ -16,8 +16,8 @@ from tests.faults.chaos_pooler import program
 from tests.faults.chaos_relay import Moment
 from tests.faults.chaos_systems import LEASE
 from tests.faults.chaos_workers import Catch, Slot
-from tests.faults.cluster import FAST, IMMEDIATE
-from tests.waiting import until
+from tests.support.cluster import FAST, IMMEDIATE
+from tests.support.waiting import until
 
 MET_WITHIN = 20.0
 """Seconds in which a worker has to come to the step where it is to be killed."""

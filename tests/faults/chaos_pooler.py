@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from notify_worker import embedded
-from tests.waiting import until
+from tests.support.waiting import until
 
 HOW_TO_HAVE_IT = "there is no PgBouncer here: install it, or say in PGBOUNCER where it is"
 

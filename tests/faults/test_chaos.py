@@ -19,7 +19,7 @@ from tests.faults.chaos_faults import FAILED_OVER, KILLS, KINDS, POOLER_RESTARTE
 from tests.faults.chaos_pooler import HOW_TO_HAVE_IT
 from tests.faults.chaos_result import Result
 from tests.faults.chaos_systems import NotifyWorker, OneJobPerPush, System
-from tests.faults.cluster import a_cluster
+from tests.support.cluster import a_cluster
 
 SEED = int(os.environ.get("CHAOS_SEED") or randbits(32))
 SHARE = float(os.environ.get("CHAOS_SHARE") or 1)

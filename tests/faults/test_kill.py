@@ -6,8 +6,8 @@ from time import monotonic
 
 import pytest
 
-from tests.shop import REQUEST_TIMEOUT, Shop, a_shop, both_kinds
-from tests.waiting import until
+from tests.support.shop import REQUEST_TIMEOUT, Shop, a_shop, both_kinds
+from tests.support.waiting import until
 
 PICKED_UP_WITHIN = 5.0
 """Seconds after which the work of a dead worker goes on."""

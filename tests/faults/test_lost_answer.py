@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.relay import Relay
-from tests.shop import LEASE, Shop, Worker, both_kinds, shop_of_one_test  # noqa: F401  a fixture
-from tests.waiting import until
+from tests.support.relay import Relay
+from tests.support.shop import LEASE, Shop, Worker, both_kinds, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.waiting import until
 
 MANY = 250
 """More than a claim takes at once, and two batches of outcomes."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
-from tests.waiting import until
+from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.waiting import until
 
 WORKERS = 2
 PATIENCE = 5.0

@@ -22,8 +22,8 @@ from notify_worker import embedded
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
 from notify_worker.session import is_shared
 from tests.conftest import memory
-from tests.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
-from tests.waiting import until
+from tests.support.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.waiting import until
 
 PGBOUNCER = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="there is no PgBouncer: neither PGBOUNCER nor PATH names one")

@@ -2,7 +2,7 @@
 
 import psycopg
 
-from tests.store_words import Worker, claim_one, enter, insert, outcome, record, value
+from tests.support.store_calls import Worker, claim_one, enter, insert, outcome, record, value
 
 POISONED = 20
 SOON_ENOUGH = 3

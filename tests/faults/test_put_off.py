@@ -3,8 +3,8 @@
 import psycopg
 import pytest
 
-from tests.store_words import claim, deliveries, enter, insert, value
-from tests.waiting import until
+from tests.support.store_calls import claim, deliveries, enter, insert, value
+from tests.support.waiting import until
 
 SOON = 0.2
 """Seconds that the incident lasts."""

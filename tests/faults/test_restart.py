@@ -17,9 +17,9 @@ from psycopg.conninfo import make_conninfo
 
 from notify_worker import embedded, schema
 from tests.conftest import created, memory
-from tests.shop import Row, Shop, Worker, a_shop
-from tests.store_words import enter
-from tests.waiting import until
+from tests.support.shop import Row, Shop, Worker, a_shop
+from tests.support.store_calls import enter
+from tests.support.waiting import until
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}
 """Fast; yet what is committed stands when the server crashes, since the kernel does not."""

@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from notify_worker.liveness import MUTE_AFTER, SEEN_EVERY, Liveness
 from notify_worker.session import answer_within, connect
-from tests.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
-from tests.waiting import auntil, until
+from tests.support.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.waiting import auntil, until
 
 IMPATIENT = """
 from notify_worker import recorder, session, store

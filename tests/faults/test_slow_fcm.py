@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from notify_worker.settings import Settings
-from tests.shop import LEASE, REQUEST_TIMEOUT, Shop, a_shop
-from tests.waiting import until
+from tests.support.shop import LEASE, REQUEST_TIMEOUT, Shop, a_shop
+from tests.support.waiting import until
 
 WORKERS = 2
 A_CLAIM = 100

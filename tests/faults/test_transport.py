@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from notify_worker.senders.transport import NOT_SENT, AiohttpTransport
-from tests.faults.hostile import Act, HostileServer, answer, close, in_turn, reset, silence, then_close, then_stall
+from tests.support.hostile import Act, HostileServer, answer, close, in_turn, reset, silence, then_close, then_stall
 
 PHASES = {"pool": 0.3, "connect": 0.3, "read": 0.3, "write": 0.3}
 CUT = {"content_length": "500"}

@@ -1,0 +1,63 @@
+-- What the history holds for the open deliveries of these notifications, under their present leases, becomes their state. The
+-- caller has locked the notifications. The one place where a verdict turns into a state.
+create or replace function notify_worker.apply_history(notification_ids bigint[])
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    oldest timestamptz := (
+        select min(leased_at) - interval '1 minute'     -- a minute, for a clock that was set back
+        from notifications
+        where id = any (notification_ids)
+    );
+begin
+    update stored_deliveries as delivery
+    set state = becomes.state,
+        attempts = delivery.attempts + becomes.counted,
+        tries = attempt.number,
+        due_at = case
+            when attempt.retry_at is null then delivery.due_at
+            else greatest(
+                least(
+                    attempt.retry_at,
+                    (
+                        select expiry(notification, project.expires_after)      -- due then, to be ended
+                        from projects as project
+                        where project.name = notification.project
+                    )
+                ),
+                notification.leased_at + interval '1 microsecond'
+            )
+        end,
+        last_verdict = attempt.verdict,
+        last_error_code = attempt.error_code,
+        last_error = attempt.error,
+        sent_as = attempt.sent_as,
+        settled_at = case
+            when becomes.state not in ('pending', 'held') then greatest(attempt.recorded_at, attempt.finished_at)
+        end
+    from notifications as notification,
+        stored_attempts as attempt,
+        lateral (
+            select
+                case
+                    when attempt.verdict = 'sent' then 'sent'
+                    when attempt.verdict in ('failed', 'unregistered') then 'failed'
+                    when attempt.retry_at is not null then 'pending'
+                    when attempt.verdict = 'unknown' and notification.on_unknown = 'hold' then 'held'
+                    else 'failed'
+                end as state,
+                attempt.counts::integer as counted
+        ) as becomes
+    where notification.id = any (notification_ids)
+        and notification.lease is not null
+        and delivery.notification_id = notification.id
+        and delivery.state = 'pending'
+        and delivery.due_at <= notification.leased_at
+        and attempt.delivery_id = delivery.id
+        and attempt.lease = notification.lease
+        and attempt.recorded_at >= oldest
+        and not attempt.late;
+end
+$$;

@@ -1,0 +1,29 @@
+-- What the history holds of late outcomes that say sent settles the open deliveries of these notifications, which the caller has
+-- locked and nobody holds. Asked wherever somebody decides what becomes of them next, since `record` passes over what is locked.
+-- One from before a call put the delivery back in line counts no more: that call knew of it.
+create or replace function notify_worker.apply_late(notification_ids bigint[])
+returns void
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+begin
+    update stored_deliveries as delivery
+    set state = 'sent',
+        last_verdict = 'sent',
+        last_error_code = null,
+        last_error = null,
+        sent_as = attempt.sent_as,
+        settled_at = clock_timestamp()
+    from stored_attempts as attempt
+    where delivery.notification_id = any (notification_ids)
+        and delivery.state in ('pending', 'held')
+        and delivery.tries > 0
+        and attempt.delivery_id = delivery.id
+        and attempt.verdict = 'sent'
+        and attempt.late
+        and attempt.recorded_at >= coalesce(delivery.retried_at, delivery.created_at);
+    if found then
+        perform settle(notification_ids);
+    end if;
+end
+$$;

@@ -1,0 +1,35 @@
+-- What was put off until the end of an incident, or until its expiry before that, is due now: the first 10,000, the others then.
+create or replace function notify_worker.bring_forward(project text, waited_until timestamptz)
+returns void
+language sql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    with waiting as (
+        select notification.id, notification.due_at
+        from notifications as notification
+        join projects as project
+            on project.name = notification.project
+        where notification.state = 'pending'
+            and notification.project = bring_forward.project
+            and notification.lane in (0, 1)
+            and notification.due_at > clock_timestamp()
+            and notification.due_at <= bring_forward.waited_until
+            and notification.due_at in (bring_forward.waited_until, expiry(notification, project.expires_after))
+            and notification.expanded_at is not null
+            and notification.lease is null
+        order by notification.id
+        limit 10000
+        for update of notification skip locked
+    ), brought_forward as (
+        update stored_deliveries as delivery
+        set due_at = clock_timestamp()
+        from waiting
+        where delivery.notification_id = waiting.id
+            and delivery.state = 'pending'
+            and delivery.due_at = waiting.due_at
+    )
+    update notifications as notification
+    set due_at = clock_timestamp()
+    from waiting
+    where notification.id = waiting.id
+$$;

@@ -1,0 +1,69 @@
+-- What `retry` and `retry_delivery` do: the whole notification, or one delivery of it.
+create or replace function notify_worker.put_back_in_line(notification_id bigint, only_delivery bigint)
+returns integer
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    notification notifications;
+    again integer;
+    added integer := 0;
+begin
+    select * into notification
+    from notifications
+    where id = put_back_in_line.notification_id
+    for update;
+    if not found or notification.settled_because = 'the receiver was forgotten' then
+        return 0;
+    end if;
+    if notification.lease is not null then
+        raise exception using
+            errcode = 'object_in_use',
+            message = format('notification %s is in the hands of a worker', notification.id),
+            hint = 'Try again when it has ended: within its lease, and seconds as a rule.';
+    end if;
+    perform apply_late(array[notification.id]);
+    select * into notification from notifications where id = notification.id;
+
+    update stored_deliveries as delivery
+    set state = 'pending',
+        attempts = 0,
+        due_at = clock_timestamp(),
+        retried_at = clock_timestamp(),
+        settled_at = null
+    where delivery.notification_id = notification.id
+        and (only_delivery is null or delivery.id = only_delivery)
+        and delivery.state in ('failed', 'expired', 'cancelled', 'held')
+        and (
+            delivery.device_id is null
+            or exists (
+                select from devices as device
+                where device.id = delivery.device_id
+                    and device.retired_at is null
+                    and device.receiver_id = notification.receiver_id
+            )
+        );
+    get diagnostics again = row_count;
+
+    if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
+        update notifications set state = 'pending' where id = notification.id;
+        select count(*) into added from add_deliveries(array[notification.id]);
+    end if;
+    if again + added = 0 and (notification.expanded_at is not null or notification.state = 'pending') then
+        update notifications set state = notification.state where id = notification.id;
+        return 0;
+    end if;
+
+    update notifications
+    set state = 'pending',
+        due_at = least(clock_timestamp(), case when notification.state = 'pending' then due_at end),
+        expires_at = case when expires_at > clock_timestamp() then expires_at end,
+        retried_at = clock_timestamp(),
+        cancelled_at = null,
+        settled_at = null,
+        settled_because = null
+    where id = notification.id;
+    perform ring();
+    return again + added;
+end
+$$;

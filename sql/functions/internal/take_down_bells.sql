@@ -1,0 +1,24 @@
+-- Deletes the bells that wait: whoever claims after this answers them all. Returns how many.
+create or replace function notify_worker.take_down_bells()
+returns bigint
+language sql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    with waiting as (
+        select id
+        from procrastinate_jobs
+        where status = 'todo'
+            and queue_name = 'notify_worker'
+            and task_name = 'notify_worker.drain'
+            and (scheduled_at is null or scheduled_at <= clock_timestamp())
+        order by priority desc, id
+        limit 500
+        for update skip locked
+    ), taken_down as (
+        delete from procrastinate_jobs
+        using waiting
+        where procrastinate_jobs.id = waiting.id
+        returning procrastinate_jobs.id
+    )
+    select count(*) from taken_down
+$$;

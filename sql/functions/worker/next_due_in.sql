@@ -1,0 +1,26 @@
+-- Says in how many seconds the next notification is due that is not due yet, of a project that is not paused; null: there is none.
+create or replace function notify_worker.next_due_in()
+returns double precision
+language sql
+stable
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select date_part('epoch', min(next.due_at)) - date_part('epoch', clock_timestamp())
+    from projects_in_line() as project
+    cross join (values (0::smallint), (1::smallint)) as lane (number)
+    cross join lateral (
+        select notification.due_at
+        from notifications as notification
+        where notification.state = 'pending'
+            and notification.project = project
+            and notification.lane = lane.number
+            and notification.due_at > clock_timestamp()
+        order by notification.due_at
+        limit 1
+    ) as next
+    where not exists (
+        select from projects
+        where projects.name = project
+            and projects.paused_until > clock_timestamp()
+    )
+$$;

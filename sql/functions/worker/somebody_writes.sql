@@ -1,0 +1,18 @@
+-- Says whether another session holds the outbox in ROW EXCLUSIVE mode. An INSERT takes that lock before its trigger reads the mark
+-- of the worker that is awake, and gives it back after its commit is visible: who read "awake" before the mark ran out is
+-- seen here, or by the look after this. A worker asks before it goes to sleep.
+create or replace function notify_worker.somebody_writes()
+returns boolean
+language sql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select exists (
+        select from pg_locks
+        where locktype = 'relation'
+            and database = (select oid from pg_database where datname = current_database())
+            and relation = 'notify_worker.notifications'::regclass
+            and mode = 'RowExclusiveLock'
+            and granted
+            and pid is distinct from pg_backend_pid()   -- a prepared transaction has no pid
+    )
+$$;

@@ -1,0 +1,9 @@
+-- Says whether a notification of a project that is not paused is due.
+create or replace function notify_worker.something_is_due()
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+    select exists (select from projects_due(clock_timestamp()))
+$$;

@@ -1,0 +1,34 @@
+-- Takes care of jobs that a dead process left as doing: bells are deleted, since the tables are the truth; other tasks of ours are put
+-- back. Dead is a process of procrastinate's that has given no sign for two minutes. Returns how many jobs.
+create or replace function notify_worker.sweep_jobs()
+returns bigint
+language plpgsql
+set search_path = pg_catalog, notify_worker, pg_temp
+as $$
+declare
+    left_behind bigint[];
+begin
+    select array_agg(id) into left_behind
+    from (
+        select job.id
+        from procrastinate_jobs as job
+        left join procrastinate_workers as process
+            on process.id = job.worker_id
+        where job.status = 'doing'
+            and job.queue_name = 'notify_worker'
+            and (process.id is null or process.last_heartbeat < now() - interval '2 minutes')
+        for update of job skip locked
+    ) as job;
+    if left_behind is null then
+        return 0;
+    end if;
+
+    delete from procrastinate_jobs
+    where id = any (left_behind)
+        and task_name in ('notify_worker.drain', 'notify_worker.requeue_orphans');
+    perform procrastinate_retry_job_v2(id, now(), null, null, null)
+    from procrastinate_jobs
+    where id = any (left_behind);
+    return cardinality(left_behind);
+end
+$$;

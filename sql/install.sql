@@ -1,0 +1,90 @@
+-- How `migrate` replaces what an earlier release installed, and drops what no file defines any more. All of this is temporary:
+-- it ends with the transaction or the session. Functions named procrastinate_* and objects of extensions are not ours.
+create temporary table installed_before on commit drop as
+select 'pg_proc'::regclass as catalog, oid, xmin::text as version
+from pg_proc
+where pronamespace = 'notify_worker'::regnamespace
+    and proname not like 'procrastinate\_%'
+union all
+select 'pg_class'::regclass, oid, xmin::text
+from pg_class
+where relnamespace = 'notify_worker'::regnamespace
+    and relkind = 'v';
+
+delete from installed_before
+using pg_depend
+where classid = catalog
+    and objid = oid
+    and deptype = 'e';
+
+-- What was there before and has not been replaced since: `create or replace` gives a row of the catalog another xmin.
+create temporary view outdated as
+select 'routine' as kind, proname as name, oid::regprocedure::text as identity, 'pg_proc'::regclass as catalog, oid
+from pg_proc
+where ('pg_proc'::regclass, oid, xmin::text) in (select catalog, oid, version from installed_before)
+union all
+select 'view', relname, oid::regclass::text, 'pg_class'::regclass, oid
+from pg_class
+where ('pg_class'::regclass, oid, xmin::text) in (select catalog, oid, version from installed_before);
+
+-- Drops the outdated objects of a kind, or only those of one name, and first all outdated views where these are in the way.
+-- Objects outside of the schema that depend on them are an error: they are not ours to drop.
+create or replace procedure pg_temp.drop_outdated(of_kind text, named text default null)
+language plpgsql
+as $$
+declare
+    identities text := (
+        select string_agg(identity, ', ')
+        from outdated
+        where kind = of_kind
+            and name = coalesce(named, name)
+    );
+begin
+    if identities is not null then
+        execute format('drop %s %s', of_kind, identities);
+    end if;
+exception
+    when dependent_objects_still_exist then
+        if (of_kind = 'view' and named is null) or not exists (select from outdated where kind = 'view') then
+            raise;
+        end if;
+        call pg_temp.drop_outdated('view');
+        call pg_temp.drop_outdated(of_kind, named);
+end
+$$;
+
+-- Runs a file that creates or replaces the function or the view of this name. Where Postgres refuses to (another result,
+-- parameters of other names, fewer defaults, other columns; a comment on one of two functions), the outdated one goes first.
+create or replace procedure pg_temp.install(name text, source text)
+language plpgsql
+as $$
+begin
+    execute source;
+exception
+    when invalid_function_definition or invalid_table_definition or wrong_object_type or ambiguous_function then
+        call pg_temp.drop_outdated('view', name);
+        call pg_temp.drop_outdated('routine', name);
+        execute source;
+end
+$$;
+
+-- Comments outlive a replacement: the files give them anew.
+do $$
+declare
+    commented text;
+begin
+    for commented in
+        select case when objsubid = 0 then format('%s %s', kind, identity) else format('column %s.%I', identity, attname) end
+        from outdated
+        join pg_description
+            on classoid = catalog
+            and objoid = oid
+        left join pg_attribute
+            on kind = 'view'
+            and attrelid = oid
+            and attnum = objsubid
+    loop
+        execute format('comment on %s is null', commented);
+    end loop;
+end
+$$;

@@ -1,0 +1,103 @@
+"""What holds the house together: which way imports run, what importing costs, and that everything says what it is for."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import psycopg
+
+import notify_worker
+
+CHECKOUT = Path(__file__).parents[2]
+FOLDERS = ("notify_worker", "alembic", "sql", "tests", "benchmarks")
+
+
+def files(*suffixes: str) -> list[Path]:
+    """Our own files with one of these suffixes."""
+    found = [path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*") if path.suffix in suffixes]
+    assert found
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def test_imports_run_one_way() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+
+    checked = subprocess.run(
+        [lint, "--no-cache", "--no-logo"], cwd=CHECKOUT, check=False, stdout=subprocess.PIPE, text=True
+    )
+
+    assert checked.returncode == 0, checked.stdout
+    assert "1 kept, 0 broken" in checked.stdout
+
+
+def test_a_producer_pays_for_no_worker() -> None:
+    """Nor for psycopg: a producer may have another driver."""
+    code = "import sys, notify_worker; print(*{name.partition('.')[0] for name in sys.modules})"
+
+    imported = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+
+    expensive = {"alembic", "sqlalchemy", "aiohttp", "httpx", "google", "procrastinate", "tenacity", "psycopg"}
+    assert "notify_worker" in imported.stdout.split()
+    assert expensive.isdisjoint(imported.stdout.split())
+
+
+def test_the_public_names_are_those_that_are_declared_and_no_others() -> None:
+    public = [
+        each
+        for each, value in vars(notify_worker).items()
+        if not each.startswith("_") and not isinstance(value, ModuleType)
+    ]
+
+    assert sorted(public) == sorted(notify_worker.__all__)
+    assert len(public) <= 15
+
+
+def test_every_module_begins_with_what_it_is_for() -> None:
+    modules = {name(path): ast.parse(path.read_text(encoding="utf-8")) for path in files(".py")}
+
+    silent = [path for path, module in modules.items() if module.body and not ast.get_docstring(module)]
+
+    assert silent == []
+
+
+def test_nothing_is_left_to_be_done_later() -> None:
+    marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
+
+    left = [
+        f"{name(path)}:{number}"
+        for path in files(".py", ".sql", ".mako")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if any(mark in line for mark in marks)
+    ]
+
+    assert left == []
+
+
+def test_our_folder_of_revisions_is_no_package() -> None:
+    """It would stand in for the library alembic."""
+    assert (CHECKOUT / "alembic" / "env.py").exists()
+    assert not (CHECKOUT / "alembic" / "__init__.py").exists()
+
+
+def test_a_function_that_runs_with_its_owners_rights_pins_its_path(connection: psycopg.Connection) -> None:
+    open_to_all = connection.execute(
+        r"""
+        select oid::regprocedure::text
+        from pg_proc
+        where pronamespace = 'notify_worker'::regnamespace
+            and proname not like 'procrastinate\_%'
+            and prosecdef
+            and not exists (
+                select from unnest(proconfig) as setting
+                where setting = 'search_path=pg_catalog, notify_worker, pg_temp'
+            )
+        """
+    ).fetchall()
+
+    assert open_to_all == []

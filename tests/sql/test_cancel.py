@@ -1,0 +1,496 @@
+"""What `cancel` takes back, what it can no longer take back, and that it is in nobody's way."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from threading import Barrier
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg.errors import DeadlockDetected
+
+from tests.support.store_calls import (
+    A_MOMENT,
+    Row,
+    Worker,
+    at_once,
+    attempts,
+    await_end_of_lease,
+    await_lock,
+    bury,
+    claim,
+    claim_one,
+    connected,
+    deliveries,
+    enter,
+    insert,
+    notification,
+    only_delivery,
+    outcome,
+    record,
+    register,
+    state,
+    unbalanced,
+    value,
+)
+from tests.support.waiting import until
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
+
+SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
+RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
+PAUSED = {"verdict": "paused", "error": "the credentials are wrong", "retry_in": 0}
+FAILED = {"verdict": "failed", "error": "it is wrong"}
+UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
+UNKNOWN = {"verdict": "unknown", "error": "no answer came"}
+AGAIN = {"retry_in": 0}
+
+Prepare = Callable[[psycopg.Connection, Worker], int]
+
+
+def cancel(connection: psycopg.Connection, number: int) -> bool:
+    return bool(value(connection, "select notify_worker.cancel(%s::bigint)", number))
+
+
+def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
+    for number in range(count):
+        register(connection, "u_42", f"fcm:device-{number}")
+    return insert(connection, receiver_id="u_42", **columns)
+
+
+def make_due(connection: psycopg.Connection) -> None:
+    """Let the time come of all that waits."""
+    connection.execute("update notify_worker.notifications set due_at = now() where state = 'pending'")
+    connection.execute("update notify_worker.projects set paused_until = null")
+
+
+def tried(*rounds: Row, **columns: object) -> Prepare:
+    """A notification to one device that has come to this, one attempt after the other."""
+
+    def prepare(connection: psycopg.Connection, worker: Worker) -> int:
+        number = insert_for_devices(connection, 1, **columns)
+        for became in rounds:
+            record(connection, worker, outcome(claim_one(connection, worker), **became))
+        return number
+
+    return prepare
+
+
+def tried_on_each(*came_to: Row, **columns: object) -> Prepare:
+    """A notification to several devices, each of which has come to something else."""
+
+    def prepare(connection: psycopg.Connection, worker: Worker) -> int:
+        number = insert_for_devices(connection, len(came_to), **columns)
+        claimed = claim(connection, worker)
+        record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
+        return number
+
+    return prepare
+
+
+def inserted(**columns: object) -> Prepare:
+    return lambda connection, worker: insert(connection, **columns)
+
+
+def of_a_paused_project(connection: psycopg.Connection, worker: Worker) -> int:
+    connection.execute("select notify_worker.pause('default', 'maintenance')")
+    return insert(connection)
+
+
+def released(connection: psycopg.Connection, worker: Worker) -> int:
+    number = insert(connection)
+    connection.execute("select notify_worker.release(%s)", [claim_one(connection, worker)["lease"]])
+    return number
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(inserted(), id="due"),
+        pytest.param(inserted(receiver_id="u_42"), id="due, for a receiver"),
+        pytest.param(inserted(send_at=FUTURE), id="scheduled"),
+        pytest.param(inserted(campaign="no_such"), id="of no campaign"),
+        pytest.param(of_a_paused_project, id="of a paused project"),
+        pytest.param(released, id="claimed and given back"),
+        pytest.param(tried(RETRY), id="waiting for a retry"),
+        pytest.param(tried(RETRY, PAUSED, RETRY), id="waiting for its fourth try"),
+        pytest.param(tried_on_each(FAILED, RETRY), id="failed on one device, waiting on the other"),
+        pytest.param(tried_on_each(UNREGISTERED, PAUSED), id="gone on one device, waiting on the other"),
+    ],
+)
+def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
+    connection: psycopg.Connection, prepare: Prepare
+) -> None:
+    worker = enter(connection)
+    number = prepare(connection, worker)
+
+    told = cancel(connection, number)
+    make_due(connection)
+
+    assert told is True
+    assert claim(connection, worker) == []
+    ended = notification(connection, number)
+    assert (ended["state"], ended["lease"]) == ("cancelled", None)
+    assert ended["cancelled_at"] <= ended["settled_at"]
+    assert {each["state"] for each in deliveries(connection, number)} <= {"cancelled", "failed"}
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "ends"),
+    [
+        pytest.param(tried(UNKNOWN | AGAIN), "cancelled", id="FCM may have it"),
+        pytest.param(
+            tried(UNKNOWN | AGAIN, RETRY),
+            "cancelled",
+            id="FCM may have it from an earlier try",
+        ),
+        pytest.param(tried_on_each(SENT, RETRY), "sent", id="sent to one device"),
+        pytest.param(tried_on_each(SENT, UNKNOWN, on_unknown="hold"), "sent", id="sent to one device, held on another"),
+        pytest.param(tried(UNKNOWN, on_unknown="hold"), "cancelled", id="held"),
+        pytest.param(tried_on_each(FAILED, UNKNOWN, on_unknown="hold"), "cancelled", id="failed and held"),
+        pytest.param(tried(SENT), "sent", id="sent"),
+        pytest.param(tried(FAILED), "failed", id="failed"),
+        pytest.param(tried(UNREGISTERED), "unreachable", id="unreachable"),
+    ],
+)
+def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
+    connection: psycopg.Connection, prepare: Prepare, ends: str
+) -> None:
+    worker = enter(connection)
+    number = prepare(connection, worker)
+
+    told = cancel(connection, number)
+
+    assert told is False
+    assert claim(connection, worker) == []
+    ended = notification(connection, number)
+    assert ended["state"] == ends
+    assert ended["settled_at"] is not None
+    assert unbalanced(connection) == []
+
+
+def test_what_is_settled_stays_as_it_is(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    expired, nobody = insert(connection, expires_at=PAST), insert(connection, receiver_id="nobody")
+    claim(connection, worker)
+    sent, twice = insert(connection), insert(connection, send_at=FUTURE)
+    record(connection, worker, outcome(claim_one(connection, worker), **SENT))
+    assert cancel(connection, twice) is True
+    settled = [expired, nobody, sent, twice]
+    before = [notification(connection, number) for number in settled]
+
+    told = [cancel(connection, number) for number in settled]
+
+    assert told == [False] * 4
+    assert [notification(connection, number) for number in settled] == before
+
+
+def test_what_is_not_there_is_not_cancelled(connection: psycopg.Connection) -> None:
+    assert cancel(connection, 4711) is False
+    assert value(connection, "select notify_worker.cancel('order:42:paid')") is False
+    assert value(connection, "select notify_worker.cancel(null::bigint)") is False
+
+
+def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: psycopg.Connection) -> None:
+    number, other = insert(connection, event_id="5"), insert(connection, event_id="order:43:paid")
+
+    told = value(connection, "select notify_worker.cancel('5')")
+
+    assert told is True
+    assert [state(connection, each) for each in (number, other)] == ["cancelled", "pending"]
+    again = "insert into notify_worker.notifications (event_id, receiver_id, title) values ('5', 'u_42', 'Hello')"
+    assert connection.execute(f"{again} on conflict (event_id) do nothing").rowcount == 0
+
+
+def test_a_cancel_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = tried(RETRY)(connection, worker)
+    before = notification(connection, number), deliveries(connection, number)
+
+    with connection.transaction(force_rollback=True):
+        assert cancel(connection, number) is True
+
+    assert (notification(connection, number), deliveries(connection, number)) == before
+    assert claim_one(connection, worker)["notification_id"] == number
+
+
+WITH_A_CANCEL: list[tuple[list[Row], str, str]] = [
+    ([SENT, SENT], "resend", "sent"),
+    ([RETRY, SENT], "resend", "sent"),
+    ([UNKNOWN | AGAIN, SENT], "resend", "sent"),
+    ([FAILED, SENT], "resend", "sent"),
+    ([RETRY, RETRY], "resend", "cancelled"),
+    ([RETRY, FAILED], "resend", "cancelled"),
+    ([PAUSED, UNKNOWN | AGAIN], "resend", "cancelled"),
+    ([FAILED, FAILED], "resend", "cancelled"),
+    ([UNREGISTERED, UNREGISTERED], "resend", "cancelled"),
+    ([UNKNOWN, SENT], "hold", "held"),
+    ([UNKNOWN, RETRY], "hold", "held"),
+]
+
+
+@pytest.mark.parametrize(
+    ("came_to", "on_unknown", "ends"),
+    WITH_A_CANCEL,
+    ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
+)
+def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
+    connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
+) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 2, on_unknown=on_unknown)
+    first, second = [outcome(each, **became) for each, became in zip(claim(connection, worker), came_to, strict=True)]
+
+    told = cancel(connection, number)
+    record(connection, worker, first)
+    between = notification(connection, number)
+    record(connection, worker, second)
+
+    assert told is False
+    assert (between["state"], str(between["lease"])) == ("pending", first["lease"])
+    ended = notification(connection, number)
+    assert (ended["state"], ended["lease"]) == (ends, None)
+    assert claim(connection, worker) == []
+    assert unbalanced(connection) == []
+
+
+def test_what_is_held_after_a_cancel_is_decided_by_another(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 1, on_unknown="hold")
+    claimed = claim_one(connection, worker)
+    cancel(connection, number)
+    record(connection, worker, outcome(claimed, **UNKNOWN))
+
+    assert cancel(connection, number) is False
+    assert (state(connection, number), only_delivery(connection, number)["state"]) == ("cancelled", "cancelled")
+
+
+def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert(connection)
+    claimed = claim_one(connection, worker)
+    cancel(connection, number)
+
+    connection.execute("select notify_worker.release(%s)", [claimed["lease"]])
+
+    assert state(connection, number) == "cancelled"
+    assert claim(connection, worker) == []
+
+
+def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    claim_one(connection, enter(connection, A_MOMENT))
+    told = cancel(connection, number)
+    await_end_of_lease(connection, number)
+
+    assert told is False
+    assert claim(connection, enter(connection)) == []
+    assert state(connection, number) == "cancelled"
+    assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
+    assert unbalanced(connection) == []
+
+
+def test_what_a_dead_worker_held_is_cancelled_at_its_burial(database: str, connection: psycopg.Connection) -> None:
+    number = insert_for_devices(connection, 2)
+    with connected(database) as session:
+        dead = enter(session)
+        sent, _ = claim(session, dead)
+        cancel(connection, number)
+        record(session, dead, outcome(sent, **SENT))
+
+    bury(connection, dead)
+
+    assert state(connection, number) == "sent"
+    assert [each["state"] for each in deliveries(connection, number)] == ["sent", "cancelled"]
+    assert claim(connection, enter(connection)) == []
+    assert unbalanced(connection) == []
+
+
+def test_what_a_worker_died_with_before_the_cancel_may_have_arrived(
+    database: str, connection: psycopg.Connection
+) -> None:
+    number = insert(connection)
+    with connected(database) as session:
+        dead = enter(session)
+        claim_one(session, dead)
+    bury(connection, dead)
+
+    assert cancel(connection, number) is False
+    assert state(connection, number) == "cancelled"
+    assert claim(connection, enter(connection)) == []
+
+
+def test_a_sent_that_comes_late_stands_in_the_history_of_what_was_cancelled(
+    database: str, connection: psycopg.Connection
+) -> None:
+    number = insert(connection)
+    with connected(database) as session:
+        dead = enter(session)
+        held = claim_one(session, dead)
+    bury(connection, dead)
+    cancel(connection, number)
+
+    record(connection, dead, outcome(held, **SENT))
+
+    assert state(connection, number) == "cancelled"
+    assert [each["late"] for each in attempts(connection, number)] == [False, True]
+    assert unbalanced(connection) == []
+
+
+def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_has_it(
+    database: str, connection: psycopg.Connection
+) -> None:
+    turns = range(1_000)
+    start, end = Barrier(2, timeout=30), Barrier(2, timeout=30)
+    connection.execute("set notify_worker.bell = 'off'")
+    with connected(database) as session:
+        worker = enter(session)
+
+        def cancel_each() -> dict[int, bool]:
+            told: dict[int, bool] = {}
+            for turn in turns:
+                number = insert(connection)
+                start.wait()
+                for _ in range(turn % 8):  # at another moment of the claim each time
+                    connection.execute("select 1")
+                told[number] = cancel(connection, number)
+                end.wait()
+            return told
+
+        def claim_each() -> dict[int, bool]:
+            claimed: dict[int, bool] = {}
+            for _ in turns:
+                start.wait()
+                claimed |= {each["notification_id"]: False for each in claim(session, worker)}
+                end.wait()
+            return claimed
+
+        told, claimed = at_once(cancel_each, claim_each)
+
+    assert {number: was for number, was in told.items() if not was} == claimed
+    assert 0 < len(claimed) < len(turns)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("came_to", [None, SENT, RETRY], ids=["not recorded", "sent", "retry"])
+def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_double(
+    database: str, connection: psycopg.Connection, came_to: Row | None, end: LiteralString
+) -> None:
+    frozen = enter(connection, A_MOMENT)
+    number, neighbour = insert(connection), insert(connection)
+    held, _ = claim(connection, frozen)
+    connection.execute("set lock_timeout = '5s'")
+    with connected(database) as business:
+        business.execute("begin")
+        assert cancel(business, number) is False
+        if came_to is not None:
+            assert record(connection, frozen, outcome(held, **came_to)) == 1
+        await_end_of_lease(connection, neighbour)
+
+        meanwhile = claim_one(connection, enter(connection))
+        business.execute(end)
+
+    record(connection, enter(connection), outcome(meanwhile, **SENT))
+    again = claim(connection, enter(connection))
+    wanted = [number] if end == "rollback" and came_to is not SENT else []
+    assert meanwhile["notification_id"] == neighbour
+    assert [each["notification_id"] for each in again] == wanted
+    assert len(attempts(connection, number)) == 1
+    if not wanted:
+        assert state(connection, number) == ("sent" if came_to is SENT else "cancelled")
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
+    database: str, connection: psycopg.Connection, leased: bool
+) -> None:
+    worker = enter(connection)
+    one, two = tried(RETRY)(connection, worker), insert(connection)
+    held = claim(connection, worker) if leased else []
+    connection.execute("set lock_timeout = '5s'")
+
+    def work() -> None:
+        """A batch over both of them and one more."""
+        free = insert(connection)
+        claimed = claim_one(connection, worker)
+        assert claimed["notification_id"] == free
+        record(connection, worker, outcome(claimed, **SENT), *[outcome(each, **SENT) for each in held])
+        assert state(connection, free) == "sent"
+
+    with connected(database) as first, connected(database) as second:
+        for session in (first, second):
+            session.execute("set deadlock_timeout = '200ms'")
+            session.execute("begin")
+        cancel(first, one)
+        cancel(second, two)
+        work()
+
+        def cross(session: psycopg.Connection, number: int) -> str:
+            try:
+                cancel(session, number)
+            except DeadlockDetected:
+                session.execute("rollback")
+                return "deadlock"
+            session.execute("commit")
+            return "well"
+
+        def work_while_they_wait() -> str:
+            await_lock(connection, first.info.backend_pid)
+            work()
+            return "well"
+
+        ends = at_once(lambda: cross(first, two), lambda: cross(second, one), work_while_they_wait)
+
+    assert sorted(ends) == ["deadlock", "well", "well"]
+    assert len(attempts(connection, one)) == (2 if leased else 1)
+    work()
+
+
+def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_batch(
+    database: str, connection: psycopg.Connection
+) -> None:
+    numbers = [insert(connection) for _ in range(60)]
+
+    def business(order: list[int]) -> Callable[[], int]:
+        """Cancel four at a time in one transaction; return how often this side was the one that Postgres ended."""
+
+        def run() -> int:
+            ended = 0
+            with connected(database) as session:
+                session.execute("set deadlock_timeout = '10ms'")
+                for at in range(0, len(order), 4):
+                    try:
+                        with session.transaction():
+                            for number in order[at : at + 4]:
+                                cancel(session, number)
+                    except DeadlockDetected:
+                        ended += 1
+            return ended
+
+        return run
+
+    def batches() -> int:
+        with connected(database) as session:
+            session.execute("set lock_timeout = '5s'")
+            worker = enter(session, A_MOMENT)
+            done = 0
+            for _ in range(40):
+                done += record(session, worker, *[outcome(each, **RETRY) for each in claim(session, worker)])
+            return done
+
+    at_once(business(numbers), business(numbers[::-1]), batches, batches)
+
+    connection.execute("select notify_worker.cancel(id) from notify_worker.notifications where state = 'pending'")
+    worker = enter(connection)
+    until(
+        "every lease has ended", lambda: claim(connection, worker) == [] and nothing_is_pending(connection), within=10
+    )
+    assert {state(connection, number) for number in numbers} == {"cancelled"}
+    assert unbalanced(connection) == []
+
+
+def nothing_is_pending(connection: psycopg.Connection) -> bool:
+    return not value(connection, "select exists (select from notify_worker.notifications where state = 'pending')")

@@ -1,0 +1,479 @@
+"""What a claim takes and leaves, what it settles because it can't be sent, and what it costs."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.errors import ObjectNotInPrerequisiteState
+
+from tests.support.store_calls import (
+    Row,
+    Worker,
+    at_once,
+    await_lock,
+    claim,
+    claim_one,
+    connected,
+    deliveries,
+    enter,
+    insert,
+    leave,
+    notification,
+    only_delivery,
+    outcome,
+    record,
+    register,
+    rows,
+    state,
+    value,
+)
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
+
+PARTITIONS: LiteralString = """
+    select inhrelid::regclass::text from pg_inherits
+    where inhparent = 'notify_worker.stored_attempts'::regclass
+    order by 1
+"""
+
+
+def addresses(claimed: list[Row]) -> list[str]:
+    return [each["address"] for each in claimed]
+
+
+def test_a_device_that_registers_after_the_insert_is_told(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    insert(connection, receiver_id="u_42")
+    register(connection, "u_42", "fcm:new")
+
+    assert addresses(claim(connection, worker)) == ["fcm:new"]
+
+
+def test_each_live_device_of_the_receiver_gets_one_delivery(connection: psycopg.Connection) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('another')")
+    for number in range(3):
+        register(connection, "u_42", f"fcm:live-{number}")
+    register(connection, "u_42", "fcm:retired")
+    register(connection, "u_42", "fcm:stale")
+    register(connection, "u_42", "fcm:elsewhere", project="another")
+    register(connection, "u_43", "fcm:hers")
+    connection.execute("update notify_worker.devices set retired_at = now() where address = 'fcm:retired'")
+    connection.execute(
+        "update notify_worker.devices set seen_at = now() - interval '271 days' where address = 'fcm:stale'"
+    )
+    told = insert(connection, receiver_id="u_42")
+
+    claimed = claim(connection, enter(connection))
+
+    assert sorted(addresses(claimed)) == ["fcm:live-0", "fcm:live-1", "fcm:live-2"]
+    assert {each["notification_id"] for each in claimed} == {told}
+    assert len({each["delivery_id"] for each in claimed}) == 3
+
+
+@pytest.mark.parametrize("kind", ["token", "fid", "topic", "condition"])
+def test_an_address_of_any_kind_needs_no_device(connection: psycopg.Connection, kind: str) -> None:
+    insert(connection, kind=kind, address="its address")
+
+    claimed = claim_one(connection, enter(connection))
+
+    assert (claimed["kind"], claimed["address"], claimed["platform"]) == (kind, "its address", None)
+
+
+def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        insert into notify_worker.campaigns (name, title, body, image, data, message)
+        values ('order_paid', 'Thank you', 'Order {order_id}', 'https://example.org/a.png', '{"a": "b"}', '{"apns": {}}')
+        """
+    )
+    register(connection, "u_42", "fcm:phone", platform="ios")
+    words = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
+    number = insert(connection, receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
+    digits = value(connection, "select digits from notify_worker.installation")
+
+    claimed = claim_one(connection, enter(connection))
+
+    assert claimed.items() >= words.items()
+    assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
+    assert claimed["campaign_words"] == {
+        "title": "Thank you",
+        "body": "Order {order_id}",
+        "image": "https://example.org/a.png",
+        "data": {"a": "b"},
+        "message": {"apns": {}},
+    }
+    assert (claimed["project"], claimed["platform"], claimed["on_unknown"]) == ("default", "ios", "hold")
+    assert (claimed["priority"], claimed["attempts"], claimed["tries"]) == ("high", 0, 0)
+    assert claimed["tag"] == f"{digits}-{number}"
+
+
+def test_a_notification_without_a_campaign_has_no_words_of_one(connection: psycopg.Connection) -> None:
+    insert(connection)
+
+    claimed = claim_one(connection, enter(connection))
+
+    assert claimed["campaign"] is claimed["campaign_words"] is None
+
+
+def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: psycopg.Connection) -> None:
+    insert(connection, title=None, campaign="sale")
+    connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
+
+    assert claim_one(connection, enter(connection))["campaign_words"]["title"] == "Now"
+
+
+def test_a_receiver_without_a_live_device_is_unreachable(connection: psycopg.Connection) -> None:
+    nobody = insert(connection, receiver_id="u_42")
+
+    claimed = claim(connection, enter(connection))
+
+    ended = notification(connection, nobody)
+    assert claimed == []
+    assert (ended["state"], ended["settled_because"]) == ("unreachable", "the receiver has no live device")
+    assert ended["settled_at"] is not None
+    assert ended["lease"] is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "ends", "because"),
+    [
+        ({"campaign": "order_payed"}, "failed", 'there is no campaign "order_payed"; did you mean "order_paid"?'),
+        ({"campaign": "xyz"}, "failed", 'there is no campaign "xyz"'),
+        ({"campaign": ""}, "failed", 'there is no campaign ""'),
+        ({"campaign": "summer"}, "cancelled", 'the campaign "summer" is retired'),
+        ({"project": "defualt"}, "failed", 'there is no project "defualt"; did you mean "default"?'),
+        ({"project": "xyz", "campaign": "summer"}, "failed", 'there is no project "xyz"'),
+        ({"expires_at": PAST}, "expired", "it expired before it could be sent"),
+        ({"expires_at": PAST, "campaign": "order_payed"}, "expired", "it expired before it could be sent"),
+        ({"project": "hasty"}, "expired", "it expired before it could be sent"),
+        ({"body": "x" * 65_537}, "failed", "words, params, data and message take more than 64 KB"),
+        (
+            {"body": "b" * 40_000, "title": "t" * 30_000},
+            "failed",
+            "words, params, data and message take more than 64 KB",
+        ),
+        ({"campaign": "long", "body": "b" * 30_000}, "failed", "words, params, data and message take more than 64 KB"),
+        ({"data": {"a": "a" * 70_000}}, "failed", "words, params, data and message take more than 64 KB"),
+        ({"params": {"a": ["b"] * 20_000}}, "failed", "words, params, data and message take more than 64 KB"),
+        ({"message": {"a": "ä" * 33_000}}, "failed", "words, params, data and message take more than 64 KB"),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_what_cannot_be_sent_ends_with_its_reason_and_delays_nobody(
+    connection: psycopg.Connection, columns: dict[str, object], ends: str, because: str
+) -> None:
+    connection.execute("insert into notify_worker.campaigns (name, title) values ('order_paid', 'Thank you')")
+    connection.execute("insert into notify_worker.campaigns (name, body) values ('long', repeat('c', 40000))")
+    connection.execute("insert into notify_worker.campaigns (name, retired_at) values ('summer', now())")
+    connection.execute("insert into notify_worker.projects (name, expires_after) values ('hasty', '0')")
+    before, unsendable, after = insert(connection), insert(connection, **columns), insert(connection)
+
+    claimed = claim(connection, enter(connection))
+
+    ended = notification(connection, unsendable)
+    assert (ended["state"], ended["settled_because"]) == (ends, because)
+    assert ended["settled_at"] is not None
+    assert deliveries(connection, unsendable) == []
+    assert [each["notification_id"] for each in claimed] == [before, after]
+
+
+def test_words_of_64_kilobytes_are_sent(connection: psycopg.Connection) -> None:
+    insert(connection, title="t", body="b" * 65_535)
+
+    assert len(claim(connection, enter(connection))) == 1
+
+
+def test_a_claim_whose_rows_were_all_unsendable_says_that_it_is_worth_looking_again(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    insert(connection, campaign="no_such")
+    look = "select * from notify_worker.claim(%s, %s, 1)"
+
+    ended = rows(connection, look, worker.id, uuid4())
+    nothing = rows(connection, look, worker.id, uuid4())
+
+    assert [{name: each for name, each in line.items() if each is not None} for line in ended] == [{"again_in": 0}]
+    assert nothing == []
+
+
+def test_what_is_scheduled_is_not_claimed_before(connection: psycopg.Connection) -> None:
+    scheduled = insert(connection, send_at=FUTURE)
+
+    assert claim(connection, enter(connection)) == []
+    assert state(connection, scheduled) == "pending"
+
+
+def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    connection.execute("update notify_worker.projects set expires_after = '1 hour'")
+    insert(connection)
+    long_ago = insert(connection)
+    to_be_sent = insert(connection, send_at=datetime.now(UTC) - timedelta(minutes=30))
+    connection.execute(
+        "update notify_worker.notifications set created_at = now() - interval '2 hours' where id >= %s", [long_ago]
+    )
+
+    new, scheduled = claim(connection, worker)
+
+    assert new["expires_in"] == pytest.approx(3600, abs=30)
+    assert (scheduled["notification_id"], state(connection, long_ago)) == (to_be_sent, "expired")
+    assert scheduled["expires_in"] == pytest.approx(1800, abs=30)
+
+
+def test_its_own_expiry_wins_over_the_project_s(connection: psycopg.Connection) -> None:
+    insert(connection, expires_at=datetime.now(UTC) + timedelta(days=3))
+
+    assert claim_one(connection, enter(connection))["expires_in"] == pytest.approx(3 * 86_400, abs=30)
+
+
+def test_what_never_expires_is_sent(connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, expires_at)
+        values ('token', 'fcm:phone', 'Hello', 'infinity')
+        """
+    )
+
+    assert claim_one(connection, enter(connection))["expires_in"] == float("inf")
+
+
+def test_the_high_lane_goes_before_what_is_due_for_longer(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    normal = [insert(connection), insert(connection, priority="normal")]
+    high = insert(connection, priority="high")
+    connection.execute("select setseed(0)")  # now and then a claim of one leaves it to the others
+
+    (first,) = claim(connection, worker, most=1)
+    rest = claim(connection, worker)
+
+    assert first["notification_id"] == high
+    assert [each["notification_id"] for each in rest] == normal
+
+
+def test_a_claim_takes_what_is_due_for_longest_and_no_more_than_it_was_asked_for(
+    connection: psycopg.Connection,
+) -> None:
+    worker = enter(connection)
+    ids = [insert(connection) for _ in range(5)]
+    insert(connection, priority="high")
+
+    claimed = claim(connection, worker, most=3)
+
+    assert {each["notification_id"] for each in claimed} == {ids[0], ids[1], ids[-1] + 1}
+
+
+def test_a_lease_lasts_as_long_as_its_worker_said(connection: psycopg.Connection) -> None:
+    worker = enter(connection, timedelta(seconds=77))
+    number = insert(connection)
+
+    claimed = claim_one(connection, worker)
+
+    leased = notification(connection, number)
+    assert (str(leased["lease"]), leased["leased_by"]) == (claimed["lease"], worker.id)
+    assert leased["due_at"] - leased["leased_at"] == timedelta(seconds=77)
+    assert leased["expanded_at"] == leased["leased_at"]
+    assert leased["state"] == "pending"
+    assert only_delivery(connection, number)["due_at"] <= leased["leased_at"]
+
+
+def test_what_is_leased_is_not_claimed(connection: psycopg.Connection) -> None:
+    insert(connection)
+    worker = enter(connection)
+    claim_one(connection, worker)
+
+    assert claim(connection, worker) == []
+
+
+def test_two_claims_at_once_never_share_a_notification(database: str, connection: psycopg.Connection) -> None:
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title)
+        select 'topic', 'news', 'Hello' from generate_series(1, 400)
+        """
+    )
+
+    def claim_all() -> list[int]:
+        with connected(database) as session:
+            worker = enter(session)
+            taken: list[int] = []
+            while batch := claim(session, worker, most=7):
+                taken += [each["notification_id"] for each in batch]
+            return taken
+
+    first, second, third = at_once(claim_all, claim_all, claim_all)
+
+    assert len(first + second + third) == len({*first, *second, *third}) == 400
+
+
+def test_a_claim_passes_by_a_row_that_a_business_transaction_holds(
+    database: str, connection: psycopg.Connection
+) -> None:
+    locked, free = insert(connection), insert(connection)
+    worker = enter(connection)
+    connection.execute("set lock_timeout = '5s'")
+    with connected(database) as business:
+        business.execute("begin")
+        business.execute("select from notify_worker.notifications where id = %s for update", [locked])
+
+        assert claim_one(connection, worker)["notification_id"] == free
+    assert claim_one(connection, worker)["notification_id"] == locked
+
+
+@pytest.mark.parametrize("worker_id", ["left", "never entered"])
+def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, worker_id: str) -> None:
+    worker = enter(connection)
+    leave(connection, worker)
+    number = insert(connection)
+
+    with pytest.raises(ObjectNotInPrerequisiteState) as refused:
+        connection.execute(
+            "select notify_worker.claim(%s, %s, 1)", [worker.id if worker_id == "left" else 4711, uuid4()]
+        )
+
+    assert refused.value.diag.message_hint
+    assert notification(connection, number)["lease"] is None
+
+
+@pytest.mark.parametrize(
+    ("between", "because"),
+    [
+        (
+            "update notify_worker.devices set retired_at = now(), retired_because = 'lost'",
+            "the device was retired: lost",
+        ),
+        ("update notify_worker.devices set retired_at = now()", "the device was retired: no reason given"),
+        (
+            "select notify_worker.register_device('u_43', 'token', 'fcm:phone')",
+            "the device belongs to another receiver by now",
+        ),
+    ],
+)
+def test_a_device_that_was_retired_or_changed_hands_between_two_attempts_gets_nothing(
+    connection: psycopg.Connection, between: LiteralString, because: str
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    number = insert(connection, receiver_id="u_42")
+    record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
+    connection.execute(between)
+
+    assert claim(connection, worker) == []
+    assert state(connection, number) == "unreachable"
+    assert only_delivery(connection, number)["last_error"] == because
+
+
+def test_the_other_devices_are_tried_on(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    register(connection, "u_42", "fcm:tablet")
+    number = insert(connection, receiver_id="u_42")
+    record(connection, worker, *[outcome(each, verdict="retry", retry_in=0) for each in claim(connection, worker)])
+    register(connection, "u_43", "fcm:phone")
+
+    again = claim_one(connection, worker)
+    record(connection, worker, outcome(again, verdict="sent"))
+
+    assert again["address"] == "fcm:tablet"
+    assert state(connection, number) == "sent"
+
+
+def test_the_history_has_partitions_three_months_ahead(connection: psycopg.Connection) -> None:
+    months: LiteralString = """
+        select 'notify_worker.stored_attempts_' || to_char(month, 'YYYY_MM')
+        from (select date_trunc('month', now() at time zone 'utc') + make_interval(months => ahead) as month
+            from generate_series(0, 3) as ahead) as months
+    """
+    wanted = [next(iter(each.values())) for each in rows(connection, months)]
+
+    assert [next(iter(each.values())) for each in rows(connection, PARTITIONS)] == wanted
+
+
+def drop_newest_partition(connection: psycopg.Connection) -> None:
+    newest = rows(connection, PARTITIONS)[-1]["inhrelid"]
+    connection.execute(f"drop table {newest}")
+
+
+def test_a_missing_partition_is_made_while_somebody_records(database: str, connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    insert(connection)
+    claimed = claim_one(connection, worker)
+    drop_newest_partition(connection)
+    with connected(database) as recording:
+        recording.execute("begin")
+        record(recording, worker, outcome(claimed, verdict="sent"))
+
+        assert value(connection, "select notify_worker.keep_partitions()") == 1
+    assert value(connection, "select notify_worker.keep_partitions()") == 0
+
+
+def test_two_who_keep_partitions_at_once_make_each_of_them_once(database: str, connection: psycopg.Connection) -> None:
+    drop_newest_partition(connection)
+    with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
+        first.execute("begin")
+        made = value(first, "select notify_worker.keep_partitions()")
+
+        waiting = thread.submit(value, second, "select notify_worker.keep_partitions()")
+        await_lock(connection, second.info.backend_pid)
+        first.execute("commit")
+
+        assert [made, waiting.result(10)] == [1, 0]
+
+
+def buffers(connection: psycopg.Connection, worker: Worker, most: int = 100) -> int:
+    """How many pages a claim touches, in a transaction that is rolled back, in a session that has settled on its plans."""
+    explain: LiteralString = """
+        explain (analyze, buffers, format json)
+        select * from notify_worker.claim(%s, gen_random_uuid(), %s)
+    """
+    for _ in range(6):  # five times a statement is planned for its values, then often for any
+        with connection.transaction(force_rollback=True):
+            (plan,) = value(connection, explain, worker.id, most)
+    touched = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+    return int(touched)
+
+
+def fill(connection: psycopg.Connection, count: int, state: str = "pending", ahead: str = "0") -> None:
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, send_at, state)
+        select 'topic', 'news', 'Hello', now() + %s::interval, %s from generate_series(1, %s)
+        """,
+        [ahead, state, count],
+    )
+
+
+def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    fill(connection, 200)
+
+    def beside(scheduled: int, settled: int) -> int:
+        fill(connection, scheduled, ahead="1 day")
+        fill(connection, settled, "sent")
+        connection.execute(
+            """
+            insert into notify_worker.stored_deliveries (notification_id, kind, address, state, due_at, settled_at)
+            select id, kind, address, state, due_at, now() from notify_worker.notifications where state = 'sent'
+            on conflict do nothing
+            """
+        )
+        connection.execute("vacuum analyze notify_worker.notifications, notify_worker.stored_deliveries")
+        return buffers(connection, worker)
+
+    few = beside(10_000, 2_000)  # the indexes have their depth
+    many = beside(100_000, 20_000)
+    assert many <= 1.2 * few, (few, many)
+
+
+def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    fill(connection, 10_000)
+    connection.execute("vacuum analyze notify_worker.notifications")
+
+    small, large = buffers(connection, worker, most=100), buffers(connection, worker, most=1_000)
+
+    assert large <= 2 * 10 * small

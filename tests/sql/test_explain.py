@@ -1,0 +1,173 @@
+"""What `explain` tells support staff: one line per thing that happened, in its order, without an address."""
+
+import re
+
+import psycopg
+import pytest
+
+from tests.support.store_calls import (
+    Row,
+    Worker,
+    bury,
+    claim,
+    claim_one,
+    connected,
+    enter,
+    insert,
+    outcome,
+    record,
+    register,
+    rows,
+    value,
+)
+
+ADDRESS = "fcm:a-secret-address-of-a-phone-0815"
+GONE = "the worker was gone before it could say what became of this"
+
+
+def story(connection: psycopg.Connection, notification_id: int) -> list[str]:
+    told = rows(connection, "select * from notify_worker.explain(%s::bigint)", notification_id)
+    assert [line["at"] for line in told] == sorted(line["at"] for line in told)
+    return [re.sub(r"\d{4}-\d\d-\d\d [\d:.+]+", "<time>", line["what"]) for line in told]
+
+
+def insert_for_phone(connection: psycopg.Connection, **columns: object) -> int:
+    register(connection, "u_42", ADDRESS)
+    return insert(connection, receiver_id="u_42", **columns)
+
+
+def send(connection: psycopg.Connection, worker: Worker, **came_to: object) -> Row:
+    claimed = claim_one(connection, worker)
+    record(connection, worker, outcome(claimed, **came_to))
+    return claimed
+
+
+def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_phone(connection, event_id="order:42:paid")
+    delivery = send(connection, worker, verdict="sent", sent_as="projects/p/messages/1")["delivery_id"]
+
+    told = story(connection, number)
+
+    phone = f"delivery {delivery} (android …e-0815)"
+    assert told == [
+        f"notification {number} (event order:42:paid) was inserted for receiver u_42",
+        f"{phone} was made",
+        f"{phone}: attempt 1 by {worker.name} came to sent: FCM has accepted it as projects/p/messages/1",
+        "it ended sent",
+    ]
+
+
+def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_phone(connection)
+    send(connection, worker, verdict="retry", error="FCM is busy", retry_in=0)
+    send(connection, worker, verdict="retry", error="FCM is busy", retry_in=3600)
+
+    told = story(connection, number)
+
+    tries = [line for line in told if "attempt" in line]
+    assert [line.partition(": ")[2] for line in tries] == [
+        f"attempt 1 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
+        f"attempt 2 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
+    ]
+    assert told[-1] == "it is pending, due at <time>"
+
+
+def test_the_story_of_what_failed(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_phone(connection)
+    send(connection, worker, verdict="failed", error="it is wrong")
+
+    told = story(connection, number)
+
+    assert told[-2].endswith("ended failed: it is wrong")
+    assert told[-1] == "it ended failed"
+
+
+def test_the_story_of_a_campaign_that_is_not_there(connection: psycopg.Connection) -> None:
+    number = insert(connection, campaign="no_such", address=ADDRESS)
+    claim(connection, enter(connection))
+
+    assert story(connection, number) == [
+        f"notification {number} was inserted for the token …e-0815",
+        'it ended failed: there is no campaign "no_such"',
+    ]
+
+
+def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psycopg.Connection) -> None:
+    number = insert_for_phone(connection)
+    with connected(database) as session:
+        dead = enter(session)
+        held = claim_one(session, dead)
+    bury(connection, dead)
+    record(connection, dead, outcome(held, verdict="sent"))
+
+    tries = [line.partition(": ")[2] for line in story(connection, number) if "attempt" in line]
+    assert tries == [
+        f"attempt 1 by {dead.name} came to unknown: {GONE}, to be tried again at <time>",
+        f"attempt 1 by {dead.name} came to sent: FCM has accepted it (late: its lease had been taken over)",
+    ]
+
+
+def test_the_story_of_what_is_held_says_that_a_person_decides(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_phone(connection, on_unknown="hold")
+    send(connection, worker, verdict="unknown", error="no answer came")
+
+    assert "it is for a person to decide" in story(connection, number)[-1]
+
+
+def test_the_story_of_what_is_leased_says_who_has_it(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_phone(connection)
+    claim(connection, worker)
+
+    assert (
+        story(connection, number)[-1] == f"it is pending: a worker ({worker.name}) holds it until <time> at the latest"
+    )
+
+
+def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: psycopg.Connection) -> None:
+    number = value(
+        connection,
+        """
+        insert into notify_worker.notifications (receiver_id, title, send_at)
+        values ('u_42', 'Hello', now() + interval '1 day')
+        returning id
+        """,
+    )
+
+    assert story(connection, number) == [
+        f"notification {number} was inserted for receiver u_42, to be sent at <time>",
+        "it is pending, due at <time>",
+    ]
+
+
+def test_a_story_is_told_by_its_event_too(connection: psycopg.Connection) -> None:
+    number = insert_for_phone(connection, event_id="order:42:paid")
+    send(connection, enter(connection), verdict="sent")
+
+    told = rows(connection, "select * from notify_worker.explain('order:42:paid')")
+
+    assert told == rows(connection, "select * from notify_worker.explain(%s::bigint)", number)
+
+
+@pytest.mark.parametrize("columns", [{"receiver_id": "u_42"}, {"address": ADDRESS}], ids=str)
+def test_no_story_shows_more_than_the_end_of_an_address(
+    connection: psycopg.Connection, columns: dict[str, object]
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", ADDRESS)
+    number = insert(connection, **columns)
+    send(connection, worker, verdict="unregistered", error="it is gone")
+
+    told = story(connection, number)
+
+    assert len(told) == 5
+    assert ADDRESS[-7:] not in " ".join(told)
+
+
+def test_an_event_that_nobody_published_has_no_story(connection: psycopg.Connection) -> None:
+    assert rows(connection, "select * from notify_worker.explain('order:43:paid')") == []
+    assert rows(connection, "select * from notify_worker.explain(4711::bigint)") == []

@@ -1,0 +1,128 @@
+"""The ledger balances after any story, and does not when a row is not what it should be."""
+
+from typing import LiteralString
+
+import psycopg
+import pytest
+
+from tests.support.store_calls import (
+    Row,
+    bury,
+    claim,
+    connected,
+    enter,
+    insert,
+    outcome,
+    record,
+    register,
+    rows,
+    unbalanced,
+)
+
+
+def live_through_everything(database: str, connection: psycopg.Connection) -> None:
+    """Two devices sent to, one failed, one to be retried, one held, a crash, a late answer, what never came to a delivery,
+    what is leased and what is scheduled.
+    """
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    register(connection, "u_42", "fcm:tablet")
+    insert(connection, receiver_id="u_42")
+    insert(connection, address="fails")
+    insert(connection, address="is retried")
+    insert(connection, address="is held", on_unknown="hold")
+    insert(connection, receiver_id="nobody")
+    insert(connection, campaign="no_such")
+    came_to: dict[str, Row] = {
+        "fails": {"verdict": "failed"},
+        "is retried": {"verdict": "retry", "retry_in": 3600},
+        "is held": {"verdict": "unknown"},
+    }
+    claimed = claim(connection, worker)
+    record(
+        connection, worker, *[outcome(each, **came_to.get(each["address"], {"verdict": "sent"})) for each in claimed]
+    )
+
+    insert(connection, address="is crashed")
+    with connected(database) as session:
+        dead = enter(session)
+        held = claim(session, dead)
+    bury(connection, dead)
+    record(connection, dead, *[outcome(each, verdict="sent") for each in held])
+
+    insert(connection, address="is leased")
+    assert len(claim(connection, worker)) == 1
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, send_at)
+        values ('topic', 'tomorrow', 'Hello', now() + interval '1 day')
+        """
+    )
+
+
+def test_the_ledger_balances_after_any_story(database: str, connection: psycopg.Connection) -> None:
+    live_through_everything(database, connection)
+
+    lines = rows(connection, "select * from notify_worker.ledger")
+    assert len(lines) == 7
+    assert [line["what"] for line in lines if not line["balanced"]] == []
+
+
+def test_an_empty_ledger_balances(connection: psycopg.Connection) -> None:
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("hand_in_the_tables", "lines"),
+    [
+        (
+            "update stored_deliveries set settled_at = null where state = 'failed'",
+            ["deliveries of settled notifications are settled"],
+        ),
+        (
+            "delete from stored_attempts where verdict = 'sent' and late",
+            ["each sent delivery has one sent attempt that settled it"],
+        ),
+        (
+            "insert into stored_attempts select * from stored_attempts where verdict = 'sent' and not late limit 1",
+            [
+                "each sent delivery has one sent attempt that settled it",
+                "attempts of deliveries are rows of the history that count",
+            ],
+        ),
+        (
+            "update stored_deliveries set state = 'failed' where state = 'sent'",
+            ["each sent attempt settled its delivery"],
+        ),
+        (
+            "update stored_deliveries set attempts = attempts + 1 where address = 'is retried'",
+            ["attempts of deliveries are rows of the history that count"],
+        ),
+        (
+            "delete from stored_attempts where verdict = 'failed'",
+            ["attempts of deliveries are rows of the history that count"],
+        ),
+        (
+            """
+            update notifications
+            set due_at = case when address = 'is retried' then now() - interval '3 minutes' else due_at end,
+                leased_at = leased_at - interval '1 minute'
+            """,
+            ["nothing is due for longer than a lease and 5 s while nobody claims"],
+        ),
+        ("update stored_workers set ended_at = now()", ["no lease is of a worker that is gone"]),
+        (
+            "update notifications set settled_because = null where campaign = 'no_such'",
+            ["each settled notification has deliveries or a reason"],
+        ),
+    ],
+)
+def test_a_hand_in_the_tables_is_seen(
+    database: str, connection: psycopg.Connection, hand_in_the_tables: LiteralString, lines: list[str]
+) -> None:
+    live_through_everything(database, connection)
+    connection.execute("set search_path = notify_worker")
+
+    connection.execute(hand_in_the_tables)
+
+    assert unbalanced(connection) == lines

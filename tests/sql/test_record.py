@@ -1,0 +1,593 @@
+"""What an outcome does to its delivery, its notification, its device and the history, and what a lock may hold up."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+
+from tests.support.store_calls import (
+    Row,
+    at_once,
+    attempts,
+    bury,
+    claim,
+    claim_one,
+    connected,
+    deliveries,
+    enter,
+    insert,
+    let_pass,
+    mark,
+    notification,
+    only_delivery,
+    outcome,
+    record,
+    register,
+    row,
+    state,
+    unbalanced,
+    value,
+)
+
+DEVICE: LiteralString = "select * from notify_worker.devices where address = %s and project = %s"
+
+SENT = {"verdict": "sent", "http_status": 200, "sent_as": "projects/p/messages/1"}
+RETRY = {"verdict": "retry", "http_status": 503, "error": "FCM is busy", "retry_in": 3600}
+FAILED = {"verdict": "failed", "http_status": 400, "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
+UNREGISTERED = {"verdict": "unregistered", "http_status": 404, "error_code": "UNREGISTERED", "error": "it is gone"}
+UNKNOWN = {"verdict": "unknown", "error_code": "ReadTimeout", "error": "no answer came"}
+PAUSED = {"verdict": "paused", "http_status": 401, "error": "the credentials are wrong", "retry_in": 3600}
+AGAIN = {"retry_in": 3600}
+NOW = {"retry_in": 0}
+
+
+def device(connection: psycopg.Connection, address: str, project: str = "default") -> Row:
+    return row(connection, DEVICE, address, project)
+
+
+def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
+    for number in range(count):
+        register(connection, "u_42", f"fcm:device-{number}")
+    return insert(connection, receiver_id="u_42", **columns)
+
+
+def due_in(connection: psycopg.Connection, delivery: Row) -> timedelta:
+    left: timedelta = value(connection, "select %s - now()", delivery["due_at"])
+    return left
+
+
+@pytest.mark.parametrize(
+    ("came_to", "on_unknown", "ends", "counted"),
+    [
+        (SENT, "resend", "sent", 1),
+        (FAILED, "resend", "failed", 1),
+        (UNREGISTERED, "resend", "failed", 1),
+        (RETRY | {"retry_in": None}, "resend", "failed", 1),
+        (UNKNOWN, "resend", "failed", 1),
+        (UNKNOWN, "hold", "held", 1),
+        (PAUSED | {"retry_in": None}, "resend", "failed", 0),
+    ],
+    ids=lambda given: given["verdict"] if isinstance(given, dict) else str(given),
+)
+def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
+    connection: psycopg.Connection, came_to: Row, on_unknown: str, ends: str, counted: int
+) -> None:
+    worker = enter(connection)
+    number = insert(connection, on_unknown=on_unknown)
+
+    added = record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+
+    ended = only_delivery(connection, number)
+    assert added == 1
+    assert (ended["state"], ended["attempts"], ended["tries"]) == (ends, counted, 1)
+    assert (ended["last_verdict"], ended["last_error"]) == (came_to["verdict"], came_to.get("error"))
+    assert ended["sent_as"] == came_to.get("sent_as")
+    assert (ended["settled_at"] is None) == (ends == "held")
+    assert notification(connection, number)["lease"] is None
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("came_to", "counted"),
+    [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)],
+    ids=["retry", "unknown", "paused"],
+)
+def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock(
+    connection: psycopg.Connection, came_to: Row, counted: int
+) -> None:
+    worker = enter(connection)
+    number = insert(connection)
+
+    record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+
+    waiting, its = notification(connection, number), only_delivery(connection, number)
+    assert (waiting["state"], waiting["lease"], waiting["leased_by"]) == ("pending", None, None)
+    assert waiting["due_at"] == its["due_at"] == attempts(connection, number)[0]["retry_at"]
+    assert timedelta(minutes=59) < due_in(connection, its) <= timedelta(hours=1)
+    assert (its["state"], its["attempts"], its["tries"], its["settled_at"]) == ("pending", counted, 1, None)
+    assert claim(connection, worker) == []
+
+
+def test_what_is_due_again_is_claimed_with_what_was_counted(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert(connection)
+    for verdict in ("retry", "paused", "unknown"):
+        record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, retry_in=0))
+
+    again = claim_one(connection, worker)
+    record(connection, worker, outcome(again, **SENT))
+
+    assert (again["attempts"], again["tries"]) == (2, 3)
+    assert [each["number"] for each in attempts(connection, number)] == [1, 2, 3, 4]
+    assert state(connection, number) == "sent"
+    assert unbalanced(connection) == []
+
+
+def test_the_history_says_who_did_what_and_when(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert(connection)
+    claimed = claim_one(connection, worker)
+
+    record(connection, worker, outcome(claimed, **(RETRY | {"requests": 3, "started_ago": 5, "finished_ago": 2})))
+
+    (attempt,) = attempts(connection, number)
+    assert attempt["finished_at"] - attempt["started_at"] == timedelta(seconds=3)
+    assert timedelta(seconds=2) <= value(connection, "select now() - %s", attempt["finished_at"]) < timedelta(minutes=1)
+    assert attempt["retry_at"] - attempt["finished_at"] == timedelta(seconds=3602)
+    assert (attempt["worker"], attempt["requests"], attempt["http_status"]) == (worker.name, 3, 503)
+    assert (attempt["verdict"], attempt["error"], attempt["error_code"]) == ("retry", "FCM is busy", None)
+    assert (attempt["number"], attempt["late"]) == (1, False)
+
+
+TRUTH_TABLE: list[tuple[list[Row], str, str]] = [
+    ([SENT, FAILED, RETRY], "resend", "pending"),
+    ([SENT, UNREGISTERED, PAUSED], "resend", "pending"),
+    ([SENT, UNKNOWN, RETRY], "hold", "pending"),
+    ([UNKNOWN, SENT, FAILED], "hold", "held"),
+    ([UNREGISTERED, UNREGISTERED, UNKNOWN], "hold", "held"),
+    ([SENT, SENT, SENT], "resend", "sent"),
+    ([FAILED, SENT, UNREGISTERED], "resend", "sent"),
+    ([UNKNOWN, SENT, FAILED], "resend", "sent"),
+    ([UNREGISTERED, UNREGISTERED, UNREGISTERED], "resend", "unreachable"),
+    ([UNREGISTERED, FAILED, UNREGISTERED], "resend", "failed"),
+    ([FAILED, FAILED, FAILED], "resend", "failed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("came_to", "on_unknown", "ends"),
+    TRUTH_TABLE,
+    ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
+)
+def test_a_notification_is_held_until_its_last_device_is_recorded_and_then_is_what_they_are_together(
+    connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
+) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 3, on_unknown=on_unknown)
+    claimed = claim(connection, worker)
+
+    for each, became in zip(claimed, came_to, strict=True):
+        leased = notification(connection, number)
+        assert (leased["state"], str(leased["lease"])) == ("pending", each["lease"])
+        record(connection, worker, outcome(each, **became))
+
+    ended = notification(connection, number)
+    assert (ended["state"], ended["lease"], ended["leased_by"]) == (ends, None, None)
+    assert (ended["settled_at"] is None) == (ends in ("pending", "held"))
+    assert unbalanced(connection) == []
+
+
+EXPIRE: LiteralString = "update notify_worker.notifications set expires_at = now()"
+RETIRE: LiteralString = "update notify_worker.campaigns set retired_at = now()"
+
+
+@pytest.mark.parametrize(
+    ("came_to", "then", "ends", "open_ones_end"),
+    [
+        ([RETRY | NOW, RETRY | NOW], EXPIRE, "expired", "expired"),
+        ([RETRY | NOW, SENT], EXPIRE, "sent", "expired"),
+        ([RETRY | NOW, FAILED], EXPIRE, "failed", "expired"),
+        ([RETRY | NOW, UNREGISTERED], EXPIRE, "failed", "expired"),
+        ([RETRY | NOW, RETRY | NOW], RETIRE, "cancelled", "cancelled"),
+        ([RETRY | NOW, SENT], RETIRE, "sent", "cancelled"),
+        ([RETRY | NOW, FAILED], RETIRE, "failed", "cancelled"),
+    ],
+)
+def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
+    connection: psycopg.Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
+) -> None:
+    worker = enter(connection)
+    connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
+    number = insert_for_devices(connection, 2, campaign="sale")
+    claimed = claim(connection, worker)
+    record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
+    connection.execute(then)
+
+    assert claim(connection, worker) == []
+    assert state(connection, number) == ends
+    assert deliveries(connection, number)[0]["state"] == open_ones_end
+    assert unbalanced(connection) == []
+
+
+def test_only_what_is_due_again_is_claimed_again(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 3)
+    sent, soon, later = claim(connection, worker)
+    record(connection, worker, outcome(sent, **SENT), outcome(soon, **RETRY | NOW), outcome(later, **RETRY))
+
+    again = claim_one(connection, worker)
+    record(connection, worker, outcome(again, **SENT))
+
+    assert again["delivery_id"] == soon["delivery_id"]
+    waiting = notification(connection, number)
+    assert (waiting["state"], waiting["due_at"]) == ("pending", deliveries(connection, number)[2]["due_at"])
+
+
+def test_the_same_outcomes_again_change_nothing(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 3)
+    claimed = claim(connection, worker)
+    came_to = [outcome(each, **became) for each, became in zip(claimed, [SENT, RETRY, FAILED], strict=True)]
+
+    first = record(connection, worker, *came_to)
+    before = deliveries(connection, number), notification(connection, number), attempts(connection, number)
+    again = record(connection, worker, *came_to)
+
+    assert (first, again) == (3, 0)
+    assert (deliveries(connection, number), notification(connection, number), attempts(connection, number)) == before
+
+
+def test_the_same_outcomes_twice_in_one_call_are_added_once(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    insert(connection)
+    sent = outcome(claim_one(connection, worker), **SENT)
+
+    assert record(connection, worker, sent, sent) == 1
+    assert unbalanced(connection) == []
+
+
+def recorder(database: str, *arguments: Any) -> Callable[[], int]:
+    def run() -> int:
+        with connected(database) as session:
+            return record(session, *arguments)
+
+    return run
+
+
+def test_the_same_outcomes_on_two_connections_at_once_are_added_once(
+    database: str, connection: psycopg.Connection
+) -> None:
+    worker = enter(connection)
+    for _ in range(10):
+        insert(connection)
+        came_to = [outcome(claim_one(connection, worker), **RETRY)]
+
+        added = at_once(recorder(database, worker, *came_to), recorder(database, worker, *came_to))
+
+        assert sorted(added) == [0, 1]
+    assert unbalanced(connection) == []
+
+
+def test_batches_in_different_orders_on_two_connections_never_deadlock(
+    database: str, connection: psycopg.Connection
+) -> None:
+    with connected(database) as his:
+        she, he = enter(connection), enter(his)
+        for number in range(20):
+            register(connection, f"u_{number}", f"fcm:device-{number}")
+        for _ in range(10):
+            for number in range(20):
+                insert(connection, receiver_id=f"u_{number}")
+                insert(connection, receiver_id=f"u_{number}")
+            hers = [outcome(each, **SENT) for each in claim(connection, she, most=20)]
+            his_own = [outcome(each, **RETRY) for each in claim(his, he, most=20)]
+            connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
+
+            added = at_once(
+                lambda hers=hers: record(connection, she, *hers),  # type: ignore[misc]
+                recorder(database, she, *hers[::-1]),
+                lambda his_own=his_own: record(his, he, *his_own[::-1]),  # type: ignore[misc]
+            )
+
+            assert min(added) == 0
+            assert sum(added) == 40
+
+
+def test_a_notification_that_a_business_transaction_has_locked_delays_nobody(
+    database: str, connection: psycopg.Connection
+) -> None:
+    worker = enter(connection)
+    first, locked, last = insert(connection), insert(connection), insert(connection)
+    came_to = [outcome(each, **SENT) for each in claim(connection, worker)]
+    connection.execute("set lock_timeout = '5s'")
+    with connected(database) as business:
+        business.execute("begin")
+        business.execute("select from notify_worker.notifications where id = %s for update", [locked])
+
+        assert record(connection, worker, *came_to) == 3
+        assert [state(connection, number) for number in (first, locked, last)] == ["sent", "pending", "sent"]
+    assert [each["verdict"] for each in attempts(connection, locked)] == ["sent"]
+
+
+def test_an_outcome_that_came_too_early_to_be_applied_is_applied_with_the_next(
+    database: str, connection: psycopg.Connection
+) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 2)
+    one, two = claim(connection, worker)
+    with connected(database) as business:
+        business.execute("begin")
+        business.execute("select from notify_worker.notifications for update")
+        record(connection, worker, outcome(one, **SENT))
+
+    record(connection, worker, outcome(two, **FAILED))
+
+    assert [each["state"] for each in deliveries(connection, number)] == ["sent", "failed"]
+    assert state(connection, number) == "sent"
+
+
+def test_an_unregistered_device_is_retired(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    connection.execute("insert into notify_worker.projects (name) values ('another')")
+    register(connection, "u_42", "fcm:phone")
+    register(connection, "u_42", "fcm:phone", project="another")
+    number = insert(connection, receiver_id="u_42")
+
+    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+
+    retired = device(connection, "fcm:phone")
+    assert retired["retired_at"] is not None
+    assert retired["retired_because"] == "FCM calls it unregistered"
+    assert device(connection, "fcm:phone", "another")["retired_at"] is None
+    assert state(connection, number) == "unreachable"
+
+
+def test_a_device_whose_address_was_given_directly_is_retired_too(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    insert(connection, kind="token", address="fcm:phone")
+
+    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+
+    assert device(connection, "fcm:phone")["retired_at"] is not None
+
+
+def test_a_device_that_has_registered_again_since_the_request_began_stays(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    insert(connection, receiver_id="u_42")
+    claimed = claim_one(connection, worker)
+    register(connection, "u_42", "fcm:phone")
+
+    record(connection, worker, outcome(claimed, **UNREGISTERED, started_ago=60))
+
+    assert device(connection, "fcm:phone")["retired_at"] is None
+
+
+def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
+    database: str, connection: psycopg.Connection
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    number = insert(connection, receiver_id="u_42")
+    claimed = claim_one(connection, worker)
+    connection.execute("set lock_timeout = '5s'")
+    with connected(database) as business:
+        business.execute("begin")
+        register(business, "u_42", "fcm:phone", platform="ios")
+
+        record(connection, worker, outcome(claimed, **UNREGISTERED))
+        business.execute("commit")
+
+    assert state(connection, number) == "unreachable"
+    assert device(connection, "fcm:phone")["retired_at"] is None
+
+
+@pytest.mark.parametrize(("seen", "moves"), [("25 hours", True), ("23 hours", False)])
+def test_what_was_sent_to_has_been_seen_which_is_written_once_a_day(
+    connection: psycopg.Connection, seen: str, moves: bool
+) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    connection.execute("update notify_worker.devices set seen_at = now() - %s::interval", [seen])
+    before = device(connection, "fcm:phone")["seen_at"]
+    insert(connection, receiver_id="u_42")
+
+    record(connection, worker, outcome(claim_one(connection, worker), **SENT))
+
+    assert (device(connection, "fcm:phone")["seen_at"] > before) is moves
+
+
+@pytest.mark.parametrize("came_to", [RETRY, FAILED, UNKNOWN, PAUSED], ids=lambda given: str(given["verdict"]))
+def test_only_sent_is_a_sign_of_life_of_a_device(connection: psycopg.Connection, came_to: Row) -> None:
+    worker = enter(connection)
+    register(connection, "u_42", "fcm:phone")
+    connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
+    before = device(connection, "fcm:phone")
+    insert(connection, receiver_id="u_42")
+
+    record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+
+    assert device(connection, "fcm:phone") == before
+
+
+def die(database: str, connection: psycopg.Connection) -> tuple[Any, Row]:
+    """A worker claims the one delivery, dies in its request, and is buried; return it and what it held."""
+    with connected(database) as session:
+        worker = enter(session)
+        claimed = claim_one(session, worker)
+        mark(session, claimed)
+    assert bury(connection, worker) == 1
+    return worker, claimed
+
+
+def test_a_late_outcome_stands_in_the_history_with_the_number_of_the_row_that_it_answers(
+    database: str, connection: psycopg.Connection
+) -> None:
+    number = insert(connection)
+    dead, held = die(database, connection)
+    worker = enter(connection)
+    again = claim_one(connection, worker)
+    before = only_delivery(connection, number), notification(connection, number)
+
+    record(connection, dead, outcome(held, **SENT))
+
+    cut_off, late = attempts(connection, number)
+    assert (cut_off["verdict"], cut_off["number"], cut_off["late"]) == ("unknown", 1, False)
+    assert (late["verdict"], late["number"], late["late"]) == ("sent", 1, True)
+    assert (only_delivery(connection, number), notification(connection, number)) == before
+    record(connection, worker, outcome(again, **SENT))
+    assert state(connection, number) == "sent"
+    assert attempts(connection, number)[-1]["number"] == 2
+    assert unbalanced(connection) == []
+
+
+def test_a_late_outcome_is_added_once(database: str, connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    dead, held = die(database, connection)
+
+    assert record(connection, dead, outcome(held, **SENT)) == 1
+    assert record(connection, dead, outcome(held, **SENT)) == 0
+    assert len(attempts(connection, number)) == 2
+
+
+@pytest.mark.parametrize(("on_unknown", "before"), [("resend", "pending"), ("hold", "held")])
+def test_a_late_sent_settles_what_is_held_or_waits(
+    database: str, connection: psycopg.Connection, on_unknown: str, before: str
+) -> None:
+    number = insert(connection, on_unknown=on_unknown)
+    dead, held = die(database, connection)
+    assert state(connection, number) == before
+
+    record(connection, dead, outcome(held, **SENT))
+
+    its = only_delivery(connection, number)
+    assert (its["state"], its["sent_as"], its["attempts"]) == ("sent", SENT["sent_as"], 0)
+    assert state(connection, number) == "sent"
+    assert claim(connection, enter(connection)) == []
+    assert unbalanced(connection) == []
+
+
+def a_late_sent_that_met_a_lock(database: str, connection: psycopg.Connection, number: int) -> None:
+    """Somebody's transaction had the row as its dead worker's answer came: it stands in the history, and nowhere else."""
+    dead, held = die(database, connection)
+    before = state(connection, number)
+    with psycopg.connect(database) as another:
+        another.execute("select from notify_worker.notifications for update")
+        assert record(connection, dead, outcome(held, **SENT)) == 1
+    assert state(connection, number) == before
+
+
+def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    a_late_sent_that_met_a_lock(database, connection, number)
+
+    assert claim(connection, enter(connection)) == []
+
+    its = only_delivery(connection, number)
+    assert (its["state"], its["sent_as"], its["last_verdict"]) == ("sent", SENT["sent_as"], "sent")
+    assert state(connection, number) == "sent"
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(("call", "says"), [("retry", 0), ("cancel", False)])
+@pytest.mark.parametrize("on_unknown", ["resend", "hold"])
+def test_a_call_finds_a_late_sent_that_met_a_lock(
+    database: str, connection: psycopg.Connection, on_unknown: str, call: str, says: int | bool
+) -> None:
+    number = insert(connection, on_unknown=on_unknown)
+    a_late_sent_that_met_a_lock(database, connection, number)
+
+    assert value(connection, f"select notify_worker.{call}(%s::bigint)", number) == says
+
+    assert state(connection, number) == "sent"
+    assert claim(connection, enter(connection)) == []
+    assert unbalanced(connection) == []
+
+
+def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_again(
+    database: str, connection: psycopg.Connection
+) -> None:
+    number = insert(connection, on_unknown="hold")
+    dead, held = die(database, connection)
+    with psycopg.connect(database) as slow:
+        slow.execute("select 1")
+        assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
+        record(slow, dead, outcome(held, **SENT))
+
+    assert claim(connection, enter(connection)) == []
+    assert state(connection, number) == "sent"
+
+
+def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
+    database: str, connection: psycopg.Connection
+) -> None:
+    register(connection, "ada", "fcm:1")
+    number = insert(connection, receiver_id="ada")
+    dead, held = die(database, connection)
+    other = enter(connection)
+    record(connection, other, outcome(claim_one(connection, other), **RETRY))
+    register(connection, "ada", "fcm:2")
+    assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1, "she has another device now"
+    sibling = claim_one(connection, other)
+
+    record(connection, dead, outcome(held, **SENT))
+    record(connection, other, outcome(sibling, **RETRY))
+    let_pass(connection, hours=2)
+
+    assert [each["delivery_id"] for each in claim(connection, other)] == [sibling["delivery_id"]]
+    assert unbalanced(connection) == []
+
+
+@pytest.mark.parametrize(
+    "came_to", [RETRY, FAILED, UNREGISTERED, UNKNOWN, PAUSED], ids=lambda given: str(given["verdict"])
+)
+@pytest.mark.parametrize("on_unknown", ["resend", "hold"])
+def test_any_other_late_answer_settles_nothing(
+    database: str, connection: psycopg.Connection, came_to: Row, on_unknown: str
+) -> None:
+    number = insert(connection, on_unknown=on_unknown)
+    dead, held = die(database, connection)
+    before = only_delivery(connection, number), notification(connection, number)
+
+    assert record(connection, dead, outcome(held, **came_to)) == 1
+
+    assert (only_delivery(connection, number), notification(connection, number)) == before
+    assert unbalanced(connection) == []
+
+
+def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert(connection)
+    claimed = claim_one(connection, worker)
+
+    connection.execute("select notify_worker.release(%s, %s)", [claimed["lease"], [claimed["delivery_id"]]])
+
+    assert notification(connection, number)["lease"] is None
+    assert attempts(connection, number) == []
+    again = claim_one(connection, worker)
+    assert (again["delivery_id"], again["attempts"], again["tries"]) == (claimed["delivery_id"], 0, 0)
+
+
+def test_what_is_released_waits_for_what_is_still_out(connection: psycopg.Connection) -> None:
+    worker = enter(connection)
+    number = insert_for_devices(connection, 2)
+    out, unsent = claim(connection, worker)
+    connection.execute("select notify_worker.release(%s, %s)", [unsent["lease"], [unsent["delivery_id"]]])
+    assert str(notification(connection, number)["lease"]) == out["lease"]
+
+    record(connection, worker, outcome(out, **SENT))
+
+    assert claim_one(connection, worker)["delivery_id"] == unsent["delivery_id"]
+
+
+def test_nobody_releases_what_another_holds(database: str, connection: psycopg.Connection) -> None:
+    number = insert(connection)
+    _, held = die(database, connection)
+    again = claim_one(connection, enter(connection))
+
+    connection.execute("select notify_worker.release(%s, %s)", [held["lease"], [held["delivery_id"]]])
+
+    assert str(notification(connection, number)["lease"]) == again["lease"]

@@ -1,0 +1,1196 @@
+"""Everything that can happen to notifications, in any order: the SQL against a plain model of it, on a real database.
+
+The first half is the model: what CONTRACT.md says of states, leases, history, devices and pauses, in memory. The second half
+does the same things to both and compares them after each step. Nothing sleeps: time passes by setting back every moment
+that the database holds. Whatever ends, ends half a minute off the full minutes in which time passes here, so that the
+seconds that a test takes decide nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import cycle
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg.errors import ObjectInUse
+from psycopg.sql import SQL, Identifier
+
+from tests.support import store_calls
+from tests.support.waiting import until
+
+Rule = TypeVar("Rule", bound=Callable[..., None])
+
+MINUTE = 60.0
+LEASE = 9.5 * MINUTE
+EXPIRES_AFTER = 8.5 * 60 * MINUTE
+APNS_WAIT = 15 * MINUTE
+TICK = 1e-6
+
+GIVEN_UP = {"failed", "expired", "cancelled", "held"}
+"""What `retry` puts back in line."""
+
+PROJECTS = ("default", "shop")
+RECEIVERS = ("ada", "bob")
+PLATFORMS = {"fcm:1": "ios", "fcm:2": "android", "fcm:3": None, "fcm:4": "android"}
+"""By address. One of iOS alone: of two at once the database may take either for a probe, and Hypothesis wants no chance."""
+WISHES = (
+    {"receiver_id": "ada"},
+    {"kind": "topic", "address": "tents"},
+    {"receiver_id": "ada", "campaign": "sale"},
+    {"kind": "token", "address": "fcm:5"},
+    {"receiver_id": "bob"},
+    {"kind": "topic", "address": "boats", "project": "shop"},
+)
+AT_ONCE = (0.0, None)
+TIMES = (AT_ONCE, AT_ONCE, AT_ONCE, (0.0, 2.5 * MINUTE), (90.5 * MINUTE, None), (90.5 * MINUTE, 120.5 * MINUTE))
+"""After which time it is to be sent, and after which it is no more worth it."""
+
+
+# ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Named:
+    """Is printed by its name, and not field by field."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+@dataclass(eq=False)
+class Device:
+    """Where a receiver can be reached. Its address belongs to whoever registered it last."""
+
+    receiver: str
+    platform: str | None
+    registered: float
+    live: bool = True
+    followed_by: str | None = None
+
+
+@dataclass(eq=False)
+class Delivery(Named):
+    """One notification to one address."""
+
+    address: str
+    kind: str
+    platform: str | None
+    due: float
+    id: int = 0
+    """As the database numbers it."""
+    state: str = "pending"
+    unregistered: bool = False
+    """It failed since its address is gone."""
+    attempts: int = 0
+    """How many rows of the history count since it was last put back in line."""
+    retried: float = 0.0
+    """When a call put it back in line."""
+    marked_under: str | None = None
+    """The lease under which a request of it was about to begin."""
+
+    def __repr__(self) -> str:
+        return f"<delivery {self.id}>"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt, as its worker says it."""
+
+    verdict: str
+    counts: bool = True
+    retry_in: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the history."""
+
+    delivery: Delivery
+    outcome: Outcome
+    recorded: float
+    late: bool = False
+
+
+@dataclass(eq=False)
+class Lease:
+    """Under this token a worker holds a notification until then: those deliveries of it that were due."""
+
+    token: str
+    worker: "Worker"
+    ends: float
+    out: list[Delivery]
+    recorded: dict[Delivery, Row] = field(default_factory=dict)
+    """What the history holds for it already."""
+
+
+@dataclass(eq=False)
+class Notification(Named):
+    """The wish to tell somebody something, once."""
+
+    id: int
+    project: str
+    receiver: str | None
+    address: str | None
+    kind: str | None
+    campaign: str | None
+    hold: bool
+    created: float
+    due: float
+    expires: float | None = None
+    state: str = "pending"
+    deliveries: list[Delivery] = field(default_factory=list)
+    expanded: bool = False
+    lease: Lease | None = None
+    cancelled: bool = False
+    retried: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"<notification {self.id}>"
+
+    @property
+    def expiry(self) -> float:
+        return self.expires or max(self.created, self.retried) + EXPIRES_AFTER
+
+    def in_state(self, *states: str) -> list[Delivery]:
+        return [delivery for delivery in self.deliveries if delivery.state in states]
+
+    def derived(self) -> str:
+        """The truth table of CONTRACT.md: the first line that fits."""
+        for state in ("pending", "held", "sent"):
+            if self.in_state(state):
+                return state
+        if self.cancelled:
+            return "cancelled"
+        if all(delivery.state == "failed" and delivery.unregistered for delivery in self.deliveries):
+            return "unreachable"
+        return next((state for state in ("failed", "expired") if self.in_state(state)), "cancelled")
+
+
+@dataclass(eq=False)
+class Worker(Named):
+    """A worker and its session; a dead one until somebody buries it."""
+
+    words: store_calls.Worker
+    session: psycopg.Connection
+    alive: bool = True
+    buried: bool = False
+
+    def __repr__(self) -> str:
+        return f"<worker {self.words.id}{'' if self.alive else ', dead'}>"
+
+
+@dataclass(eq=False)
+class Hand(Named):
+    """A delivery in a worker's hands: what it was given by a claim, and at last what became of it."""
+
+    notification: Notification
+    delivery: Delivery
+    address: str
+    lease: str
+    worker: Worker
+    id: int
+    began: float
+    outcome: Outcome | None = None
+    given_back: bool = False
+
+    def __repr__(self) -> str:
+        return f"<delivery {self.id} of {self.notification} under {self.lease[:4]}, {self.worker}>"
+
+
+@dataclass(eq=False)
+class Incident:
+    """A pause that workers begin: topics, until a time; or iOS and web, until a probe gets through."""
+
+    project: str
+    scope: str
+    until: float
+
+    @property
+    def probed(self) -> bool:
+        return self.scope == "apns_web"
+
+    def stops(self, delivery: Delivery) -> bool:
+        return delivery.kind == "topic" if self.scope == "topics" else delivery.platform == "ios"
+
+
+class Model:
+    """The world as CONTRACT.md says that it is."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.notifications: list[Notification] = []
+        self.devices: dict[str, Device] = {}
+        self.campaigns: dict[str, bool] = {}
+        """Whether it is retired."""
+        self.history: list[Row] = []
+        self.known: set[tuple[Delivery, str]] = set()
+        """An outcome is known by its delivery and its lease."""
+        self.paused: set[str] = set()
+        self.incidents: list[Incident] = []
+
+    def now(self) -> float:
+        """As in the database, no two moments are the same."""
+        self.time += TICK
+        return self.time
+
+    # What the application does
+
+    def register(self, receiver: str, address: str, replaces: str | None) -> None:
+        self.devices[address] = Device(receiver, PLATFORMS[address], self.now())
+        if replaces == address or replaces not in self.devices:
+            return
+        for known, device in self.devices.items():
+            if known != address and replaces in (known, device.followed_by):
+                device.live = False
+                device.followed_by = address
+
+    def cancel(self, notification: Notification) -> bool:
+        if not notification.lease:
+            self.apply_late(notification)
+        if notification.state not in ("pending", "held"):
+            return False
+        nothing_left = (
+            notification.state == "pending"
+            and notification.lease is None
+            and not any(
+                row.delivery in notification.deliveries and row.outcome.verdict in ("sent", "unknown")
+                for row in self.history
+            )
+        )
+        notification.cancelled = True
+        if not notification.deliveries:
+            notification.state = "cancelled"
+        for delivery in notification.in_state("held"):
+            delivery.state = "cancelled"
+        self.settle(notification)
+        return nothing_left
+
+    def retry(self, notification: Notification, only: Delivery | None = None) -> int:
+        self.apply_late(notification)
+        again = [
+            delivery
+            for delivery in notification.in_state(*GIVEN_UP)
+            if only in (None, delivery) and self.reaches(notification, delivery)
+        ]
+        for delivery in again:
+            delivery.state, delivery.attempts, delivery.due, delivery.retried = "pending", 0, self.now(), self.now()
+        if only is None and notification.expanded:
+            again += self.add_deliveries(notification)
+        if not again and (notification.expanded or notification.state == "pending"):
+            return 0
+        now = self.now()
+        notification.due = min(now, notification.due) if notification.state == "pending" else now
+        if notification.expires is not None and notification.expires <= now:
+            notification.expires = None
+        notification.state, notification.retried, notification.cancelled = "pending", now, False
+        return len(again)
+
+    def reaches(self, notification: Notification, delivery: Delivery) -> bool:
+        """Whether the delivery's address is still the receiver's."""
+        device = self.devices.get(delivery.address)
+        return notification.receiver is None or bool(
+            device and device.live and device.receiver == notification.receiver
+        )
+
+    def resume(self, project: str) -> None:
+        self.paused.discard(project)
+        for incident in [each for each in self.incidents if each.project == project]:
+            self.end(incident)
+
+    def a_probe_got_through(self, project: str) -> None:
+        for incident in [each for each in self.incidents if each.project == project and each.probed]:
+            self.end(incident)
+
+    def begin(self, project: str, scope: str, lasts: float) -> None:
+        now = self.now()
+        self.incidents = [each for each in self.incidents if each.probed or each.until > now]
+        for incident in self.incidents:
+            if (incident.project, incident.scope) == (project, scope):
+                incident.until = incident.until if incident.probed else max(incident.until, now + lasts)
+                return
+        self.incidents.append(Incident(project, scope, now + lasts))
+
+    def end(self, incident: Incident) -> None:
+        """What waited for it, or for its own expiry before that, is due at once."""
+        self.incidents.remove(incident)
+        for each in self.notifications:
+            waits = self.now() < each.due <= incident.until and each.due in (incident.until, each.expiry)
+            if each.project != incident.project or not each.expanded or each.lease or not waits:
+                continue
+            for delivery in each.in_state("pending"):
+                if delivery.due == each.due:
+                    delivery.due = self.now()
+            each.due = self.now()
+
+    # What a worker does
+
+    def due(self) -> list[Notification]:
+        """What may be claimed: whose first send, schedule, backoff or lease is over, of projects that are not paused."""
+        now = self.now()
+        return [
+            each
+            for each in self.notifications
+            if each.state == "pending" and each.due <= now and each.project not in self.paused
+        ]
+
+    def claim(
+        self, worker: Worker, token: str, busy: list[Notification], probes: set[tuple[int, str]]
+    ) -> set[tuple[int, str]]:
+        """Take all that is due and not locked; return what is to be sent. `probes`: those that the database chose."""
+        picked = [each for each in self.due() if each not in busy]
+        for notification in picked:
+            self.take_over(notification)
+        at = self.now()
+        for notification in picked:
+            self.apply_late(notification)
+            if notification.state == "pending":
+                self.drop_moved_devices(notification)
+                self.settle_unsendable(notification)
+        for notification in picked:
+            if notification.state == "pending" and not notification.expanded:
+                self.expand(notification)
+        self.put_off(picked, at, probes)
+        claimed = set()
+        for notification in picked:
+            out = [delivery for delivery in notification.in_state("pending") if delivery.due <= at]
+            if out:
+                notification.lease = Lease(token, worker, at + LEASE, out)
+                notification.due = at + LEASE
+                claimed |= {(notification.id, delivery.address) for delivery in out}
+        return claimed
+
+    def take_over(self, notification: Notification) -> None:
+        """A lease is over. What the history holds for it is applied; the rest is unknown, and due at once or held."""
+        lease = notification.lease
+        if lease is None:
+            return
+        self.apply_history(notification)
+        for delivery in lease.out:
+            may_have_left = notification.hold and delivery.marked_under == lease.token
+            unknown = Outcome("unknown", counts=False, retry_in=None if may_have_left else 0)
+            lease.recorded[delivery] = self.write(Row(delivery, unknown, self.now()))
+        self.apply_history(notification)
+        self.settle(notification)
+
+    def drop_moved_devices(self, notification: Notification) -> None:
+        """Where a device was replaced, its successor is told, once; what is for one that is gone ends as unregistered."""
+        if notification.receiver is None or not notification.expanded:
+            return
+        told = {each.address for each in notification.deliveries}
+        gone = [delivery for delivery in notification.in_state("pending") if not self.reaches(notification, delivery)]
+        for delivery in gone:
+            successor = self.devices[delivery.address].followed_by
+            device = self.devices.get(successor or "")
+            if (
+                successor
+                and device
+                and device.live
+                and device.receiver == notification.receiver
+                and successor not in told
+            ):
+                delivery.address, delivery.platform = successor, device.platform
+                told.add(successor)
+            else:
+                delivery.state, delivery.unregistered = "failed", True
+        if gone:
+            self.settle(notification)
+
+    def settle_unsendable(self, notification: Notification) -> None:
+        if notification.expiry <= self.now():
+            state = "expired"
+        elif notification.campaign is None or self.campaigns.get(notification.campaign) is False:
+            return
+        else:
+            state = "cancelled" if notification.campaign in self.campaigns else "failed"
+        for delivery in notification.in_state("pending"):
+            delivery.state, delivery.unregistered = state, False
+        if not notification.expanded:
+            notification.state = state
+        self.settle(notification)
+
+    def expand(self, notification: Notification) -> None:
+        if not self.add_deliveries(notification):
+            notification.state = "unreachable"
+        notification.expanded = bool(notification.deliveries)
+
+    def add_deliveries(self, notification: Notification) -> list[Delivery]:
+        """One for each live device of the receiver that has none, or one for the address."""
+        due = self.now() if notification.expanded else notification.due
+        told = {delivery.address for delivery in notification.deliveries}
+        if notification.receiver is None:
+            assert notification.address
+            assert notification.kind
+            found = [] if told else [Delivery(notification.address, notification.kind, None, due)]
+        else:
+            found = [
+                Delivery(address, "token", device.platform, due)
+                for address, device in self.devices.items()
+                if device.live and device.receiver == notification.receiver and address not in told
+            ]
+        notification.deliveries += found
+        return found
+
+    def put_off(self, picked: list[Notification], at: float, probes: set[tuple[int, str]]) -> None:
+        """What an incident stops waits for its end, or for its own expiry; where a probe is due, all but that one."""
+        for incident in sorted(self.incidents, key=lambda each: each.scope):
+            stopped = [
+                (notification, delivery)
+                for notification in picked
+                if notification.project == incident.project and notification.state == "pending"
+                for delivery in notification.in_state("pending")
+                if delivery.due <= at and incident.stops(delivery)
+            ]
+            if not stopped or not (incident.probed or incident.until > at):
+                continue
+            if incident.until <= at:
+                incident.until = at + APNS_WAIT
+                chosen = [(each, delivery) for each, delivery in stopped if (each.id, delivery.address) in probes]
+                assert len(chosen) == 1, f"one probe of {stopped}, not {chosen}"
+                stopped.remove(chosen[0])
+            for notification, delivery in stopped:
+                delivery.due = max(at + 0.001, min(incident.until, notification.expiry))
+                self.settle(notification)
+
+    def mark(self, hands: list[Hand]) -> set[int]:
+        """Return those whose requests may begin: still out, under a lease that is not over."""
+        begun = set()
+        for hand in hands:
+            lease = hand.notification.lease
+            if lease and lease.token == hand.lease and hand.delivery in lease.out and lease.ends > self.now():
+                hand.delivery.marked_under = hand.lease
+                begun.add(hand.id)
+        return begun
+
+    def record(self, hands: list[Hand], busy: list[Notification]) -> int:
+        """History first; then what is still held and not locked; then what came late and says sent; then the devices."""
+        added = 0
+        for hand in hands:
+            assert hand.outcome
+            if (hand.delivery, hand.lease) in self.known:
+                continue
+            self.known.add((hand.delivery, hand.lease))
+            added += 1
+            holds = holds_still(hand)
+            row = self.write(Row(hand.delivery, hand.outcome, self.now(), late=not holds))
+            if holds and hand.notification.lease:
+                hand.notification.lease.recorded[hand.delivery] = row
+        for notification in unlocked(filter(holds_still, hands), busy):
+            self.apply_history(notification)
+            self.settle(notification)
+        for hand in hands:
+            self.answer_late(hand, busy)
+            self.touch_device(hand)
+        return added
+
+    def answer_late(self, hand: Hand, busy: list[Notification]) -> None:
+        """A late answer that says sent settles what is held or pending: at once where it is free, else at the next claim."""
+        free = hand.notification not in busy and not hand.notification.lease
+        if free and hand.outcome and hand.outcome.verdict == "sent" and hand.notification.state in ("pending", "held"):
+            self.apply_late(hand.notification)
+
+    def apply_late(self, notification: Notification) -> None:
+        known = {
+            row.delivery
+            for row in self.history
+            if row.late and row.outcome.verdict == "sent" and row.recorded > row.delivery.retried
+        }
+        for delivery in known.intersection(notification.in_state("pending", "held")):
+            delivery.state = "sent"
+            self.settle(notification)
+
+    def touch_device(self, hand: Hand) -> None:
+        """An address that FCM calls unregistered is retired, if it has not registered again since the request began."""
+        device = self.devices.get(hand.address)
+        if device and hand.outcome and hand.outcome.verdict == "unregistered" and device.registered < hand.began:
+            device.live = False
+
+    def release(self, hands: list[Hand], busy: list[Notification]) -> None:
+        """What was not sent is due again at once; nothing is counted."""
+        held = [hand for hand in hands if holds_still(hand)]
+        theirs = unlocked(held, busy)
+        for hand in held:
+            lease = hand.notification.lease
+            if lease and hand.notification in theirs and hand.delivery in lease.out:
+                lease.out.remove(hand.delivery)
+                hand.delivery.due = self.now()
+        for notification in theirs:
+            self.settle(notification)
+
+    def bury(self, worker: Worker, busy: list[Notification]) -> int:
+        theirs = [each for each in self.held_by(worker) if each not in busy]
+        for notification in theirs:
+            self.take_over(notification)
+        return len(theirs)
+
+    def held_by(self, worker: Worker) -> list[Notification]:
+        return [each for each in self.notifications if each.lease and each.lease.worker is worker]
+
+    # What follows from it
+
+    def write(self, row: Row) -> Row:
+        self.history.append(row)
+        return row
+
+    def apply_history(self, notification: Notification) -> None:
+        """What the history holds for what is out becomes its state."""
+        lease = notification.lease
+        assert lease
+        for delivery, row in lease.recorded.items():
+            if delivery not in lease.out:
+                continue
+            lease.out.remove(delivery)
+            delivery.attempts += row.outcome.counts
+            delivery.unregistered = row.outcome.verdict == "unregistered"
+            if row.outcome.verdict == "sent":
+                delivery.state = "sent"
+            elif row.outcome.verdict in ("failed", "unregistered"):
+                delivery.state = "failed"
+            elif row.outcome.retry_in is not None:
+                delivery.due = min(row.recorded + row.outcome.retry_in, notification.expiry)
+            else:
+                delivery.state = "held" if notification.hold and row.outcome.verdict == "unknown" else "failed"
+
+    def settle(self, notification: Notification) -> None:
+        """Derive the state from the deliveries; the lease ends with the last that is out."""
+        out = notification.lease.out if notification.lease else []
+        if notification.cancelled:
+            for delivery in notification.in_state("pending"):
+                if delivery not in out:
+                    delivery.state = "cancelled"
+        if out or not notification.deliveries:
+            return
+        notification.lease = None
+        notification.state = notification.derived()
+        notification.due = min((each.due for each in notification.in_state("pending")), default=notification.due)
+        if notification.state == "unreachable" and notification.receiver and (new := self.add_deliveries(notification)):
+            notification.state, notification.due = "pending", min(each.due for each in new)
+
+
+def holds_still(hand: Hand) -> bool:
+    lease = hand.notification.lease
+    return lease is not None and lease.token == hand.lease
+
+
+def unlocked(hands: Iterable[Hand], busy: list[Notification]) -> list[Notification]:
+    return list(dict.fromkeys(hand.notification for hand in hands if hand.notification not in busy))
+
+
+# ── the database, and what is done to both ──────────────────────────────────────────────────────────────────────────────
+
+
+class Database:
+    """A migrated database that is emptied again and again, and whose clock can be put forward."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+        self.connection = psycopg.connect(conninfo, autocommit=True)
+        self.other = psycopg.connect(conninfo)
+        """The business transaction of somebody who has rows locked."""
+        self.connection.execute("set search_path = notify_worker")
+        # Time passes by days here, and the history has no partition for what was before this month.
+        self.connection.execute(
+            SQL(
+                "create table stored_attempts_before partition of stored_attempts for values from (minvalue) to ({})"
+            ).format(datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+        )
+        moments: dict[str, list[str]] = {}
+        for each in self.rows(
+            """
+            select class.relname as in_table, attribute.attname as moment
+            from pg_class as class
+            join pg_attribute as attribute
+                on attribute.attrelid = class.oid
+                and attribute.atttypid = 'timestamptz'::regtype
+            where class.relnamespace = 'notify_worker'::regnamespace
+                and class.relkind in ('r', 'p')
+                and not class.relispartition
+                and class.relname not like 'procrastinate%'
+            """
+        ):
+            moments.setdefault(each["in_table"], []).append(each["moment"])
+        self.set_back = (
+            SQL(";")
+            .join(
+                SQL("update {} set {}").format(
+                    Identifier(table),
+                    SQL(", ").join(SQL("{0} = {0} - {{0}}").format(Identifier(each)) for each in columns),
+                )
+                for table, columns in moments.items()
+            )
+            .as_string()
+        )
+
+    def rows(self, statement: LiteralString, *values: object) -> list[store_calls.Row]:
+        return store_calls.rows(self.connection, statement, *values)
+
+    def value(self, statement: LiteralString, *values: object) -> Any:
+        return store_calls.value(self.connection, statement, *values)
+
+    def empty(self) -> None:
+        self.connection.execute(
+            """
+            truncate notifications, stored_deliveries, stored_attempts, devices, campaigns, projects,
+                stored_incidents, stored_allowances, stored_workers, procrastinate_jobs cascade
+            """
+        )
+        for project in PROJECTS:
+            self.connection.execute(
+                "insert into projects (name, expires_after) values (%s, make_interval(secs => %s))",
+                [project, EXPIRES_AFTER],
+            )
+
+    def put_forward(self, seconds: float) -> None:
+        """Let time pass: every moment lies longer ago."""
+        self.connection.execute(SQL(self.set_back).format(timedelta(seconds=seconds)))
+
+    @contextmanager
+    def locked(self, notifications: Iterable[Notification]) -> Iterator[None]:
+        """Somebody's transaction has these rows locked."""
+        numbers = [each.id for each in notifications]
+        if not numbers:
+            yield
+            return
+        self.other.execute("select from notify_worker.notifications where id = any (%s) for update", [numbers])
+        try:
+            yield
+        finally:
+            self.other.rollback()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.other.close()
+
+
+def one_of(which: str) -> st.SearchStrategy[Any]:
+    """One of those that the machine has of these now."""
+    return st.runner().flatmap(lambda machine: st.sampled_from(getattr(machine, which)))
+
+
+def some_of(which: str, least: int = 1) -> st.SearchStrategy[list[Any]]:
+    return st.runner().flatmap(
+        lambda machine: (
+            st.lists(st.sampled_from(getattr(machine, which)), min_size=least, max_size=3, unique=True)
+            if getattr(machine, which)
+            else st.just([])
+        )
+    )
+
+
+def there_are(which: str) -> Callable[[Rule], Rule]:
+    needs: Callable[[Rule], Rule] = precondition(lambda machine: bool(getattr(machine, which)))
+    return needs
+
+
+maybe_busy: st.SearchStrategy[list[Notification]] = st.just([]) | some_of("notifications", least=0)
+"""What somebody else's transaction has locked."""
+projects = st.sampled_from(("default", *PROJECTS))
+receivers = st.sampled_from(RECEIVERS)
+addresses = st.sampled_from(sorted(PLATFORMS))
+waits = st.sampled_from([MINUTE, MINUTE, 10 * MINUTE, 120 * MINUTE])
+outcomes = st.sampled_from(
+    [
+        Outcome("sent"),
+        Outcome("sent"),
+        Outcome("unregistered"),
+        Outcome("unregistered"),
+        Outcome("failed"),
+        Outcome("retry", retry_in=1.5 * MINUTE),
+        Outcome("retry", counts=False, retry_in=1.5 * MINUTE),
+        Outcome("retry"),
+        Outcome("unknown", retry_in=90.5 * MINUTE),
+        Outcome("unknown", counts=False, retry_in=1.5 * MINUTE),
+        Outcome("unknown"),
+        Outcome("paused", counts=False, retry_in=0.0),
+    ]
+)
+Wish = tuple[dict[str, str], tuple[float, float | None], bool]
+wishes = st.lists(st.tuples(st.sampled_from(WISHES), st.sampled_from(TIMES), st.booleans()), min_size=1, max_size=3)
+
+
+class Machine(RuleBasedStateMachine):
+    """Does everything to the database and to the model, and compares what they answer."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database = database
+        self.model = Model()
+        self.workers: list[Worker] = []
+        self.hands: list[Hand] = []
+        self.safe: set[Notification] = set()
+        """What was cancelled with the answer true, and not put back in line since."""
+        database.empty()
+
+    @initialize(wishes=wishes)
+    def open_the_shop(self, wishes: list[Wish]) -> None:
+        self.enter()
+        self.enter()
+        for receiver, address in ("ada", "fcm:1"), ("ada", "fcm:2"), ("bob", "fcm:3"):
+            self.register(receiver, address, None)
+        self.the_campaign("there")
+        self.insert(wishes)
+
+    def teardown(self) -> None:
+        for worker in self.workers:
+            worker.session.close()
+
+    # Of whom and of what there are some just now
+
+    @property
+    def notifications(self) -> list[Notification]:
+        return self.model.notifications
+
+    @property
+    def deliveries(self) -> list[tuple[Notification, Delivery]]:
+        return [(each, delivery) for each in self.notifications for delivery in each.deliveries]
+
+    @property
+    def pending(self) -> list[Notification]:
+        return [each for each in self.notifications if each.state == "pending"]
+
+    @property
+    def of_the_campaign(self) -> list[Notification]:
+        return [each for each in self.pending if each.campaign]
+
+    @property
+    def waited_for(self) -> list[str]:
+        """The devices for which a delivery waits, or else all that there can be."""
+        waiting = [
+            delivery.address for each, delivery in self.deliveries if each.receiver and delivery.state == "pending"
+        ]
+        return sorted(waiting or PLATFORMS)
+
+    @property
+    def in_use(self) -> list[str]:
+        return [address for address, device in self.model.devices.items() if device.live] if self.pending else []
+
+    @property
+    def ended(self) -> list[Notification]:
+        """What can be retried, and what a worker holds, which is refused."""
+        return [each for each in self.notifications if each.state != "pending" or each.lease]
+
+    @property
+    def given_up(self) -> list[tuple[Notification, Delivery]]:
+        given_up = [(each, delivery) for each, delivery in self.deliveries if delivery.state in GIVEN_UP]
+        return sorted(given_up, key=lambda each: (each[0].id, each[1].address))
+
+    @property
+    def stopped(self) -> list[str]:
+        return sorted(self.model.paused | {each.project for each in self.model.incidents})
+
+    @property
+    def living(self) -> list[Worker]:
+        return [each for each in self.workers if each.alive]
+
+    @property
+    def claimants(self) -> list[Worker]:
+        return self.living if self.pending else []
+
+    @property
+    def dead(self) -> list[Worker]:
+        return [each for each in self.workers if not each.alive and not each.buried]
+
+    @property
+    def holders(self) -> list[Worker]:
+        return [each for each in self.living if self.model.held_by(each)]
+
+    @property
+    def answers(self) -> list[Hand]:
+        """What an outcome may come of, or come of again: a worker gives nothing back that it has sent."""
+        return [each for each in self.hands if not each.given_back]
+
+    @property
+    def overdue(self) -> list[Hand]:
+        """What came to nothing before its lease was taken over."""
+        return [each for each in self.answers if each.outcome is None and not holds_still(each)]
+
+    @property
+    def unsent(self) -> list[Hand]:
+        return [each for each in self.answers if each.outcome is None and each.worker.alive]
+
+    # The application
+
+    @rule(wishes=wishes)
+    def insert(self, wishes: list[Wish]) -> None:
+        for of, (send_in, expires_in), hold in wishes:
+            self.insert_one(of, send_in, expires_in, hold=hold)
+
+    def insert_one(self, of: dict[str, str], send_in: float, expires_in: float | None, *, hold: bool) -> None:
+        now = datetime.now(UTC)
+        number = store_calls.insert(
+            self.database.connection,
+            **of,
+            on_unknown="hold" if hold else "resend",
+            send_at=now + timedelta(seconds=send_in) if send_in else None,
+            expires_at=now + timedelta(seconds=expires_in) if expires_in else None,
+        )
+        created = self.model.now()
+        self.notifications.append(
+            Notification(
+                id=number,
+                project=of.get("project", "default"),
+                receiver=of.get("receiver_id"),
+                address=of.get("address"),
+                kind=of.get("kind"),
+                campaign=of.get("campaign"),
+                hold=hold,
+                created=created + send_in,
+                due=created + send_in,
+                expires=created + expires_in if expires_in else None,
+            )
+        )
+
+    @there_are("in_use")
+    @rule(receiver=receivers, address=addresses | one_of("waited_for"), replaces=st.none() | one_of("in_use"))
+    def register(self, receiver: str, address: str, replaces: str | None) -> None:
+        self.database.value(
+            "select register_device(%s, 'token', %s, %s, replaces => %s)",
+            receiver,
+            address,
+            PLATFORMS[address],
+            replaces,
+        )
+        self.model.register(receiver, address, replaces)
+
+    @there_are("in_use")
+    @rule(address=one_of("in_use"))
+    def retire(self, address: str) -> None:
+        assert self.database.value("select retire_device('token', %s)", address)
+        self.model.devices[address].live = False
+
+    @there_are("of_the_campaign")
+    @rule(becomes=st.sampled_from(["there", "retired", "deleted"]))
+    def the_campaign(self, becomes: str) -> None:
+        self.database.connection.execute("delete from campaigns")
+        self.model.campaigns.clear()
+        if becomes != "deleted":
+            self.database.connection.execute(
+                "insert into campaigns (name, title, retired_at) values ('sale', 'Now', case when %s then now() end)",
+                [becomes == "retired"],
+            )
+            self.model.campaigns["sale"] = becomes == "retired"
+
+    @there_are("pending")
+    @rule(notification=one_of("pending"))
+    def expire(self, notification: Notification) -> None:
+        self.database.connection.execute(
+            "update notifications set expires_at = clock_timestamp() where id = %s", [notification.id]
+        )
+        notification.expires = self.model.now()
+
+    @there_are("notifications")
+    @rule(notification=one_of("notifications"))
+    def cancel(self, notification: Notification) -> None:
+        nothing_left = self.database.value("select cancel(%s::bigint)", notification.id)
+        assert nothing_left == self.model.cancel(notification)
+        if nothing_left:
+            self.safe.add(notification)
+
+    @there_are("ended")
+    @rule(notification=one_of("ended"))
+    def retry(self, notification: Notification) -> None:
+        self.put_back(notification, None, "select retry(%s::bigint)", notification.id)
+
+    @there_are("given_up")
+    @rule(which=one_of("given_up"))
+    def retry_delivery(self, which: tuple[Notification, Delivery]) -> None:
+        self.put_back(*which, "select retry_delivery(%s)", which[1].id)
+
+    def put_back(
+        self, notification: Notification, delivery: Delivery | None, statement: LiteralString, number: int
+    ) -> None:
+        if notification.lease:
+            with pytest.raises(ObjectInUse):
+                self.database.value(statement, number)
+            return
+        assert self.database.value(statement, number) == self.model.retry(notification, delivery)
+        if notification.state == "pending":
+            self.safe.discard(notification)
+
+    # Pauses
+
+    @there_are("claimants")
+    @rule(
+        project=projects,
+        what=st.sampled_from(["topics", "apns_web", "project"]),
+        worker=one_of("claimants"),
+        wishes=wishes,
+    )
+    def stop(self, project: str, what: str, worker: Worker, wishes: list[Wish]) -> None:
+        """A worker finds that something of a project is not worth a request, or an operator pauses it. Business goes on."""
+        if what == "project":
+            self.database.value("select pause(%s, 'a rehearsal')", project)
+            self.model.paused.add(project)
+        else:
+            lasts = 30.5 * MINUTE if what == "topics" else None
+            self.database.value("select begin_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
+            self.model.begin(project, what, lasts or APNS_WAIT)
+        self.insert(wishes)
+        self.claim(worker, MINUTE, [], marked=False)
+
+    @there_are("stopped")
+    @rule(project=one_of("stopped"), by_a_probe=st.booleans())
+    def go_on(self, project: str, by_a_probe: bool) -> None:
+        if by_a_probe:
+            self.database.value("select end_incident(%s, 'apns_web')", project)
+            self.model.a_probe_got_through(project)
+        else:
+            self.database.value("select resume(%s)", project)
+            self.model.resume(project)
+
+    # Workers
+
+    def enter(self) -> None:
+        session = psycopg.connect(self.database.conninfo, autocommit=True)
+        self.workers.append(Worker(store_calls.enter(session, timedelta(seconds=LEASE)), session))
+
+    @there_are("claimants")
+    @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
+    def claim(self, worker: Worker, after: float, busy: list[Notification], marked: bool) -> None:
+        """A worker claims all that is due by now. `marked`: it begins with the requests of it, too."""
+        self.let_pass(after)
+        with self.database.locked(busy):
+            claimed = store_calls.claim(worker.session, worker.words)
+        claimed.sort(key=lambda each: (each["notification_id"], each["address"]))
+        now = {(each["notification_id"], each["address"]) for each in claimed}
+        probes = {(each["notification_id"], each["address"]) for each in claimed if each["probe"]}
+
+        assert self.model.claim(worker, claimed[0]["lease"] if claimed else "", busy, probes) == now
+        assert len(now) == len(claimed), "each delivery once"
+        self.learn_numbers()
+        hands = [self.take(worker, row) for row in claimed]
+        if marked:
+            self.mark(hands)
+
+    @there_are("claimants")
+    @rule(worker=one_of("claimants"), after=waits, became=st.lists(outcomes, min_size=1, max_size=3))
+    def claim_and_answer(self, worker: Worker, after: float, became: list[Outcome]) -> None:
+        """Nothing comes between."""
+        before = len(self.hands)
+        self.claim(worker, after, [], marked=False)
+        for hand, outcome in zip(self.hands[before:], cycle(became), strict=False):
+            self.record([hand], outcome, [])
+
+    @there_are("claimants")
+    @rule(worker=one_of("claimants"), after=waits, marked=st.booleans())
+    def claim_and_crash(self, worker: Worker, after: float, marked: bool) -> None:
+        self.claim(worker, after, [], marked)
+        self.crash(worker)
+
+    def take(self, worker: Worker, row: store_calls.Row) -> Hand:
+        notification = next(each for each in self.notifications if each.id == row["notification_id"])
+        delivery = next(each for each in notification.deliveries if each.address == row["address"])
+        assert notification not in self.safe, "what was cancelled in time does not arrive"
+        assert delivery.id == row["delivery_id"]
+        assert (delivery.attempts, delivery.platform) == (row["attempts"], row["platform"])
+        hand = Hand(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
+        self.hands.append(hand)
+        return hand
+
+    @there_are("unsent")
+    @rule(hands=some_of("unsent"))
+    def mark(self, hands: list[Hand]) -> None:
+        claimed = [{"delivery_id": each.id, "lease": each.lease} for each in hands]
+
+        assert set(store_calls.mark(self.database.connection, *claimed)) == self.model.mark(hands)
+
+    @there_are("answers")
+    @rule(hands=some_of("answers"), outcome=outcomes, busy=maybe_busy)
+    def record(self, hands: list[Hand], outcome: Outcome, busy: list[Notification]) -> None:
+        """In time or late, of the living and of the dead, for the first time or again."""
+        worker = hands[0].worker
+        hands = [each for each in hands if each.worker is worker]
+        for hand in hands:
+            hand.outcome = hand.outcome or outcome
+        with self.database.locked(busy):
+            added = store_calls.record(self.database.connection, worker.words, *map(self.as_recorded, hands))
+
+        assert added == self.model.record(hands, busy)
+
+    @there_are("overdue")
+    @rule(hand=one_of("overdue"), outcome=outcomes, busy=maybe_busy)
+    def answer_late(self, hand: Hand, outcome: Outcome, busy: list[Notification]) -> None:
+        self.record([hand], outcome, busy)
+
+    def as_recorded(self, hand: Hand) -> store_calls.Row:
+        assert hand.outcome
+        return {
+            "delivery_id": hand.id,
+            "notification_id": hand.notification.id,
+            "lease": hand.lease,
+            "verdict": hand.outcome.verdict,
+            "counts": hand.outcome.counts,
+            "retry_in": hand.outcome.retry_in,
+            "requests": 1,
+            "started_ago": self.model.time - hand.began + 1,
+            "finished_ago": 0,
+        }
+
+    @there_are("unsent")
+    @rule(hands=some_of("unsent"), busy=maybe_busy)
+    def release(self, hands: list[Hand], busy: list[Notification]) -> None:
+        hands = [each for each in hands if each.lease == hands[0].lease]
+        with self.database.locked(busy):
+            self.database.value("select release(%s, %s)", hands[0].lease, [each.id for each in hands])
+
+        self.model.release(hands, busy)
+        for hand in hands:
+            hand.given_back = True
+
+    @there_are("holders")
+    @rule(worker=one_of("holders"))
+    def crash(self, worker: Worker) -> None:
+        pid = worker.session.info.backend_pid
+        worker.session.close()
+        gone: LiteralString = "select not exists (select from pg_stat_activity where pid = %s)"
+        until("the session has ended", lambda: bool(self.database.value(gone, pid)), within=10)
+        worker.alive = False
+        self.enter()
+
+    @there_are("dead")
+    @rule(worker=one_of("dead"), busy=maybe_busy)
+    def bury(self, worker: Worker, busy: list[Notification]) -> None:
+        with self.database.locked(busy):
+            buried = store_calls.bury(self.database.connection, worker.words)
+
+        assert buried == self.model.bury(worker, busy)
+        worker.buried = True
+
+    def let_pass(self, seconds: float) -> None:
+        self.database.put_forward(seconds)
+        self.model.time += seconds
+
+    # What holds after each step
+
+    @invariant()
+    def the_database_is_as_the_model_says(self) -> None:
+        self.learn_numbers()
+        self.notifications_are_as_the_model_says()
+        self.deliveries_are_as_the_model_says()
+        self.the_history_is_as_the_model_says()
+        self.the_ledger_balances()
+
+    def learn_numbers(self) -> None:
+        numbers = {
+            (each["notification_id"], each["address"]): each["id"]
+            for each in self.database.rows("select id, notification_id, address from stored_deliveries")
+        }
+        for notification in self.notifications:
+            for delivery in notification.deliveries:
+                delivery.id = numbers.get((notification.id, delivery.address), 0)
+            notification.deliveries.sort(key=lambda delivery: delivery.id)
+
+    def notifications_are_as_the_model_says(self) -> None:
+        found = {
+            each["id"]: (each["state"], each["lease"] and str(each["lease"]), each["due"])
+            for each in self.database.rows(
+                "select id, state, lease, state = 'pending' and due_at <= clock_timestamp() as due from notifications"
+            )
+        }
+
+        now = self.model.now()
+        assert found == {
+            each.id: (each.state, each.lease.token if each.lease else None, each.state == "pending" and each.due <= now)
+            for each in self.notifications
+        }
+
+    def deliveries_are_as_the_model_says(self) -> None:
+        found = [
+            (each["notification_id"], each["address"], each["state"], each["attempts"])
+            for each in self.database.rows("select * from stored_deliveries order by notification_id, id")
+        ]
+
+        assert found == [
+            (notification.id, delivery.address, delivery.state, delivery.attempts)
+            for notification, delivery in self.deliveries
+        ]
+
+    def the_history_is_as_the_model_says(self) -> None:
+        found = self.database.rows("select * from stored_attempts order by delivery_id, recorded_at, number")
+
+        assert sorted((each["delivery_id"], each["verdict"], each["counts"], each["late"]) for each in found) == sorted(
+            (each.delivery.id, each.outcome.verdict, each.outcome.counts, each.late) for each in self.model.history
+        )
+        for _, delivery in self.deliveries:
+            numbers = [each["number"] for each in found if each["delivery_id"] == delivery.id and not each["late"]]
+            assert numbers == list(range(1, len(numbers) + 1)), "each row has the next number"
+
+    def the_ledger_balances(self) -> None:
+        expected = {"nothing is due for longer than a lease and 5 s while nobody claims"}  # time leaps here
+        if any(each.buried and self.model.held_by(each) for each in self.workers):
+            expected.add("no lease is of a worker that is gone")  # it was locked; it comes back when its lease ends
+        assert set(store_calls.unbalanced(self.database.connection)) <= expected
+
+
+@pytest.fixture
+def emptied(database: str) -> Iterator[Database]:
+    emptied = Database(database)
+    yield emptied
+    emptied.close()
+
+
+def rehearse(emptied: Database, **how: Any) -> None:
+    """Let Hypothesis find an order of things after which the database is not as the model says."""
+
+    class On(Machine):
+        def __init__(self) -> None:
+            super().__init__(emptied)
+
+    unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+    run_state_machine_as_test(On, settings=settings(unhurried, **how))
+
+
+def test_whatever_happens_the_database_is_as_the_model_says(emptied: Database) -> None:
+    rehearse(emptied, max_examples=25, stateful_step_count=40, derandomize=True)
+
+
+@pytest.mark.slow
+def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Database) -> None:
+    rehearse(emptied, max_examples=1_500, stateful_step_count=60, database=None)
+
+
+# ── what it has found ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
+
+
+def a_notification_whose_device_is_gone(connection: psycopg.Connection, *, registers_again_as: str) -> int:
+    """It is of a campaign that nobody has any more when it is tried again."""
+    store_calls.register(connection, "ada", "fcm:1")
+    connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
+    number = store_calls.insert(connection, receiver_id="ada", campaign="sale")
+    worker = store_calls.enter(connection)
+    claimed = store_calls.claim_one(connection, worker)
+    if registers_again_as != "fcm:1":
+        store_calls.register(connection, "ada", registers_again_as)
+    store_calls.record(connection, worker, store_calls.outcome(claimed, **UNREGISTERED))
+    if registers_again_as == "fcm:1":
+        store_calls.register(connection, "ada", "fcm:1")
+        assert store_calls.value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
+    connection.execute("delete from notify_worker.campaigns")
+    assert store_calls.claim(connection, worker) == []
+    return number
+
+
+@pytest.mark.parametrize("registers_again_as", ["fcm:1", "fcm:2"])
+def test_what_fails_for_want_of_its_campaign_is_no_gone_address(
+    connection: psycopg.Connection, registers_again_as: str
+) -> None:
+    number = a_notification_whose_device_is_gone(connection, registers_again_as=registers_again_as)
+
+    assert store_calls.state(connection, number) == "failed"
+    assert [each["error"] for each in store_calls.rows(connection, "select error from notify_worker.dead_letters")] == [
+        'there is no campaign "sale"'
+    ]

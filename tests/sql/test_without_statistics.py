@@ -1,0 +1,75 @@
+"""The hot statements where nothing was ever analyzed: the first minute of any installation, or after a crash."""
+
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.support.store_calls import Row, enter, outcome, rows, value
+
+RECEIVERS, AT_ONCE = 2000, 100
+
+PAGES_EACH = 250
+"""Pages that one of a batch may touch: far above what it does touch (about 40 and 110), and far below all that is there."""
+
+
+@pytest.fixture
+def connection(connection: psycopg.Connection) -> psycopg.Connection:
+    """Two thousand receivers with a device and a notification each, and tables without any statistics."""
+    for table in ("notifications", "devices", "stored_deliveries"):
+        connection.execute(f"alter table notify_worker.{table} set (autovacuum_enabled = off)")
+    connection.execute(
+        """
+        insert into notify_worker.devices (receiver_id, kind, address, platform, seen_at)
+        select 'u_' || number, 'token', 'fcm:' || number, 'android', now() - interval '2 days'
+        from generate_series(1, %s) as number
+        """,
+        [RECEIVERS],
+    )
+    connection.execute(
+        """
+        insert into notify_worker.notifications (receiver_id, title)
+        select 'u_' || number, 'Hello' from generate_series(1, %s) as number
+        """,
+        [RECEIVERS],
+    )
+    return connection
+
+
+def pages(connection: psycopg.Connection, statement: LiteralString, *values: object) -> int:
+    """Run a statement, and say how many pages it touched."""
+    (plan,) = value(connection, "explain (analyze, buffers, format json) " + statement, *values)
+    return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
+
+
+def held(connection: psycopg.Connection) -> list[Row]:
+    """What is held by a worker, as its claim has told it."""
+    return rows(
+        connection,
+        """
+        select delivery.id as delivery_id, notification.id as notification_id, notification.lease::text
+        from notify_worker.notifications as notification
+        join notify_worker.stored_deliveries as delivery
+            on delivery.notification_id = notification.id
+        where notification.lease is not null
+        """,
+    )
+
+
+@pytest.mark.parametrize("verdict", ["sent", "unregistered", "unknown"])
+def test_a_claim_and_a_record_touch_what_they_are_about(connection: psycopg.Connection, verdict: str) -> None:
+    worker = enter(connection)
+    for _ in range(3):  # some history, and plans that have settled
+        connection.execute("select count(*) from notify_worker.claim(%s, %s, %s)", [worker.id, uuid4(), AT_ONCE])
+        outcomes = [outcome(each, verdict=verdict, retry_in=60, sent_as="name") for each in held(connection)]
+        connection.execute("select notify_worker.record(%s, %s)", [worker.id, Jsonb(outcomes)])
+
+    claiming = pages(connection, "select * from notify_worker.claim(%s, %s, %s)", worker.id, uuid4(), AT_ONCE)
+    outcomes = [outcome(each, verdict=verdict, retry_in=60, sent_as="name") for each in held(connection)]
+    recording = pages(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(outcomes))
+
+    assert len(outcomes) == AT_ONCE
+    assert claiming <= PAGES_EACH * AT_ONCE
+    assert recording <= PAGES_EACH * AT_ONCE

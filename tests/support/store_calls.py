@@ -1,0 +1,224 @@
+"""What the tests of the SQL side say again and again: a worker enters, claims, records. Plain SQL, as psql would."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Barrier
+from typing import Any, LiteralString, TypeVar
+from uuid import uuid4
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier, Placeholder
+from psycopg.types.json import Jsonb
+
+from tests.support.waiting import until
+
+Row = dict[str, Any]
+Result = TypeVar("Result")
+
+A_MOMENT = timedelta(milliseconds=50)
+"""A lease that a test can wait for."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    id: int
+    name: str
+
+
+def rows(connection: psycopg.Connection, statement: LiteralString, *values: object) -> list[Row]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, values or None).fetchall()
+
+
+def row(connection: psycopg.Connection, statement: LiteralString, *values: object) -> Row:
+    (only,) = rows(connection, statement, *values)
+    return only
+
+
+def value(connection: psycopg.Connection, statement: LiteralString, *values: object) -> Any:
+    (only,) = row(connection, statement, *values).values()
+    return only
+
+
+@contextmanager
+def connected(database: str) -> Iterator[psycopg.Connection]:
+    """One more session, which commits each statement. At the end it is gone from the server too, with its locks."""
+    with psycopg.connect(database, autocommit=True) as session:
+        pid = session.info.backend_pid
+        yield session
+    with psycopg.connect(database, autocommit=True) as observer:
+        gone = "select not exists (select from pg_stat_activity where pid = %s)"
+        until("the session has ended", lambda: bool(value(observer, gone, pid)), within=10)
+
+
+def at_once(*actions: Callable[[], Result]) -> list[Result]:
+    """Do all of it at the same moment, each in a thread of its own."""
+    barrier = Barrier(len(actions))
+
+    def act(action: Callable[[], Result]) -> Result:
+        barrier.wait(10)
+        return action()
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(act, actions))
+
+
+def await_lock(observer: psycopg.Connection, pid: int) -> None:
+    """Return when this session waits for somebody's lock."""
+    waits = "select exists (select from pg_stat_activity where pid = %s and wait_event_type = 'Lock')"
+    until("the session waits for a lock", lambda: bool(value(observer, waits, pid)), within=10)
+
+
+def insert(connection: psycopg.Connection, **columns: object) -> int:
+    """Insert a notification with these columns and return its id; what is not said is a title, for a token."""
+    target = {} if "receiver_id" in columns else {"kind": "token", "address": "fcm:phone"}
+    columns = {"title": "Hello", **target, **columns}
+    statement = SQL("insert into notify_worker.notifications ({}) values ({}) returning id").format(
+        SQL(", ").join(map(Identifier, columns)), SQL(", ").join(map(Placeholder, columns))
+    )
+    found = connection.execute(statement, {name: as_stored(each) for name, each in columns.items()}).fetchone()
+    assert found
+    return int(found[0])
+
+
+def as_stored(column: object) -> object:
+    return Jsonb(column) if isinstance(column, dict | list) else column
+
+
+def register(
+    connection: psycopg.Connection,
+    receiver_id: str,
+    address: str,
+    *,
+    platform: str = "android",
+    project: str = "default",
+) -> int:
+    statement: LiteralString = "select notify_worker.register_device(%s, 'token', %s, %s, %s)"
+    return int(value(connection, statement, receiver_id, address, platform, project))
+
+
+def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(minutes=2)) -> Worker:
+    """A worker enters. It lives as long as this session."""
+    pid = connection.info.backend_pid
+    return Worker(**row(connection, "select id, name from notify_worker.enter('here', %s, %s)", pid, lease_length))
+
+
+def leave(connection: psycopg.Connection, worker: Worker) -> None:
+    value(connection, "select notify_worker.leave(array[%s]::integer[])", worker.id)
+
+
+def still_here(connection: psycopg.Connection, worker: Worker) -> bool:
+    alive = rows(connection, "select notify_worker.still_here(array[%s]::integer[])", worker.id)
+    return bool(alive)
+
+
+def claim(connection: psycopg.Connection, worker: Worker, most: int = 100) -> list[Row]:
+    """Claim under a new lease, and return the deliveries with it; the row of nulls is left out."""
+    lease = uuid4()
+    claimed = rows(connection, "select * from notify_worker.claim(%s, %s, %s)", worker.id, lease, most)
+    return [each | {"lease": str(lease)} for each in claimed if each["delivery_id"] is not None]
+
+
+def claim_one(connection: psycopg.Connection, worker: Worker) -> Row:
+    (only,) = claim(connection, worker)
+    return only
+
+
+def outcome(delivery: Row, **came_to: object) -> Row:
+    """What became of a delivery, as `record` reads it."""
+    known = {name: delivery[name] for name in ("delivery_id", "notification_id", "lease")}
+    return known | {"requests": 1, "started_ago": 0, "finished_ago": 0} | came_to
+
+
+def record(connection: psycopg.Connection, worker: Worker, *outcomes: Row) -> int:
+    return int(value(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(list(outcomes))))
+
+
+def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
+    """Say that requests of these deliveries are about to begin; return those of which that may be."""
+    ids, leases = [each["delivery_id"] for each in claimed], [each["lease"] for each in claimed]
+    statement: LiteralString = "select notify_worker.mark(%s, %s::uuid[]) as id"
+    return [each["id"] for each in rows(connection, statement, ids, leases)]
+
+
+def bury(connection: psycopg.Connection, worker: Worker) -> int:
+    """Bury a worker as it was last seen; return how many notifications were put back in line."""
+    statement: LiteralString = "select notify_worker.bury(id, seen_at) from notify_worker.stored_workers where id = %s"
+    return int(value(connection, statement, worker.id))
+
+
+def await_end_of_lease(connection: psycopg.Connection, notification_id: int) -> None:
+    over = "select due_at <= clock_timestamp() from notify_worker.notifications where id = %s"
+    until("the lease has run out", lambda: bool(value(connection, over, notification_id)), within=10)
+
+
+def notification(connection: psycopg.Connection, notification_id: int) -> Row:
+    return row(connection, "select * from notify_worker.notifications where id = %s", notification_id)
+
+
+def state(connection: psycopg.Connection, notification_id: int) -> str:
+    return str(notification(connection, notification_id)["state"])
+
+
+def deliveries(connection: psycopg.Connection, notification_id: int) -> list[Row]:
+    statement: LiteralString = "select * from notify_worker.stored_deliveries where notification_id = %s order by id"
+    return rows(connection, statement, notification_id)
+
+
+def only_delivery(connection: psycopg.Connection, notification_id: int) -> Row:
+    (only,) = deliveries(connection, notification_id)
+    return only
+
+
+def attempts(connection: psycopg.Connection, notification_id: int) -> list[Row]:
+    """The history of a notification, as the view shows it."""
+    return rows(
+        connection,
+        "select * from notify_worker.attempts where notification_id = %s order by delivery_id, number, late",
+        notification_id,
+    )
+
+
+def unbalanced(connection: psycopg.Connection) -> list[str]:
+    """The lines of the ledger that do not balance."""
+    return [line["what"] for line in rows(connection, "select * from notify_worker.ledger where not balanced")]
+
+
+def begin(
+    connection: psycopg.Connection,
+    scope: str = "project",
+    project: str = "default",
+    *,
+    because: str = "its key was refused",
+    lasts: float | None = None,
+    per_second: float | None = None,
+) -> None:
+    """A worker found that this is not worth a request."""
+    statement: LiteralString = "select notify_worker.begin_incident(%s, %s, %s, %s, %s)"
+    connection.execute(statement, [project, scope, because, lasts, per_second])
+
+
+def end(connection: psycopg.Connection, scope: str = "project", project: str = "default") -> None:
+    """A probe got through."""
+    connection.execute("select notify_worker.end_incident(%s, %s)", [project, scope])
+
+
+def let_pass(connection: psycopg.Connection, **time: float) -> None:
+    """Let time pass, as `timedelta` names it: what stands in the tables was then longer ago. Workers stay alive."""
+    for table, columns in {
+        "projects": ["paused_until"],
+        "devices": ["registered_at", "seen_at", "retired_at"],
+        "notifications": ["created_at", "due_at", "send_at", "expires_at", "expanded_at", "leased_at", "settled_at"],
+        "stored_deliveries": ["created_at", "due_at", "settled_at"],
+        "stored_incidents": ["began_at", "until", "ended_at"],
+        "stored_allowances": ["spent_at"],
+    }.items():
+        earlier = [SQL("{0} = {0} - %(time)s").format(Identifier(column)) for column in columns]
+        connection.execute(
+            SQL("update notify_worker.{} set {}").format(Identifier(table), SQL(", ").join(earlier)),
+            {"time": timedelta(**time)},
+        )

@@ -1,0 +1,540 @@
+"""One attempt of a delivery, with a provider that plays a script: places, blips, stopping, and bugs."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from notify_worker.attempt import Mark, Places, Try
+from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict, Words
+from notify_worker.standing import Standing
+from tests.support.waiting import auntil
+from tests.unit.test_render import DELIVERY
+
+SENT = Outcome(Verdict.SENT, http_status=200)
+FAILED = Outcome(Verdict.FAILED, http_status=400)
+MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, mendable=True)
+NEVER_LEFT = Outcome(Verdict.RETRY, mendable=True)
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, mendable=True)
+QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
+A_BLIP = 0.9
+"""Seconds in which no blip's wait can have passed."""
+
+
+@dataclass
+class ScriptedSender:
+    """Gives each address the answers of its own script, in turn, as soon as `go` is set; SENT where there is none."""
+
+    scripts: dict[str, list[Outcome | Exception]] = field(default_factory=dict)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[str] = field(default_factory=list)
+    busy: int = 0
+    most_busy: int = 0
+
+    async def warm_up(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def send(self, message: Message) -> Outcome:
+        address = message.body["token"]
+        self.asked.append(address)
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        await self.go.wait()
+        self.busy -= 1
+        answer = self.scripts[address].pop(0) if self.scripts.get(address) else SENT
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def ready(**scripts: list[Outcome | Exception]) -> ScriptedSender:
+    """A sender that answers at once."""
+    sender = ScriptedSender(scripts)
+    sender.go.set()
+    return sender
+
+
+def attempt(
+    sender: ScriptedSender,
+    address: str = "a",
+    *,
+    places: Places | None = None,
+    stopping: asyncio.Event | None = None,
+    mend_for: float = 60,
+    standing: Standing | None = None,
+    mark: Mark | None = None,
+    **delivery: Any,
+) -> Try:
+    return Try(
+        replace(DELIVERY, address=address, **delivery),
+        standing or Standing(Project("default"), sender),
+        places=places or Places(100),
+        stopping=stopping or asyncio.Event(),
+        mend_for=mend_for,
+        mark=mark or allowed,
+    )
+
+
+async def allowed(delivery: Delivery) -> bool:
+    return True
+
+
+def project(sender: ScriptedSender, *answered: Outcome, closed: tuple[Scope, ...] = ()) -> Standing:
+    """A project that has got these answers within the last minute, and of which so much is stopped."""
+    standing = Standing(Project("default"), sender, closed=frozenset(closed))
+    for answer in answered:
+        standing.window.answered(answer, monotonic())
+    return standing
+
+
+async def made(attempt: Try) -> Attempt:
+    result = await attempt.run()
+    assert result is not None
+    return result
+
+
+async def test_a_message_that_is_sent_is_one_request_and_never_due_again() -> None:
+    sender, before = ready(), monotonic()
+
+    result = await made(attempt(sender))
+
+    assert result.outcome is SENT
+    assert (result.requests, result.retry_in) == (1, None)
+    assert before <= result.started <= result.finished <= monotonic()
+
+
+async def test_no_more_are_in_flight_than_there_are_places() -> None:
+    sender, places = ScriptedSender(), Places(3)
+    tries = [asyncio.create_task(made(attempt(sender, places=places))) for _ in range(20)]
+    await auntil("every place is taken and the others wait", lambda: places.waiting == 17, within=5)
+    assert (places.taken, sender.busy) == (3, 3)
+
+    sender.go.set()
+    results = await asyncio.gather(*tries)
+
+    assert [result.outcome for result in results] == [SENT] * 20
+    assert sender.most_busy == 3
+    assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_for_a_place() -> None:
+    sender, places = ready(), Places(1)
+    async with places:
+        waiting = asyncio.create_task(made(attempt(sender, places=places)))
+        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+        freed = monotonic()
+
+    assert (await waiting).started >= freed
+
+
+async def test_blips_are_mended_in_seconds_and_hold_no_place_meanwhile() -> None:
+    """Side by side, since a blip's waits are real: 1 s and 2 s."""
+    begun = monotonic()
+    one_place = Places(1)
+    in_turn = ready(first=[MENDABLE])
+    again_and_again = ready(a=[MENDABLE] * 3)
+    lease_over = ready(a=[MENDABLE])
+
+    first, second, given_up, cut_short, mended_late = await asyncio.gather(
+        made(attempt(in_turn, "first", places=one_place)),
+        made(attempt(in_turn, "second", places=one_place)),
+        made(attempt(again_and_again)),
+        made(attempt(lease_over, start_by=begun + 0.5, mend_for=0)),
+        made(attempt(ready(a=[MENDABLE]), start_by=begun + 0.5, mend_for=60)),
+    )
+
+    assert in_turn.asked == ["first", "second", "first"]  # with one place, the second one left while the first waited
+    assert (first.outcome, first.requests) == (SENT, 2)
+    assert second.finished < begun + A_BLIP
+    assert (given_up.outcome, given_up.requests) == (MENDABLE, 3)
+    assert given_up.retry_in is not None
+    assert 3 <= given_up.finished - given_up.started < 3.6 + A_BLIP
+    assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (MENDABLE, 1, 1)
+    assert (mended_late.outcome, mended_late.requests) == (SENT, 2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "on_unknown"),
+    [
+        (MENDABLE, OnUnknown.HOLD),
+        (Outcome(Verdict.RETRY, mendable=True), OnUnknown.HOLD),
+        (replace(MENDABLE, mendable=False), OnUnknown.RESEND),
+        (FAILED, OnUnknown.RESEND),
+    ],
+)
+async def test_what_may_not_be_asked_again_is_asked_once(outcome: Outcome, on_unknown: OnUnknown) -> None:
+    sender = ready(a=[outcome])
+
+    async with asyncio.timeout(A_BLIP):
+        result = await made(attempt(sender, on_unknown=on_unknown))
+
+    assert (result.outcome, result.requests) == (outcome, 1)
+
+
+async def test_nothing_is_mended_once_the_worker_stops() -> None:
+    sender, stopping = ScriptedSender({"a": [MENDABLE]}), asyncio.Event()
+    running = asyncio.create_task(made(attempt(sender, stopping=stopping)))
+    await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
+
+    stopping.set()
+    sender.go.set()
+    async with asyncio.timeout(A_BLIP):
+        result = await running
+
+    assert (result.outcome, result.requests) == (MENDABLE, 1)
+
+
+async def test_a_stop_ends_a_blips_wait_and_the_outcome_stands() -> None:
+    sender, stopping, places = ready(a=[MENDABLE]), asyncio.Event(), Places(1)
+    running = asyncio.create_task(made(attempt(sender, stopping=stopping, places=places)))
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
+
+    stopping.set()
+    async with asyncio.timeout(A_BLIP):
+        result = await running
+
+    assert (result.outcome, result.requests, len(sender.asked)) == (MENDABLE, 1, 1)
+
+
+async def test_who_waits_for_a_place_when_the_worker_stops_leaves_without_a_request() -> None:
+    sender, stopping, places = ScriptedSender(), asyncio.Event(), Places(1)
+    in_flight = asyncio.create_task(made(attempt(sender, "in flight", places=places, stopping=stopping)))
+    await auntil("the place is taken", lambda: sender.busy == 1, within=5)
+    waiting = [asyncio.create_task(attempt(sender, places=places, stopping=stopping).run()) for _ in range(3)]
+    await auntil("the others wait", lambda: places.waiting == 3, within=5)
+
+    stopping.set()
+    places.let_in_who_waits()
+
+    assert await asyncio.gather(*waiting) == [None] * 3
+    assert sender.asked == ["in flight"]
+    sender.go.set()
+    assert (await in_flight).outcome is SENT
+
+
+async def test_a_place_that_comes_too_late_is_not_used() -> None:
+    sender, places, start_by = ready(), Places(1), monotonic() + 0.05
+
+    async with places:
+        late = asyncio.create_task(attempt(sender, places=places, start_by=start_by).run())
+        await auntil("its time is over", lambda: monotonic() > start_by, within=5)
+
+    assert await late is None
+    assert sender.asked == []
+
+
+async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog: pytest.LogCaptureFixture) -> None:
+    sender, places = ready(broken=[RuntimeError("a bug")]), Places(1)
+
+    broken, *others = await asyncio.gather(
+        *(made(attempt(sender, address, places=places)) for address in ("broken", "a", "b"))
+    )
+
+    assert broken.outcome.verdict is Verdict.UNKNOWN
+    assert (broken.outcome.error_code, broken.requests) == ("BUG", 1)
+    assert broken.retry_in is not None
+    assert "a bug" not in (broken.outcome.error or "")
+    assert [other.outcome for other in others] == [SENT, SENT]
+    assert places.taken == 0
+    assert "delivery 7 broke" in caplog.text
+    assert "RuntimeError: a bug" in caplog.text
+
+
+async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_again() -> None:
+    sender = ready(a=[RuntimeError("a bug")])
+
+    result = await made(attempt(sender, on_unknown=OnUnknown.HOLD))
+
+    assert (result.outcome.verdict, result.retry_in) == (Verdict.UNKNOWN, None)
+
+
+async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
+    sender = ready()
+
+    result = await made(attempt(sender, inline=Words(body="x" * 5000)))
+
+    assert (result.outcome.verdict, result.outcome.error_code) == (Verdict.FAILED, "MESSAGE_TOO_BIG")
+    assert (result.requests, result.retry_in, sender.asked) == (0, None, [])
+
+
+# ── pauses ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_nothing_of_a_project_that_is_stopped_is_sent() -> None:
+    sender = ready()
+    standing = project(sender, closed=(Scope.PROJECT,))
+
+    assert await attempt(sender, standing=standing).run() is None
+    assert sender.asked == []
+
+
+async def test_a_probe_is_sent_whatever_is_stopped() -> None:
+    sender = ready()
+    standing = project(sender, closed=tuple(Scope))
+
+    result = await made(attempt(sender, standing=standing, probe=True))
+
+    assert (result.outcome, result.requests) == (SENT, 1)
+    assert Scope.PROJECT not in standing.closed
+
+
+async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_request() -> None:
+    sender, places = ScriptedSender({"a": [QUOTA]}), Places(1)
+    standing = project(sender)
+    in_flight = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
+    await auntil("the place is taken", lambda: sender.busy == 1, within=5)
+    waiting = [asyncio.create_task(attempt(sender, standing=standing, places=places).run()) for _ in range(3)]
+    await auntil("the others wait", lambda: places.waiting == 3, within=5)
+
+    sender.go.set()
+
+    assert await asyncio.gather(*waiting) == [None] * 3
+    assert (await in_flight).outcome is QUOTA
+    assert sender.asked == ["a"]
+    assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
+    gone = Outcome(Verdict.UNREGISTERED, http_status=404)
+    sender = ready(a=[gone] * 20)
+    standing = project(sender)
+
+    for _ in range(19):
+        await made(attempt(sender, standing=standing))
+    before = standing.closed
+    await made(attempt(sender, standing=standing))
+
+    assert before == frozenset()
+    assert standing.closed == {Scope.DEVICES}
+
+
+async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
+    sender = ScriptedSender()
+    standing = project(sender)
+    in_flight = asyncio.create_task(made(attempt(sender, standing=standing)))
+    await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
+
+    standing.follow(standing.project, ["project"])
+    sender.go.set()
+
+    assert (await in_flight).outcome is SENT
+    assert standing.closed == {Scope.PROJECT}
+
+
+async def test_a_blip_is_not_mended_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
+    """Side by side, since a blip's waits are real."""
+    sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
+    standing = project(sender)
+    running = asyncio.create_task(made(attempt(sender, standing=standing, places=places)))
+    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
+
+    standing.follow(standing.project, ["project"])
+    paused, expired = await asyncio.gather(running, expiring)
+
+    assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
+    assert paused.retry_in is not None
+    assert paused.finished - paused.started < 2  # and waits for no third request
+    assert (expired.outcome, expired.requests, expired.counts) == (MENDABLE, 1, True)
+
+
+async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
+    sender = ready(a=[replace(MENDABLE, mendable=False)] * 4)
+    standing = project(sender)
+
+    results = [await made(attempt(sender, standing=standing)) for _ in range(3)]
+    last = await made(attempt(sender, standing=standing, attempts=9, probe=True))
+
+    assert [result.counts for result in [*results, last]] == [True, True, False, False]
+    assert last.retry_in is not None
+
+
+async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
+    sender = ready()
+
+    assert await attempt(sender, expires_by=monotonic() - 0.001).run() is None
+    assert await attempt(sender, expires_by=monotonic() - 0.001, probe=True).run() is None
+    assert sender.asked == []
+
+
+async def test_what_expires_while_it_waits_for_a_place_leaves_without_a_request() -> None:
+    sender, places, expires_by = ready(), Places(1), monotonic() + 0.05
+
+    async with places:
+        late = asyncio.create_task(attempt(sender, places=places, expires_by=expires_by).run())
+        await auntil("it has expired", lambda: monotonic() > expires_by, within=5)
+
+    assert await late is None
+    assert sender.asked == []
+
+
+async def test_a_bug_costs_its_delivery_alone_however_often_it_comes() -> None:
+    sender = ready(a=[RuntimeError("a bug")] * 3)
+    standing = project(sender)
+
+    results = [await made(attempt(sender, standing=standing)) for _ in range(3)]
+
+    assert [result.counts for result in results] == [True, True, True]
+    assert standing.closed == frozenset()
+
+
+async def test_a_probe_to_ios_that_gets_through_does_not_end_a_pause_that_began_while_it_was_in_flight() -> None:
+    probing, other = ScriptedSender(), ready(a=[QUOTA])
+    standing = project(probing, closed=(Scope.APNS_WEB,))
+    probe = asyncio.create_task(made(attempt(probing, standing=standing, platform="ios", probe=True)))
+    await auntil("the probe is in flight", lambda: probing.busy == 1, within=5)
+    standing.sender = other
+    await made(attempt(other, standing=standing))
+
+    probing.go.set()
+    await probe
+
+    assert standing.closed == {Scope.PROJECT}
+
+
+# ── the mark ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Book:
+    """Writes down which deliveries are marked, what had been asked by then, and in how many places."""
+
+    sender: ScriptedSender
+    places: Places
+    allows: bool = True
+    written: list[tuple[int, int, int]] = field(default_factory=list)
+
+    async def mark(self, delivery: Delivery) -> bool:
+        self.written.append((delivery.id, len(self.sender.asked), self.places.taken))
+        return self.allows
+
+
+async def test_what_must_not_be_sent_twice_is_marked_in_its_place_just_before_its_request() -> None:
+    sender, places = ready(), Places(1)
+    book = Book(sender, places)
+
+    async with places:
+        waiting = asyncio.create_task(made(attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)))
+        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+        too_early = list(book.written)
+    result = await waiting
+
+    assert too_early == []
+    assert (result.outcome, result.requests) == (SENT, 1)
+    assert book.written == [(DELIVERY.id, 0, 1)]
+
+
+async def test_what_can_not_be_marked_is_not_sent() -> None:
+    sender, places = ready(), Places(1)
+    book = Book(sender, places, allows=False)
+
+    assert await attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD).run() is None
+    assert (sender.asked, places.taken) == ([], 0)
+    assert len(book.written) == 1
+
+
+async def test_what_does_not_leave_is_not_marked() -> None:
+    sender, places, stopping = ready(), Places(1), asyncio.Event()
+    book, standing = Book(sender, places), project(sender, closed=(Scope.PROJECT,))
+    stopping.set()
+
+    hold: dict[str, Any] = {"places": places, "mark": book.mark, "on_unknown": OnUnknown.HOLD}
+    await attempt(sender, standing=standing, **hold).run()
+    await attempt(sender, stopping=stopping, **hold).run()
+    await attempt(sender, expires_by=monotonic() - 1, **hold).run()
+    await attempt(sender, start_by=monotonic() - 1, **hold).run()
+    await attempt(sender, inline=Words(body="x" * 5000), **hold).run()
+
+    assert (book.written, sender.asked) == ([], [])
+
+
+async def test_what_waits_for_a_place_when_a_pause_begins_is_not_marked() -> None:
+    sender, places = ready(), Places(1)
+    book, standing = Book(sender, places), project(sender)
+
+    async with places:
+        hold = attempt(sender, standing=standing, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)
+        waiting = asyncio.create_task(hold.run())
+        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+        standing.follow(standing.project, ["project"])
+
+    assert await waiting is None
+    assert (book.written, sender.asked) == ([], [])
+
+
+async def test_what_may_be_sent_twice_is_not_marked() -> None:
+    sender, places = ready(), Places(1)
+    book = Book(sender, places, allows=False)
+
+    result = await made(attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.RESEND))
+
+    assert result.outcome is SENT
+    assert book.written == []
+
+
+@pytest.mark.parametrize("what", ["the worker stops", "a pause begins", "it expires", "its lease ends"])
+async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(what: str) -> None:
+    sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05
+    standing = project(sender)
+
+    async def slow(delivery: Delivery) -> bool:
+        if what == "the worker stops":
+            stopping.set()
+        if what == "a pause begins":
+            standing.follow(standing.project, ["project"])
+        await auntil("it is over", lambda: monotonic() > soon, within=5)
+        return True
+
+    result = await attempt(
+        sender,
+        standing=standing,
+        stopping=stopping,
+        mark=slow,
+        on_unknown=OnUnknown.HOLD,
+        expires_by=soon if what == "it expires" else float("inf"),
+        start_by=soon if what == "its lease ends" else float("inf"),
+    ).run()
+
+    assert result is None
+    assert sender.asked == []
+
+
+# ── what is mended ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_refused_token_and_what_never_left_are_mended_where_a_5xx_is_not() -> None:
+    """Side by side, since a blip's waits are real."""
+    places = Places(100)
+    hold, probing, busy, never_left, calm = (
+        ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
+    )
+    book = Book(hold, places)
+    many_are_5xx = [SENT] * 17 + [MENDABLE] * 3
+
+    of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
+        made(attempt(hold, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)),
+        made(attempt(probing, probe=True)),
+        made(attempt(busy, standing=project(busy, *many_are_5xx))),
+        made(attempt(never_left, standing=project(never_left, *many_are_5xx))),
+        made(attempt(calm, standing=project(calm, *[SENT] * 20))),
+    )
+
+    assert (of_hold.outcome, of_hold.requests, len(book.written)) == (SENT, 2, 1)
+    assert (of_probe.outcome, of_probe.requests) == (SENT, 2)
+    assert (of_busy.outcome, of_busy.requests) == (MENDABLE, 1)
+    assert (of_never_left.outcome, of_never_left.requests) == (SENT, 2)
+    assert (of_calm.outcome, of_calm.requests) == (SENT, 2)
+
+
+@pytest.mark.parametrize("outcome", [MENDABLE, NEVER_LEFT])
+async def test_a_probe_is_one_request(outcome: Outcome) -> None:
+    sender = ready(a=[outcome])
+
+    async with asyncio.timeout(A_BLIP):
+        result = await made(attempt(sender, probe=True))
+
+    assert (result.outcome, result.requests) == (outcome, 1)

@@ -1,0 +1,113 @@
+"""When a delivery is tried again, by example, and what a blip mends. What holds always: `test_retry_properties.py`."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from notify_worker.model import OnUnknown, Outcome, Project, Verdict
+from notify_worker.retry import RetryPolicy, blip
+from tests.unit.test_render import DELIVERY
+
+TEN_SECONDS = timedelta(seconds=10)
+OURS = RetryPolicy()
+
+
+def test_the_waits_double_from_ten_seconds_to_a_quarter_of_an_hour() -> None:
+    waits = [OURS.wait(attempt, dice=0).total_seconds() for attempt in range(1, 10)]
+
+    assert waits == [10, 20, 40, 80, 160, 320, 640, 900, 900]
+
+
+def test_the_dice_spread_the_waits_over_a_fifth() -> None:
+    assert OURS.wait(1, dice=0.5) == timedelta(seconds=11)
+
+
+def test_a_project_that_waits_for_days_may_be_paused_for_months() -> None:
+    patient = RetryPolicy(first=timedelta(days=1), longest=timedelta(days=7))
+
+    assert patient.wait(10**6, dice=0) == timedelta(days=7)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SENT, Verdict.FAILED, Verdict.UNREGISTERED])
+def test_what_is_settled_is_never_tried_again(verdict: Verdict) -> None:
+    assert OURS.retry_in(DELIVERY, Outcome(verdict), dice=0) is None
+
+
+def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold() -> None:
+    held = replace(DELIVERY, on_unknown=OnUnknown.HOLD)
+
+    assert OURS.retry_in(held, Outcome(Verdict.UNKNOWN), dice=0) is None
+    assert OURS.retry_in(held, Outcome(Verdict.RETRY), dice=0) == TEN_SECONDS
+
+
+def test_the_wait_grows_with_the_attempts_that_count_and_not_with_the_tries() -> None:
+    delivery = replace(DELIVERY, attempts=2, tries=7)
+
+    assert OURS.retry_in(delivery, Outcome(Verdict.RETRY), dice=0) == timedelta(seconds=40)
+    assert OURS.retry_in(delivery, Outcome(Verdict.UNKNOWN), dice=0) == timedelta(seconds=40)
+
+
+def test_a_policy_is_what_the_projects_row_says() -> None:
+    row = Project("shop", max_attempts=3, first_retry_after=2 * TEN_SECONDS, longest_retry_after=3 * TEN_SECONDS)
+
+    assert RetryPolicy.of(row) == RetryPolicy(3, 2 * TEN_SECONDS, 3 * TEN_SECONDS)
+
+
+class Requests:
+    """Requests that come to `answers`, one after the other, and the waits between them."""
+
+    def __init__(self, *answers: Outcome) -> None:
+        self.answers = list(answers)
+        self.made = 0
+        self.waits: list[float] = []
+
+    async def mended(self) -> Outcome:
+        return await blip(lambda outcome: outcome.mendable, self.wait)(self.request)
+
+    async def request(self) -> Outcome:
+        self.made += 1
+        return self.answers[self.made - 1]
+
+    async def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
+SENT = Outcome(Verdict.SENT)
+MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, mendable=True)
+
+
+async def test_a_blip_is_three_requests_and_the_last_outcome_stands() -> None:
+    last = replace(MENDABLE, http_status=500)
+    requests = Requests(MENDABLE, MENDABLE, last, SENT)
+
+    outcome = await requests.mended()
+
+    assert outcome is last
+    assert requests.made == 3
+
+
+async def test_a_blip_waits_one_second_then_two_and_up_to_a_fifth_more() -> None:
+    many = [Requests(MENDABLE, MENDABLE, SENT) for _ in range(100)]
+
+    for requests in many:
+        await requests.mended()
+
+    first, second = zip(*(requests.waits for requests in many), strict=True)
+    assert 1 <= min(first) < max(first) <= 1.2
+    assert 2 <= min(second) < max(second) <= 2.4
+
+
+async def test_a_blip_that_is_mended_ends_at_once() -> None:
+    requests = Requests(MENDABLE, SENT)
+
+    assert await requests.mended() is SENT
+    assert (requests.made, len(requests.waits)) == (2, 1)
+
+
+async def test_what_no_second_request_mends_is_asked_once() -> None:
+    failed = Outcome(Verdict.FAILED)
+    requests = Requests(failed)
+
+    assert await requests.mended() is failed
+    assert (requests.made, requests.waits) == (1, [])

@@ -1,0 +1,119 @@
+"""What holds of every wait: for every policy of a project, every attempt, every Retry-After and every fall of the dice."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notify_worker.model import OnUnknown, Outcome, Verdict
+from notify_worker.retry import RetryPolicy
+from tests.unit.test_render import DELIVERY
+
+TEN_SECONDS = timedelta(seconds=10)
+OURS = RetryPolicy()
+
+attempts = st.integers(1, 10**6)
+dices = st.floats(0, 1, exclude_max=True)
+lengths = st.timedeltas(timedelta(seconds=1), timedelta(days=2))
+askings = st.just(timedelta()) | st.timedeltas(timedelta(), timedelta(days=30))
+policies = st.builds(
+    lambda first, more, most: RetryPolicy(most, first, first + more),
+    lengths,
+    st.just(timedelta()) | lengths,
+    st.integers(1, 100),
+)
+counts = st.integers(0, 200)
+retried = st.sampled_from([Verdict.RETRY, Verdict.UNKNOWN])
+
+
+# ── one wait ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(attempts, dices)
+def test_every_wait_is_at_least_the_ten_seconds_that_fcm_asks_for(attempt: int, dice: float) -> None:
+    assert OURS.wait(attempt, dice=dice) >= TEN_SECONDS
+
+
+@given(policies, attempts, askings, dices)
+def test_a_wait_is_never_shorter_than_the_first_nor_than_what_fcm_asks_for(
+    policy: RetryPolicy, attempt: int, asked: timedelta, dice: float
+) -> None:
+    assert policy.wait(attempt, asked=asked, dice=dice) >= max(policy.first, asked)
+
+
+@given(policies, attempts, askings, dices)
+def test_a_wait_is_never_longer_than_a_fifth_above_the_longest_or_what_fcm_asks_for(
+    policy: RetryPolicy, attempt: int, asked: timedelta, dice: float
+) -> None:
+    assert policy.wait(attempt, asked=asked, dice=dice) <= max(policy.longest, asked) * 1.2
+
+
+@given(policies, attempts, attempts, askings, dices)
+def test_a_later_wait_is_never_shorter_for_the_same_dice(
+    policy: RetryPolicy, attempt: int, later: int, asked: timedelta, dice: float
+) -> None:
+    assert policy.wait(attempt, asked=asked, dice=dice) <= policy.wait(attempt + later, asked=asked, dice=dice)
+
+
+@given(policies, st.integers(1, 40), askings, dices)
+def test_the_dice_add_at_most_a_fifth_and_take_nothing_away(
+    policy: RetryPolicy, attempt: int, asked: timedelta, dice: float
+) -> None:
+    least = policy.wait(attempt, asked=asked, dice=0)
+
+    assert least <= policy.wait(attempt, asked=asked, dice=dice) <= least * 1.2
+
+
+@given(policies, attempts, askings)
+def test_no_wait_is_more_than_twice_the_one_before_unless_fcm_asks_for_it(
+    policy: RetryPolicy, attempt: int, asked: timedelta
+) -> None:
+    before, after = (policy.wait(each, asked=asked, dice=0) for each in (attempt, attempt + 1))
+
+    assert after <= max(before * 2, asked)
+
+
+# ── whether there is another ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(policies, counts, retried, askings, dices)
+def test_a_delivery_is_given_up_after_max_attempts_and_not_before(
+    policy: RetryPolicy, counted: int, verdict: Verdict, asked: timedelta, dice: float
+) -> None:
+    outcome = Outcome(verdict, asked_to_wait=asked)
+
+    retry_in = policy.retry_in(replace(DELIVERY, attempts=counted), outcome, dice=dice)
+
+    assert (retry_in is None) == (counted + 1 >= policy.max_attempts)
+
+
+@given(policies, retried, st.lists(dices, min_size=101, max_size=101))
+def test_the_retries_of_a_delivery_come_to_an_end(policy: RetryPolicy, verdict: Verdict, dices: list[float]) -> None:
+    delivery, made = DELIVERY, 0
+
+    for dice in dices:
+        made += 1
+        if policy.retry_in(delivery, Outcome(verdict), dice=dice) is None:
+            break
+        delivery = replace(delivery, attempts=delivery.attempts + 1)
+
+    assert made == policy.max_attempts
+
+
+@given(policies, counts, askings, dices)
+def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold(
+    policy: RetryPolicy, counted: int, asked: timedelta, dice: float
+) -> None:
+    held = replace(DELIVERY, attempts=counted, on_unknown=OnUnknown.HOLD)
+
+    assert policy.retry_in(held, Outcome(Verdict.UNKNOWN, asked_to_wait=asked), dice=dice) is None
+
+
+@given(policies, attempts, st.sampled_from(OnUnknown), askings, dices)
+def test_what_a_pause_keeps_back_is_never_given_up(
+    policy: RetryPolicy, tries: int, on_unknown: OnUnknown, asked: timedelta, dice: float
+) -> None:
+    delivery = replace(DELIVERY, attempts=tries, tries=tries, on_unknown=on_unknown)
+
+    assert policy.retry_in(delivery, Outcome(Verdict.PAUSED, asked_to_wait=asked), dice=dice) is not None

@@ -1,0 +1,502 @@
+"""How one project stands: what is let through, what is found out and told once, and what counts against a delivery."""
+
+from dataclasses import replace
+from datetime import timedelta
+from io import StringIO
+from time import monotonic
+
+import pytest
+
+from notify_worker.model import Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.senders.console import ConsoleSender
+from notify_worker.standing import Standing
+from tests.unit.test_render import DELIVERY
+
+TAKEN = Outcome(Verdict.SENT, http_status=200)
+WRONG = Outcome(Verdict.FAILED, error="400 INVALID_ARGUMENT: no", http_status=400)
+GONE = Outcome(Verdict.UNREGISTERED, http_status=404)
+OTHERS = Outcome(Verdict.FAILED, error="another sender's", error_code="SENDER_ID_MISMATCH", http_status=403)
+DEVICE_QUOTA = Outcome(Verdict.RETRY, http_status=429)
+BUSY = Outcome(Verdict.UNKNOWN, error="503 UNAVAILABLE: later", http_status=503)
+SILENT = Outcome(Verdict.UNKNOWN, error="ReadTimeout")
+NEVER_LEFT = Outcome(Verdict.RETRY, error="ConnectError")
+REVOKED = Outcome(Verdict.PAUSED, error="invalid_grant", pause=Pause(Scope.PROJECT))
+A_MINUTE = timedelta(minutes=1)
+QUOTA = Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=Pause(Scope.PROJECT, A_MINUTE))
+TOPIC_QUOTA = Outcome(Verdict.PAUSED, error="topics", http_status=429, pause=Pause(Scope.TOPICS, A_MINUTE))
+NO_APNS_KEY = Outcome(Verdict.PAUSED, error="apns", http_status=401, pause=Pause(Scope.APNS_WEB))
+REFUSED_TOKEN = Outcome(Verdict.PAUSED, error="401", http_status=401, mendable=True)
+"""The first refusal of an access token: worth the same request with a new one, and no reason to stop the project yet."""
+
+ANDROID = DELIVERY
+IOS = replace(DELIVERY, platform="ios")
+WEB = replace(DELIVERY, platform="web")
+TOPIC = replace(DELIVERY, kind="topic", platform=None)
+CONDITION = replace(DELIVERY, kind="condition", platform=None)
+SOMEWHERE = replace(DELIVERY, platform=None)
+
+
+def standing(*closed: Scope) -> Standing:
+    """A project of which the database has said so much."""
+    found = Standing(Project("orders"), ConsoleSender(StringIO()))
+    found.follow(found.project, closed)
+    return found
+
+
+def answer(project: Standing, *outcomes: Outcome, delivery: Delivery = ANDROID) -> list[bool]:
+    """Let attempts of one request each come to this; say of each whether it counts."""
+    counts = []
+    for outcome in outcomes:
+        project.window.answered(outcome, monotonic())
+        counts.append(project.heed(delivery, outcome))
+    return counts
+
+
+def probe(of: Delivery = ANDROID) -> Delivery:
+    return replace(of, probe=True)
+
+
+def begun(project: Standing) -> list[Scope]:
+    return [incident.scope for incident in project.found if not incident.over]
+
+
+def ended(project: Standing) -> list[Scope]:
+    return [incident.scope for incident in project.found if incident.over]
+
+
+# ── lets ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+EVERYTHING = [ANDROID, IOS, WEB, TOPIC, CONDITION, SOMEWHERE]
+STOPPED_BY = {
+    Scope.PROJECT: EVERYTHING,
+    Scope.APNS_WEB: [IOS, WEB],
+    Scope.TOPICS: [TOPIC, CONDITION],
+    Scope.DEVICES: [],
+}
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_an_incident_stops_what_is_of_its_scope_and_nothing_else(scope: Scope) -> None:
+    project = standing(scope)
+
+    assert [each for each in EVERYTHING if not project.lets(each)] == STOPPED_BY[scope]
+
+
+def test_one_of_several_incidents_is_enough_to_stop_a_delivery() -> None:
+    project = standing(Scope.DEVICES, Scope.TOPICS, Scope.APNS_WEB)
+
+    assert [each for each in EVERYTHING if project.lets(each)] == [ANDROID, SOMEWHERE]
+
+
+def test_an_installation_is_a_device_and_no_topic() -> None:
+    assert standing(Scope.TOPICS).lets(replace(DELIVERY, kind="fid"))
+
+
+def test_where_nothing_is_stopped_everything_goes() -> None:
+    assert all(map(standing().lets, EVERYTHING))
+
+
+def test_a_probe_always_goes() -> None:
+    assert all(map(standing(*Scope).lets, map(probe, EVERYTHING)))
+
+
+# ── what counts against a delivery ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("trouble", [BUSY, SILENT, NEVER_LEFT])
+def test_trouble_counts_until_it_is_an_outage_and_not_from_then_on(trouble: Outcome) -> None:
+    project = standing()
+
+    assert answer(project, trouble, trouble, trouble, trouble) == [True, True, False, False]
+    assert begun(project) == [Scope.PROJECT]
+
+
+def test_trouble_among_good_answers_counts() -> None:
+    project = standing()
+
+    assert all(answer(project, *[TAKEN, SILENT, SILENT] * 20))
+    assert project.found == []
+
+
+def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attempts_were() -> None:
+    project = standing()
+    answer(project, *[TAKEN, SILENT, SILENT, DEVICE_QUOTA, SILENT, SILENT, WRONG] * 2)  # 8 of 14
+    answer(project, SILENT, SILENT, TAKEN, SILENT, SILENT)  # 12 of 19
+
+    counts = answer(project, SILENT, TAKEN, *[SILENT, SILENT, TAKEN] * 20)
+
+    assert project.found == []
+    assert all(counts)
+
+    counts = answer(project, *[SILENT] * 40)
+
+    assert begun(project) == [Scope.PROJECT]
+    assert counts == [True] * counts.index(False) + [False] * (40 - counts.index(False))
+
+
+@pytest.mark.parametrize(("tries", "outage"), [(0, True), (1, False)])
+def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
+    tries: int, outage: bool
+) -> None:
+    project = standing()
+    answer(project, *[TAKEN] * 1000)
+
+    answer(project, *[SILENT] * 100, delivery=replace(DELIVERY, tries=tries))
+
+    assert (begun(project) == [Scope.PROJECT]) is outage
+
+
+def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_delivery() -> None:
+    project = standing()
+    answer(project, REVOKED)
+
+    assert answer(project, BUSY, SILENT, NEVER_LEFT) == [False, False, False]
+    assert answer(project, WRONG, DEVICE_QUOTA, TAKEN, GONE) == [True, True, True, True]
+
+
+def test_a_pause_that_another_process_began_spares_this_ones_stragglers_as_well() -> None:
+    assert answer(standing(Scope.PROJECT), SILENT) == [False]
+
+
+@pytest.mark.parametrize("trouble", [BUSY, SILENT, NEVER_LEFT])
+def test_nothing_is_given_up_where_nothing_has_got_through(trouble: Outcome) -> None:
+    """Of many workers with few deliveries none may ever see three in a row."""
+    project = standing()
+    last, last_but_one = (replace(DELIVERY, attempts=project.project.max_attempts - 1 - left) for left in (0, 1))
+
+    before = answer(project, trouble, delivery=last_but_one)
+    at_last = answer(project, trouble, delivery=last)
+
+    assert (before, at_last) == ([True], [False])
+    assert begun(project) == [Scope.PROJECT]
+
+
+def test_a_last_attempt_counts_where_others_got_through() -> None:
+    project = standing()
+    answer(project, WRONG)
+
+    counts = answer(project, SILENT, delivery=replace(DELIVERY, attempts=project.project.max_attempts - 1))
+
+    assert counts == [True]
+    assert project.found == []
+
+
+@pytest.mark.parametrize("scope", [Scope.APNS_WEB, Scope.TOPICS, Scope.DEVICES])
+def test_trouble_counts_while_only_a_part_of_the_project_is_stopped(scope: Scope) -> None:
+    assert answer(standing(scope), SILENT) == [True]
+
+
+# ── what is found out ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("outcome", [TAKEN, WRONG, GONE, OTHERS, DEVICE_QUOTA, BUSY, SILENT, NEVER_LEFT, REFUSED_TOKEN])
+def test_one_answer_about_one_delivery_is_nothing_to_tell(outcome: Outcome) -> None:
+    project = standing()
+
+    answer(project, outcome)
+
+    assert (project.found, project.changes, project.closed) == ([], 0, frozenset())
+
+
+@pytest.mark.parametrize("outcome", [REVOKED, QUOTA, TOPIC_QUOTA, NO_APNS_KEY])
+def test_one_answer_about_the_project_stops_its_scope_at_once(outcome: Outcome) -> None:
+    project = standing()
+
+    answer(project, outcome)
+
+    assert outcome.pause is not None
+    (incident,) = project.found
+    assert (incident.project, incident.scope, incident.over) == ("orders", outcome.pause.scope, False)
+    assert (incident.because, incident.lasts) == (outcome.error, outcome.pause.lasts)
+    assert project.closed == {outcome.pause.scope}
+
+
+def test_each_scope_is_one_incident_however_many_answers_say_so() -> None:
+    project = standing()
+
+    answer(project, *[TOPIC_QUOTA, NO_APNS_KEY, REVOKED, QUOTA, *[SILENT] * 5, *[GONE] * 20, *[OTHERS] * 80] * 3)
+
+    assert begun(project) == [Scope.TOPICS, Scope.APNS_WEB, Scope.PROJECT, Scope.DEVICES]
+    assert project.changes == 4
+
+
+def test_what_the_database_says_is_stopped_already_is_no_news() -> None:
+    project = standing(*Scope)
+
+    answer(project, REVOKED, TOPIC_QUOTA, NO_APNS_KEY, *[SILENT] * 3, *[GONE] * 20)
+
+    assert project.found == []
+
+
+def test_an_outage_lasts_until_a_probe_gets_through_and_says_what_was_answered_last() -> None:
+    project = standing()
+
+    answer(project, SILENT, SILENT, BUSY)
+
+    (incident,) = project.found
+    assert incident == Incident(
+        "orders", Scope.PROJECT, because="an outage, as it seems; the last answer: 503 UNAVAILABLE: later"
+    )
+
+
+def test_an_exceeded_quota_says_how_fast_this_process_has_sent() -> None:
+    project = standing()
+
+    answer(project, *[TAKEN] * 40, TOPIC_QUOTA, QUOTA)
+
+    topics, whole = project.found
+    assert topics.per_second is None
+    assert whole.per_second == pytest.approx(40, rel=0.2)  # all within this second
+
+
+def test_a_pause_without_an_end_says_nothing_of_a_rate() -> None:
+    project = standing()
+
+    answer(project, *[TAKEN] * 40, REVOKED)
+
+    assert [incident.per_second for incident in project.found] == [None]
+
+
+def test_the_breaker_for_devices_trips_once_and_stops_no_delivery() -> None:
+    project = standing()
+    answer(project, *[GONE] * 19)
+    before = list(project.found)
+
+    counts = answer(project, *[GONE] * 40)
+
+    assert before == []
+    assert [(incident.scope, incident.lasts) for incident in project.found] == [(Scope.DEVICES, None)]
+    assert "unregistered" in (project.found[0].because or "")
+    assert all(counts)
+    assert project.lets(ANDROID)
+
+
+def test_a_fifth_that_is_unregistered_trips_nothing() -> None:
+    project = standing()
+
+    answer(project, *[TAKEN, TAKEN, TAKEN, TAKEN, GONE] * 20)
+
+    assert project.found == []
+
+
+def test_tokens_that_are_mostly_anothers_stop_the_project_once_and_count() -> None:
+    project = standing()
+    answer(project, *[OTHERS] * 19)
+    before = list(project.found)
+
+    counts = answer(project, *[OTHERS] * 20)
+
+    assert before == []
+    assert [(incident.scope, incident.lasts) for incident in project.found] == [(Scope.PROJECT, None)]
+    assert "another sender" in (project.found[0].because or "")
+    assert all(counts)
+
+
+def test_a_few_tokens_that_are_anothers_stop_nothing() -> None:
+    project = standing()
+
+    answer(project, *[TAKEN, OTHERS] * 40)
+
+    assert project.found == []
+
+
+# ── probes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("answered", [TAKEN, WRONG, GONE, DEVICE_QUOTA])
+def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcome) -> None:
+    project = standing()
+    answer(project, *[SILENT] * 3)
+
+    answer(project, answered, delivery=probe())
+
+    assert project.found[1:] == [Incident("orders", Scope.PROJECT, over=True)]
+    assert project.closed == frozenset()
+    assert project.lets(ANDROID)
+
+
+@pytest.mark.parametrize("failed", [BUSY, SILENT, NEVER_LEFT, REVOKED, QUOTA])
+def test_a_probe_that_fails_ends_nothing_tells_nothing_and_counts_for_nothing(failed: Outcome) -> None:
+    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+
+    counts = answer(project, failed, delivery=probe(IOS))
+
+    assert project.found == []
+    assert project.closed == {Scope.PROJECT, Scope.APNS_WEB}
+    assert counts == [failed.verdict is Verdict.PAUSED]  # which the history never counts
+
+
+@pytest.mark.parametrize("delivery", [IOS, WEB])
+def test_a_probe_to_ios_or_web_ends_their_pause_too(delivery: Delivery) -> None:
+    project = standing(*Scope)
+
+    answer(project, TAKEN, delivery=probe(delivery))
+
+    assert set(ended(project)) == {Scope.PROJECT, Scope.APNS_WEB}
+    assert project.closed == {Scope.TOPICS, Scope.DEVICES}
+
+
+@pytest.mark.parametrize("delivery", [ANDROID, TOPIC, SOMEWHERE])
+def test_another_probe_ends_the_pause_of_the_project_alone(delivery: Delivery) -> None:
+    project = standing(*Scope)
+
+    answer(project, TAKEN, delivery=probe(delivery))
+
+    assert ended(project) == [Scope.PROJECT]
+    assert project.closed == {Scope.APNS_WEB, Scope.TOPICS, Scope.DEVICES}
+
+
+@pytest.mark.parametrize("known_from", ["an answer", "the database"])
+def test_a_probe_ends_no_pause_that_became_known_while_it_was_in_flight(known_from: str) -> None:
+    project = standing(Scope.APNS_WEB)
+    started = monotonic()
+    if known_from == "an answer":
+        answer(project, QUOTA)
+    else:
+        project.follow(project.project, ["apns_web", "project"])
+
+    project.heed(probe(IOS), TAKEN, started)
+
+    assert ended(project) == [Scope.APNS_WEB]
+    assert project.closed == {Scope.PROJECT}
+
+
+@pytest.mark.parametrize("refused", [WRONG, GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
+def test_a_probe_to_ios_that_fcm_refuses_by_itself_says_nothing_of_apple(refused: Outcome) -> None:
+    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+
+    answer(project, refused, delivery=probe(IOS))
+
+    assert ended(project) == [Scope.PROJECT]
+    assert project.closed == {Scope.APNS_WEB}
+
+
+def test_a_probe_to_ios_that_apple_still_refuses_leaves_ios_stopped() -> None:
+    project = standing(Scope.APNS_WEB)
+
+    answer(project, NO_APNS_KEY, delivery=probe(IOS))
+
+    assert project.found == []
+    assert project.closed == {Scope.APNS_WEB}
+
+
+def test_the_good_answer_of_a_straggler_ends_nothing() -> None:
+    project = standing()
+    answer(project, *[SILENT] * 3)
+
+    answer(project, *[TAKEN] * 5)
+
+    assert ended(project) == []
+    assert not project.lets(ANDROID)
+
+
+def test_after_a_probe_got_through_the_trouble_of_before_is_forgotten() -> None:
+    project = standing()
+    answer(project, *[SILENT] * 30)
+    answer(project, TAKEN, delivery=probe())
+
+    counts = answer(project, SILENT, TAKEN, SILENT)
+
+    assert counts == [True, True, True]
+    assert (begun(project), ended(project)) == ([Scope.PROJECT], [Scope.PROJECT])
+
+
+def test_an_outage_that_comes_again_is_an_incident_of_its_own() -> None:
+    project = standing()
+
+    answer(project, *[SILENT] * 3)
+    answer(project, TAKEN, delivery=probe())
+    answer(project, *[SILENT] * 3)
+
+    assert [incident.over for incident in project.found] == [False, True, False]
+
+
+def test_a_probe_whose_token_is_anothers_does_not_end_the_pause_for_foreign_credentials() -> None:
+    project = standing()
+    answer(project, *[OTHERS] * 20)
+
+    answer(project, OTHERS, delivery=probe())
+
+    assert ended(project) == []
+    assert not project.lets(ANDROID)
+
+
+def test_a_probe_whose_access_token_was_refused_ends_nothing() -> None:
+    """The worker stopped, or the lease was over, before the same request could be made with a new token."""
+    project = standing(Scope.PROJECT)
+
+    answer(project, REFUSED_TOKEN, delivery=probe())
+
+    assert ended(project) == []
+    assert not project.lets(ANDROID)
+
+
+# ── follow ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_the_database_says_is_stopped_is_stopped_and_what_goes_on_goes_on() -> None:
+    project = standing()
+
+    project.follow(project.project, ["apns_web", "topics"])
+    stopped = project.closed
+    project.follow(project.project, ["topics"])
+
+    assert stopped == {Scope.APNS_WEB, Scope.TOPICS}
+    assert project.closed == {Scope.TOPICS}
+    assert (project.found, project.changes) == ([], 0)
+
+
+def test_a_stale_reading_neither_reopens_nor_stops_and_yet_brings_the_row() -> None:
+    project = standing()
+    answer(project, REVOKED)
+    patient = replace(project.project, max_attempts=3)
+
+    project.follow(patient, None)
+
+    assert project.closed == {Scope.PROJECT}
+    assert project.policy.max_attempts == 3
+
+
+def test_a_reading_that_reopens_the_project_makes_its_trouble_forgotten() -> None:
+    project = standing()
+    answer(project, *[SILENT] * 30)
+    project.found.clear()
+
+    project.follow(project.project, [])
+
+    assert project.lets(ANDROID)
+    assert answer(project, SILENT, SILENT) == [True, True]
+    assert project.found == []
+
+
+def test_after_a_resume_of_the_breaker_for_devices_it_trips_no_sooner_than_before() -> None:
+    project = standing()
+    answer(project, *[TAKEN] * 20, *[GONE] * 10)
+    assert begun(project) == [Scope.DEVICES]
+    project.found.clear()
+
+    project.follow(project.project, [])
+    answer(project, GONE)
+
+    assert project.found == []
+
+
+def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    quotes = replace(REVOKED, error='403 No: {"title": "Your result"}', error_code="PERMISSION_DENIED", http_status=403)
+
+    answer(standing(), quotes)
+    answer(standing(), *[replace(BUSY, error="503: Your result")] * 3)
+
+    assert "403 PERMISSION_DENIED" in caplog.text
+    assert "503 unknown" in caplog.text
+    assert "result" not in caplog.text
+
+
+@pytest.mark.parametrize("closed", [["project"], ["project", "topics"]])
+def test_a_reading_that_reopens_nothing_of_the_whole_project_forgets_nothing(closed: list[str]) -> None:
+    project = standing(Scope.PROJECT, Scope.APNS_WEB)
+    answer(project, *[SILENT] * 30)
+
+    project.follow(project.project, closed)
+
+    assert project.window.is_outage(monotonic())

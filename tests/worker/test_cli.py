@@ -1,0 +1,477 @@
+"""The command line as a person meets it: what each verb prints, where, and with which code it ends."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_IMODE
+from urllib.request import urlopen
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from notify_worker import defer, embedded, schema
+from notify_worker.cli import JsonFormatter, main
+from notify_worker.sandbox import start as start_sandbox
+from tests.support.waiting import until
+
+VERBS = ("demo", "migrate", "worker", "sandbox", "send", "explain")
+CHECKOUT = Path(__file__).parents[2]
+HELLO = ("send", "--receiver", "u_42", "--title", "Hello")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a verb left behind."""
+
+    code: object
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line that says what is wrong."""
+        assert self.code == 2, self
+        assert self.out == ""
+        [line] = self.err.splitlines()
+        assert line.startswith("notify-worker: ")
+        return line.removeprefix("notify-worker: ")
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a verb; in this process, unless it sets up logging or signals for all of it."""
+
+    def run(*arguments: str) -> Ended:
+        if arguments[:1] in (("worker",), ("sandbox",)) and "--help" not in arguments:
+            return ended(start(*arguments))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        return Ended(left.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def shop(database: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> psycopg.Connection:
+    """A connection to the database that the verbs work on."""
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", database)
+    return connection
+
+
+def start(*arguments: str, **env: str) -> "subprocess.Popen[str]":
+    """Run a verb in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "notify_worker", *arguments],
+        cwd=CHECKOUT,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: "subprocess.Popen[str]", *, within: float = 20) -> Ended:
+    try:
+        out, err = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"{process.args!r} has not ended within {within} s:\n{out}\n{err}")
+    return Ended(process.returncode, out, err)
+
+
+def count(connection: psycopg.Connection) -> int:
+    return len(connection.execute("select from notify_worker.notifications").fetchall())
+
+
+# ── help ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_help_has_a_line_for_each_verb(cli: Cli) -> None:
+    shown = cli("--help")
+
+    assert shown.code == 0
+    assert shown.err == ""
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb}\s+[A-Z]\w+", shown.out, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
+    shown = cli(verb, "--help")
+
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"usage: notify-worker {verb}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "the following arguments are required: VERB"),
+        (("post",), "invalid choice: 'post'"),
+        (("send", "--title", "Hello"), "one of the arguments --receiver --token --fid --topic --condition is required"),
+        (("send", "--receiver", "u_42", "--topic", "news"), "argument --topic: not allowed with argument --receiver"),
+        ((*HELLO, "--data", "order"), 'argument --data: "order" is not NAME=VALUE'),
+        (("explain",), "the following arguments are required: notification"),
+    ],
+)
+def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
+    told = cli(*arguments)
+
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("usage: notify-worker")
+    assert complaint in told.err.splitlines()[-1]
+
+
+# ── migrate ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_migrate_brings_the_schema_and_again_finds_it_there(
+    cli: Cli, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", empty_database)
+
+    first, second = cli("migrate"), cli("migrate")
+
+    assert first == second == Ended(0, f"the schema notify_worker has version {schema.versions()[-1]}\n", "")
+    schema.verify(empty_database)
+
+
+def test_what_migrate_prints_makes_the_schema_through_psql(cli: Cli, empty_database: str) -> None:
+    printed = cli("migrate", "--sql")
+    assert (printed.code, printed.err) == (0, "")
+
+    fed = subprocess.run(
+        [embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
+        input=printed.out,
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    assert fed.returncode == 0, fed.stderr
+    schema.verify(empty_database)
+
+
+# ── what is wrong ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NEEDS_THE_DATABASE = [("migrate",), ("worker", "--drain"), HELLO, ("explain", "order:42:paid")]
+
+
+@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
+def test_without_a_database_every_verb_says_so(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", "host=127.0.0.1 port=1 user=me password=opensesame")
+
+    complaint = cli(*arguments).complaint
+
+    assert complaint.startswith("No connection to the database: ")
+    assert complaint.endswith("Is it up, and is NOTIFY_WORKER_DATABASE_URL right (or libpq's own PG*)?")
+    assert "sesame" not in complaint
+
+
+def lets_in(conninfo: str) -> bool:
+    try:
+        psycopg.connect(conninfo).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
+def test_a_wrong_password_is_said_and_not_repeated(
+    cli: Cli, database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    wrong = make_conninfo(database, password="opensesame")
+    if lets_in(wrong):
+        pytest.skip("this server asks for no password")
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
+
+    complaint = cli(*arguments).complaint
+
+    assert 'password authentication failed for user "postgres"' in complaint
+    assert "sesame" not in complaint
+
+
+@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE[1:], ids=lambda arguments: arguments[0])
+def test_a_database_without_our_schema_is_told_to_migrate(
+    cli: Cli, empty_database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", empty_database)
+
+    assert cli(*arguments).complaint.endswith("has no schema notify_worker. Run: notify-worker migrate")
+
+
+@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
+def test_a_variable_that_is_no_setting_stops_every_verb(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_FCMURL", "http://127.0.0.1")
+
+    complaint = cli(*arguments).complaint
+
+    assert complaint == "NOTIFY_WORKER_FCMURL is not a setting. Did you mean NOTIFY_WORKER_FCM_URL?"
+
+
+def test_a_lease_that_is_too_short_stops_the_worker(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_LEASE_SECONDS", "30")
+
+    assert "NOTIFY_WORKER_LEASE_SECONDS is 30: too short. " in cli("worker").complaint
+
+
+def test_what_the_database_refuses_is_said_with_its_hint_and_without_the_row(
+    cli: Cli, shop: psycopg.Connection
+) -> None:
+    refused = cli("send", "--token", "fcm:not-for-your-eyes", "--title", "Hello", "--priority", "urgent")
+
+    assert refused.complaint == (
+        "the priority of a notification can't be \"urgent\". There are high and normal; null is FCM's own default."
+    )
+    assert count(shop) == 0
+
+
+def test_the_detail_of_an_error_which_may_hold_an_address_is_kept_back(cli: Cli, shop: psycopg.Connection) -> None:
+    shop.execute("alter table notify_worker.notifications add constraint no_news check (address <> 'fcm:your-eyes')")
+
+    refused = cli("send", "--token", "fcm:your-eyes", "--title", "Hello")
+
+    assert 'violates check constraint "no_news"' in refused.complaint
+    assert "eyes" not in refused.err
+
+
+def test_an_unknown_event_is_named(cli: Cli, shop: psycopg.Connection) -> None:
+    assert cli("explain", "order:43:paid").complaint == (
+        'there is no notification of the event "order:43:paid", nor with this number'
+    )
+    assert '"99999999999999999999"' in cli("explain", "99999999999999999999").complaint
+
+
+@pytest.mark.parametrize("arguments", [("explain", "²"), ("sandbox", "--port", "99999")], ids=lambda each: each[0])
+def test_a_number_that_is_none_is_no_reason_for_a_traceback(
+    shop: psycopg.Connection, arguments: tuple[str, ...]
+) -> None:
+    told = ended(start(*arguments))
+
+    assert (told.code, told.out) == (2, "")
+    assert "Traceback" not in told.err
+
+
+def test_only_verbose_shows_where_an_error_came_from() -> None:
+    lost = {"NOTIFY_WORKER_DATABASE_URL": "host=127.0.0.1 port=1 password=opensesame"}
+    quiet, verbose = start("migrate", **lost), start("-v", "migrate", **lost)
+
+    assert ended(quiet).complaint.startswith("No connection to the database: ")
+    told = ended(verbose)
+    assert told.code == 2
+    assert "Traceback (most recent call last):" in told.err
+    assert told.err.splitlines()[-1].startswith("notify-worker: No connection to the database: ")
+    assert "sesame" not in told.err
+
+
+# ── send and explain ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_send_inserts_one_notification_with_what_it_was_given(cli: Cli, shop: psycopg.Connection) -> None:
+    sent = cli(
+        *("send", "--topic", "news", "--campaign", "restock", "--body", "Back", "--image", "https://shop.example/t.png"),
+        *("--param", "item=tent", "--param", "sum=1=1", "--data", "screen=shop", "--priority", "high", "--project", "p"),
+    )  # fmt: skip
+
+    row = shop.execute(
+        """
+        select kind, address, campaign, title, body, image, params, data, priority, project
+        from notify_worker.notifications
+        where id = %s
+        """,
+        [int(sent.out.removeprefix("notification "))],
+    ).fetchone()
+    assert (sent.code, sent.err) == (0, "")
+    assert row == (
+        *("topic", "news", "restock", None, "Back", "https://shop.example/t.png"),
+        *({"item": "tent", "sum": "1=1"}, {"screen": "shop"}, "high", "p"),
+    )  # fmt: skip
+
+
+def test_an_event_that_was_sent_before_is_left_alone(cli: Cli, shop: psycopg.Connection) -> None:
+    cli(*HELLO, "--event-id", "order:42:paid")
+
+    again = cli(*HELLO, "--event-id", "order:42:paid", "--wait")
+
+    assert again == Ended(0, 'the event "order:42:paid" is there already: nothing to do\n', "")
+    assert count(shop) == 1
+
+
+def test_explain_takes_an_event_or_a_number(cli: Cli, shop: psycopg.Connection) -> None:
+    number = defer(shop, event_id="order:42:paid", receiver_id="u_42", title="Hello")
+
+    by_event, by_number = cli("explain", "order:42:paid"), cli("explain", str(number))
+
+    for told in (by_event, by_number):
+        assert (told.code, told.err) == (0, "")
+        inserted, stands = told.out.splitlines()
+        assert inserted.endswith(f"notification {number} (event order:42:paid) was inserted for receiver u_42")
+        assert "it is pending" in stands
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}  ", inserted)
+
+
+def test_an_event_whose_name_is_a_number_comes_before_that_number(cli: Cli, shop: psycopg.Connection) -> None:
+    number = defer(shop, receiver_id="by number", title="Hello")
+    defer(shop, event_id=str(number), receiver_id="by event", title="Hello")
+
+    assert "receiver by event" in cli("explain", str(number)).out
+
+
+def test_send_waits_for_the_story_and_ends_by_how_it_ended(cli: Cli, shop: psycopg.Connection, tmp_path: Path) -> None:
+    shop.execute("select notify_worker.register_device('u_42', 'token', 'alive:phone', 'android')")
+    with start_sandbox(tmp_path / "sandbox.json") as box:
+        env = {"NOTIFY_WORKER_FCM_URL": box.url, "GOOGLE_APPLICATION_CREDENTIALS": str(box.credentials)}
+        alive = start(*HELLO, "--event-id", "order:42:paid", "--wait")
+        dead = start("send", "--token", "dead:phone", "--title", "Hello", "--wait")
+        until("both are inserted", lambda: count(shop) == 2, within=20)
+
+        drained = ended(start("worker", "--drain", NOTIFY_WORKER_LOG_FORMAT="json", **env))
+        sent, unreachable = ended(alive), ended(dead)
+        [shown] = box.shown
+
+    assert (drained.code, drained.out) == (0, "")
+    assert (sent.code, sent.err, shown.title) == (0, "", "Hello")
+    number, *story = sent.out.splitlines()
+    assert re.fullmatch(r"notification \d", number)
+    assert [line.split("  ")[1].split(" ")[0] for line in story] == ["notification", "delivery", "delivery", "it"]
+    assert "came to sent: FCM has accepted it as projects/" in story[2]
+    assert story[-1].endswith("it ended sent")
+    assert (unreachable.code, unreachable.err) == (1, "")
+    assert "came to unregistered" in unreachable.out
+    assert unreachable.out.endswith("it ended unreachable\n")
+    assert "alive:phone" not in sent.out + drained.err
+    assert cli("explain", "order:42:paid") == Ended(0, "".join(f"{line}\n" for line in story), "")
+
+
+@pytest.mark.parametrize("value", ["1e5000", "[" * 2000 + "]" * 2000], ids=["long number", "deep list"])
+def test_a_row_that_python_can_not_read_keeps_nobody_else_from_being_sent(
+    shop: psycopg.Connection, tmp_path: Path, value: str
+) -> None:
+    shop.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, params)
+        values ('token', 'healthy', 'Hello', null), ('token', 'poisoned', 'Hello', %s)
+        """,
+        [f'{{"it": {value}}}'],
+    )
+
+    with start_sandbox(tmp_path / "sandbox.json") as box:
+        env = {"NOTIFY_WORKER_FCM_URL": box.url, "GOOGLE_APPLICATION_CREDENTIALS": str(box.credentials)}
+        drained = ended(start("worker", "--drain", **env))
+        shown = [each.address for each in box.shown]
+
+    assert (drained.code, "healthy" in shown) == (0, True)
+
+
+# ── worker and sandbox ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
+    shop.execute("update notify_worker.projects set sender = 'console'")
+
+    worker = ended(start("-v", "worker", "--drain", NOTIFY_WORKER_LOG_FORMAT="json"))
+
+    lines = [json.loads(line) for line in worker.err.splitlines()]
+    assert (worker.code, worker.out) == (0, "")
+    assert all({"at", "level", "logger", "text"} <= line.keys() for line in lines)
+    assert [line["logger"] for line in lines if line["text"].endswith("is here")] == ["notify_worker.liveness"]
+
+
+def test_a_traceback_stays_in_its_line_of_the_log() -> None:
+    try:
+        int("many")
+    except ValueError:
+        record = logging.LogRecord("shop", logging.ERROR, "shop.py", 1, "it broke: %s", ("so",), sys.exc_info())
+
+    [line] = JsonFormatter().format(record).splitlines()
+
+    read = json.loads(line)
+    assert (read["level"], read["logger"], read["text"]) == ("error", "shop", "it broke: so")
+    assert read["traceback"].endswith("invalid literal for int() with base 10: 'many'")
+
+
+def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
+    shop.execute("update notify_worker.projects set sender = 'console'")
+    worker = start("worker")
+    until("the worker is here", lambda: shop.execute("select from notify_worker.workers").rowcount == 1, within=20)
+
+    worker.send_signal(signal.SIGTERM)
+
+    left = ended(worker)
+    assert (left.code, left.out) == (0, "")
+    assert "Traceback" not in left.err
+
+
+def test_the_sandbox_says_where_it_is_and_how_to_use_it_and_ends_on_sigterm(tmp_path: Path) -> None:
+    credentials = tmp_path / "key.json"
+    sandbox = start("sandbox", "--port", "0", "--credentials", str(credentials))
+    assert sandbox.stdout
+    url = sandbox.stdout.readline().removeprefix("a local FCM at ").strip()
+    export = sandbox.stdout.readline()
+
+    with urlopen(url, timeout=5) as page:
+        assert page.status == 200
+    sandbox.send_signal(signal.SIGTERM)
+
+    assert export == f"export NOTIFY_WORKER_FCM_URL={url} GOOGLE_APPLICATION_CREDENTIALS={credentials}\n"
+    assert S_IMODE(credentials.stat().st_mode) == 0o600
+    assert ended(sandbox) == Ended(0, "", "")
+
+
+def test_the_sandbox_can_be_told_what_goes_wrong(tmp_path: Path) -> None:
+    sandbox = start(
+        *("sandbox", "--port", "0", "--credentials", str(tmp_path / "key.json"), "--latency", "0.5", "--quota", "50"),
+        *("--token-lifetime", "60", "--fail", "503=0.1", "--fail", "dead=0.02"),
+    )
+    assert sandbox.stdout
+    url = sandbox.stdout.readline().removeprefix("a local FCM at ").strip()
+
+    with urlopen(f"{url}/switch", timeout=5) as answer:
+        switches = json.load(answer)
+    sandbox.send_signal(signal.SIGTERM)
+
+    assert ended(sandbox).code == 0
+    assert switches["fail"] == {"503": 0.1, "dead": 0.02}
+    assert (switches["latency"], switches["quota"], switches["token_lifetime"]) == (0.5, 50.0, 60)
+
+
+@pytest.mark.parametrize(
+    ("fail", "complaint"),
+    [
+        ("qouta=1", '"qouta" is no fault. Did you mean "quota"?'),
+        ("503=often", '"often" is no rate from 0 to 1'),
+        ("503", '"503" is not NAME=VALUE'),
+    ],
+)
+def test_what_can_not_go_wrong_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
+    told = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
+
+    assert (told.code, told.out) == (2, "")
+    assert told.err.endswith(f"{complaint}\n")
+
+
+def test_a_port_that_is_taken_is_named(cli: Cli, tmp_path: Path) -> None:
+    with start_sandbox(tmp_path / "first.json") as box:
+        port = box.url.rpartition(":")[2]
+        complaint = cli("sandbox", "--port", port, "--credentials", str(tmp_path / "second.json")).complaint
+
+    assert complaint.startswith(f"the sandbox can't listen on 127.0.0.1:{port}: Address already in use")
+    assert complaint.endswith("Choose another host or port.")

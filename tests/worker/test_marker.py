@@ -1,0 +1,231 @@
+"""The mark that a request is about to begin: many in one write, each with its own answer; no is the answer to all doubt."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from notify_worker.marker import Marker
+from notify_worker.model import Delivery, OnUnknown
+from notify_worker.store import Store
+from tests.support.relay import Relay
+from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, enter, rows, value
+from tests.support.waiting import auntil
+
+MARK = "notify_worker.mark("
+MARKED: LiteralString = "select id from notify_worker.stored_deliveries where marked_by is not null order by id"
+A_MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def relay(database: str) -> Iterator[Relay]:
+    """What stands between the marker and the database, and counts."""
+    with Relay(database) as relay:
+        yield relay
+
+
+@pytest_asyncio.fixture
+async def store(relay: Relay) -> AsyncIterator[Store]:
+    async with Store(relay.conninfo) as store:
+        yield store
+
+
+async def held(connection: psycopg.Connection, store: Store, count: int, lease: timedelta = A_MINUTE) -> list[Delivery]:
+    """Deliveries that a worker holds, of callers who said hold. The worker lives as long as the connection."""
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, on_unknown)
+        select 'token', 'fcm:' || number, 'Hello', 'hold' from generate_series(1, %s) as number
+        """,
+        [count],
+    )
+    worker = enter(connection, lease)
+    claim = await store.claim(worker.id, uuid4(), count, lease)
+    assert len(claim.deliveries) == count
+    return claim.deliveries
+
+
+async def answers(*marks: Awaitable[bool]) -> list[bool]:
+    """What each comes to. That nobody is told anything is a failure too."""
+    async with asyncio.timeout(10):
+        return await asyncio.gather(*marks)
+
+
+def marked(connection: psycopg.Connection) -> list[int]:
+    return [row["id"] for row in rows(connection, MARKED)]
+
+
+def ids(deliveries: list[Delivery]) -> list[int]:
+    return sorted(delivery.id for delivery in deliveries)
+
+
+async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: psycopg.Connection, store: Store) -> None:
+    first, second = await held(connection, store, 2)
+
+    assert await Marker(store).mark(first)
+
+    assert first.on_unknown is OnUnknown.HOLD
+    assert marked(connection) == [first.id]
+    by = "select marked_by from notify_worker.stored_deliveries where id = %s"
+    assert value(connection, by, first.id) == first.lease
+    assert value(connection, by, second.id) is None
+
+
+async def test_many_at_once_are_one_write(connection: psycopg.Connection, store: Store, relay: Relay) -> None:
+    deliveries, marker = await held(connection, store, 200), Marker(store)
+
+    written = await answers(*map(marker.mark, deliveries))
+
+    assert all(written)
+    assert marked(connection) == ids(deliveries)
+    assert relay.asked(MARK) == 1
+
+
+async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
+    database: str, connection: psycopg.Connection, store: Store, relay: Relay
+) -> None:
+    (first, *others), marker = await held(connection, store, 100), Marker(store)
+    asking: list[Delivery] = []
+
+    async def ask(delivery: Delivery) -> bool:
+        asking.append(delivery)
+        return await marker.mark(delivery)
+
+    with connected(database) as somebody, somebody.transaction():
+        somebody.execute("lock table notify_worker.stored_deliveries in exclusive mode")
+        alone = asyncio.create_task(marker.mark(first))
+        await auntil("the first write is under way", lambda: relay.asked(MARK) == 1, within=5)
+        together = [asyncio.create_task(ask(each)) for each in others]
+        await auntil("the others ask", lambda: asking == others, within=5)
+
+    written = await answers(alone, *together)
+
+    assert all(written)
+    assert marked(connection) == ids([first, *others])
+    assert relay.asked(MARK) == 2
+
+
+async def test_one_after_the_other_each_is_written_at_once(
+    connection: psycopg.Connection, store: Store, relay: Relay
+) -> None:
+    deliveries, marker = await held(connection, store, 3), Marker(store)
+
+    written = [await marker.mark(each) for each in deliveries]
+
+    assert written == [True] * 3
+    assert relay.asked(MARK) == 3
+
+
+async def test_in_one_write_each_gets_its_own_answer(connection: psycopg.Connection, store: Store) -> None:
+    good, another_holds = await held(connection, store, 2)
+    (over,) = await held(connection, store, 1, A_MOMENT)
+    await_end_of_lease(connection, over.notification_id)
+    marker = Marker(store)
+
+    written = await answers(*map(marker.mark, (over, good, replace(another_holds, lease=uuid4()))))
+
+    assert written == [False, True, False]
+    assert marked(connection) == [good.id]
+
+
+async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    (before,) = await held(connection, store, 1, A_MOMENT)
+    await_end_of_lease(connection, before.notification_id)
+    (now,) = (await store.claim(before.worker_id, uuid4(), 1, A_MINUTE)).deliveries
+    assert now.id == before.id
+    connection.execute("update notify_worker.notifications set due_at = now() + interval '1 minute'")
+    marker = Marker(store)
+
+    written = await answers(marker.mark(before), marker.mark(now))
+
+    assert written == [False, True]
+
+
+async def test_what_was_given_back_is_not_marked(connection: psycopg.Connection, store: Store) -> None:
+    given_back, still_held = await held(connection, store, 2)
+    marker = Marker(store)
+
+    await store.release(given_back.lease, [given_back.id])
+    written = await answers(marker.mark(given_back), marker.mark(still_held))
+
+    assert written == [False, True]
+    assert marked(connection) == [still_held.id]
+
+
+async def test_a_delivery_that_somebody_has_locked_is_not_waited_for(
+    database: str, connection: psycopg.Connection, store: Store
+) -> None:
+    locked, free = await held(connection, store, 2)
+    marker = Marker(store)
+
+    with connected(database) as somebody, somebody.transaction():
+        somebody.execute("select from notify_worker.stored_deliveries where id = %s for update", [locked.id])
+        async with asyncio.timeout(5):
+            written = await answers(marker.mark(locked), marker.mark(free))
+
+    assert written == [False, True]
+    assert await marker.mark(locked)
+
+
+async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
+    connection: psycopg.Connection, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Store(relay.conninfo) as store:
+        deliveries, marker = await held(connection, store, 3), Marker(store)
+
+    written = await answers(*map(marker.mark, deliveries))
+
+    assert written == [False, False, False]
+    assert marked(connection) == []
+    assert "the database refuses or is away" in caplog.text
+    assert "3 stay unsent" in caplog.text
+
+
+async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_one_goes(
+    connection: psycopg.Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = await held(connection, store, 2)
+    marker = Marker(store)
+    relay.lose_the_answer_to(MARK)
+
+    written = [await marker.mark(first), await marker.mark(second)]
+
+    assert relay.has_lost(MARK)
+    assert written == [False, True]
+    assert "1 stay unsent" in caplog.text
+    assert await marker.mark(first)
+
+
+async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
+    connection: psycopg.Connection, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliveries, marker = await held(connection, store, 2), Marker(store)
+    connection.execute("alter function notify_worker.mark rename to mark_of_yesterday")
+
+    written = await answers(*map(marker.mark, deliveries))
+
+    assert written == [False, False]
+    assert "2 stay unsent" in caplog.text
+
+
+async def test_who_gives_up_waiting_takes_nobody_along(
+    database: str, connection: psycopg.Connection, store: Store, relay: Relay
+) -> None:
+    deliveries, marker = await held(connection, store, 3), Marker(store)
+    with connected(database) as somebody, somebody.transaction():
+        somebody.execute("lock table notify_worker.stored_deliveries in exclusive mode")
+        waiting = [asyncio.create_task(marker.mark(each)) for each in deliveries]
+        await auntil("the write is under way", lambda: relay.asked(MARK) == 1, within=5)
+        waiting[0].cancel()
+
+    assert await answers(*waiting[1:]) == [True, True]
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]

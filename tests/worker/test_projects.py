@@ -1,0 +1,490 @@
+"""What a process knows of the projects: rows followed as they change, senders kept, incidents told and heard of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.projects import Projects
+from notify_worker.senders import Sender
+from notify_worker.senders.opening import LazySender
+from notify_worker.standing import Standing
+from notify_worker.store import Store
+from tests.support.relay import Relay
+from tests.support.store_calls import connected, enter, insert, row, rows, value
+from tests.support.waiting import auntil
+from tests.unit.test_render import DELIVERY
+
+READING = "from notify_worker.projects"
+WITHIN_A_SECOND = 1.5
+"""With what a busy machine takes for the reading itself."""
+A_MINUTE = timedelta(minutes=1)
+REVOKED = Outcome(Verdict.PAUSED, error="invalid_grant", pause=Pause(Scope.PROJECT))
+TOPIC_QUOTA = Outcome(Verdict.PAUSED, error="too many topics", pause=Pause(Scope.TOPICS, A_MINUTE))
+NO_APNS_KEY = Outcome(Verdict.PAUSED, error="no key for Apple", pause=Pause(Scope.APNS_WEB))
+TAKEN = Outcome(Verdict.SENT, http_status=200)
+PROBE = replace(DELIVERY, probe=True)
+INCIDENTS: LiteralString = (
+    "select project, scope, by, because, ended_at is not null as ended from notify_worker.stored_incidents order by id"
+)
+
+
+@dataclass
+class Letters:
+    """A sender that takes everything, and knows with what it was opened and whether it was closed."""
+
+    credentials: str | None
+    closed: bool = False
+
+    async def warm_up(self) -> None: ...
+
+    async def send(self, message: Message) -> Outcome:
+        return TAKEN
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Post:
+    """Opens senders, and remembers them."""
+
+    opened: list[Letters] = field(default_factory=list)
+
+    def open_sender(self, project: Project) -> LazySender:
+        async def opened() -> Sender:
+            self.opened.append(Letters(project.credentials))
+            return self.opened[-1]
+
+        return LazySender(opened)
+
+
+@pytest.fixture
+def relay(database: str) -> Iterator[Relay]:
+    """What stands between a process and the database, and counts."""
+    with Relay(database) as relay:
+        yield relay
+
+
+@pytest_asyncio.fixture
+async def store(relay: Relay) -> AsyncIterator[Store]:
+    async with Store(relay.conninfo) as store:
+        yield store
+
+
+@pytest_asyncio.fixture
+async def other(database: str) -> AsyncIterator[Projects]:
+    """What another process knows."""
+    async with Store(database) as store:
+        yield Projects(store, Post().open_sender)
+
+
+def knows(projects: Projects, name: str = "default") -> Standing:
+    found = projects.standing(name)
+    assert found is not None
+    return found
+
+
+async def follows(projects: Projects, what: str, holds: Callable[[Standing], bool]) -> None:
+    """Read as a worker does that looks for work, until this is so."""
+
+    async def read() -> bool:
+        await projects.read()
+        return holds(knows(projects))
+
+    await auntil(what, read, within=WITHIN_A_SECOND)
+
+
+def is_closed(*scopes: Scope) -> Callable[[Standing], bool]:
+    return lambda standing: standing.closed == set(scopes)
+
+
+# ── rows and senders ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sender(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    post = Post()
+    projects = Projects(store, post.open_sender)
+    await projects.open_senders()
+    before = knows(projects)
+    sender = before.sender
+
+    connection.execute(
+        """
+        update notify_worker.projects
+        set max_attempts = 3, first_retry_after = '20 s', longest_retry_after = '30 s', max_per_second = 5
+        """
+    )
+    await follows(projects, "the policy is followed", lambda standing: standing.policy.max_attempts == 3)
+    await projects.open_senders()
+
+    assert knows(projects) is before  # with its window
+    assert before.policy.wait(1, dice=0) == timedelta(seconds=20)
+    assert before.sender is sender
+    assert len(post.opened) == 1
+
+
+@pytest.mark.parametrize(
+    "change", ["credentials = 'file:new.json'", "firebase_project_id = 'another'", "sender = 'console'"]
+)
+async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
+    connection: psycopg.Connection, store: Store, change: LiteralString
+) -> None:
+    post = Post()
+    projects = Projects(store, post.open_sender)
+    await projects.open_senders()
+    standing = knows(projects)
+    before = standing.sender
+
+    connection.execute(f"update notify_worker.projects set {change}")
+    await projects.read(anew=True)
+    await standing.sender.send(Message("token", {"token": "fcm:abc"}))
+
+    assert knows(projects) is standing
+    assert standing.sender is not before
+    assert [letters.closed for letters in post.opened] == [False, False]
+    await projects.aclose()
+    assert [letters.closed for letters in post.opened] == [True, True]
+
+
+async def test_credentials_that_come_back_find_their_sender_again(connection: psycopg.Connection, store: Store) -> None:
+    post = Post()
+    projects = Projects(store, post.open_sender)
+
+    for credentials in ("file:old.json", "file:new.json", "file:old.json"):
+        connection.execute("update notify_worker.projects set credentials = %s", [credentials])
+        await projects.read(anew=True)
+        await projects.open_senders()
+
+    assert [letters.credentials for letters in post.opened] == ["file:old.json", "file:new.json"]
+
+
+async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(store: Store, relay: Relay) -> None:
+    projects = Projects(store, Post().open_sender)
+
+    for _ in range(50):
+        await projects.read()
+
+    assert relay.asked(READING) == 1
+    await projects.read(anew=True)
+    assert relay.asked(READING) == 2
+
+
+async def test_a_project_made_just_now_is_read_when_a_claim_names_it(
+    connection: psycopg.Connection, store: Store, relay: Relay
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    connection.execute("insert into notify_worker.projects (name, max_attempts) values ('orders', 4)")
+    insert(connection, project="orders")
+    insert(connection)
+    worker = enter(connection)
+
+    claim = await store.claim(worker.id, uuid4(), 10, A_MINUTE)
+    await projects.read()
+    too_early = projects.standing("orders")
+    await projects.read_what_is_claimed(claim.deliveries)
+
+    assert {delivery.project for delivery in claim.deliveries} == {"default", "orders"}
+    assert too_early is None
+    assert knows(projects, "orders").policy.max_attempts == 4
+    assert relay.asked(READING) == 2
+    await projects.read_what_is_claimed(claim.deliveries)
+    assert relay.asked(READING) == 2
+
+
+async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    connection.execute("select notify_worker.pause('default', 'maintenance')")
+    await projects.read()
+    stopped = knows(projects).closed
+    connection.execute("select notify_worker.resume('default')")
+    insert(connection)
+
+    claim = await store.claim(enter(connection).id, uuid4(), 10, A_MINUTE)
+    await projects.read_what_is_claimed(claim.deliveries)
+
+    (delivery,) = claim.deliveries
+    assert stopped == {Scope.PROJECT}
+    assert knows(projects).lets(delivery)
+
+
+async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.Connection, store: Store) -> None:
+    projects = Projects(store, Post().open_sender)
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    await projects.read()
+    knows(projects, "orders")
+
+    connection.execute("delete from notify_worker.projects where name = 'orders'")
+    await projects.read(anew=True)
+
+    assert projects.standing("orders") is None
+    knows(projects)
+
+
+# ── tell ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_found_out_is_told_in_order_and_once(connection: psycopg.Connection, store: Store) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    standing = knows(projects)
+    for outcome in (REVOKED, TOPIC_QUOTA, NO_APNS_KEY):
+        standing.heed(DELIVERY, outcome)
+
+    await projects.tell()
+    await projects.tell()
+
+    told = rows(connection, INCIDENTS)
+    assert [(each["scope"], each["because"]) for each in told] == [
+        ("project", "invalid_grant"),
+        ("topics", "too many topics"),
+        ("apns_web", "no key for Apple"),
+    ]
+    assert {(each["project"], each["by"], each["ended"]) for each in told} == {("default", "worker", False)}
+    assert list(projects.found()) == []
+
+
+async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    standing = knows(projects)
+    standing.heed(DELIVERY, REVOKED)
+    standing.heed(PROBE, TAKEN)
+
+    await projects.tell()
+
+    (only,) = rows(connection, INCIDENTS)
+    assert only["ended"]
+    assert value(connection, "select paused_until from notify_worker.projects") is None
+
+
+async def test_each_project_tells_of_itself(connection: psycopg.Connection, store: Store) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    knows(projects, "orders").heed(DELIVERY, REVOKED)
+
+    await projects.tell()
+
+    paused: LiteralString = "select name from notify_worker.projects where paused_until > now()"
+    assert rows(connection, paused) == [{"name": "orders"}]
+    assert knows(projects).lets(DELIVERY)
+
+
+async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_reading_undoes_it(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    standing = knows(projects)
+    for outcome in (REVOKED, TOPIC_QUOTA, NO_APNS_KEY):
+        standing.heed(DELIVERY, outcome)
+    connection.execute(
+        "alter table notify_worker.stored_incidents add constraint no_topics check (scope <> 'topics') not valid"
+    )
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await projects.tell()
+    kept = [incident.scope for incident in projects.found()]
+    await projects.read(anew=True)
+    still_closed = standing.closed
+    connection.execute("alter table notify_worker.stored_incidents drop constraint no_topics")
+    await projects.tell()
+
+    assert kept == [Scope.TOPICS, Scope.APNS_WEB]
+    assert still_closed == {Scope.PROJECT, Scope.TOPICS, Scope.APNS_WEB}
+    assert [each["scope"] for each in rows(connection, INCIDENTS)] == ["project", "topics", "apns_web"]
+
+
+async def test_where_the_database_is_away_everything_is_kept(connection: psycopg.Connection, relay: Relay) -> None:
+    async with Store(relay.conninfo) as store:
+        projects = Projects(store, Post().open_sender)
+        await projects.read()
+    standing = knows(projects)
+    standing.heed(DELIVERY, REVOKED)
+
+    with pytest.raises(psycopg.OperationalError):
+        await projects.tell()
+    with pytest.raises(psycopg.OperationalError):
+        await projects.read(anew=True)
+
+    assert [incident.scope for incident in projects.found()] == [Scope.PROJECT]
+    assert not standing.lets(DELIVERY)
+    assert rows(connection, INCIDENTS) == []
+
+
+async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
+    connection: psycopg.Connection, store: Store, relay: Relay
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    knows(projects).heed(DELIVERY, REVOKED)
+    relay.lose_the_answer_to("begin_incident(")
+
+    with pytest.raises(psycopg.OperationalError):
+        await projects.tell()
+    kept = list(projects.found())
+    await projects.tell()
+
+    assert relay.has_lost("begin_incident(")
+    assert len(kept) == 1
+    assert list(projects.found()) == []
+    assert len(rows(connection, INCIDENTS)) == 1
+
+
+async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_same(
+    connection: psycopg.Connection, store: Store
+) -> None:
+    """Of a sender that another package brings. The recorder tells first, and records nothing until that is done."""
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    knows(projects).heed(DELIVERY, Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
+
+    await projects.tell()
+
+    assert row(connection, INCIDENTS)["scope"] == "project"
+
+
+# ── two processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_second(
+    store: Store, other: Projects
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    await other.read()
+    standing = knows(projects)
+
+    standing.heed(DELIVERY, REVOKED)
+    standing.heed(DELIVERY, NO_APNS_KEY)
+    await projects.tell()
+
+    await follows(other, "the other one stops", is_closed(Scope.PROJECT, Scope.APNS_WEB))
+    assert not knows(other).lets(DELIVERY)
+    assert list(other.found()) == []
+
+
+async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_second(
+    connection: psycopg.Connection, store: Store, other: Projects
+) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    knows(projects).heed(DELIVERY, REVOKED)
+    await projects.tell()
+    await other.read()
+    followed = knows(other).closed
+
+    knows(other).heed(PROBE, TAKEN)
+    await other.tell()
+
+    assert followed == {Scope.PROJECT}
+    await follows(projects, "the first one goes on", is_closed())
+    assert [each["ended"] for each in rows(connection, INCIDENTS)] == [True]
+
+
+async def test_an_operators_pause_and_resume_are_followed_within_a_second(
+    connection: psycopg.Connection, other: Projects
+) -> None:
+    await other.read()
+
+    connection.execute("select notify_worker.pause('default', 'maintenance')")
+    await follows(other, "it stops", is_closed(Scope.PROJECT))
+    connection.execute("select notify_worker.resume('default')")
+
+    await follows(other, "it goes on", is_closed())
+
+
+async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    short = Pause(Scope.PROJECT, timedelta(milliseconds=300))
+    knows(projects).heed(DELIVERY, Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=short))
+    await projects.tell()
+    await projects.read(anew=True)
+    stopped = knows(projects).closed
+
+    async def is_over() -> bool:
+        await projects.read(anew=True)
+        return not knows(projects).closed
+
+    await auntil("it is over", is_over, within=WITHIN_A_SECOND)
+    assert stopped == {Scope.PROJECT}
+
+
+# ── a reading under way ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def slow_answers(connection: psycopg.Connection) -> None:
+    """A reading that has seen how things stand answers only when nobody holds this lock any more."""
+    connection.execute(
+        """
+        create schema as_it_is;
+        alter function notify_worker.closed(notify_worker.projects) set schema as_it_is;
+        create function notify_worker.closed(project notify_worker.projects) returns text[] language plpgsql stable as $$
+        declare
+            seen text[] := as_it_is.closed(project);
+        begin
+            perform pg_advisory_xact_lock_shared(5);
+            return seen;
+        end
+        $$;
+        """
+    )
+
+
+async def under_way(connection: psycopg.Connection) -> None:
+    waits: LiteralString = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    await auntil("the reading has seen, and answers late", lambda: bool(value(connection, waits)), within=5)
+
+
+@pytest.mark.usefixtures("slow_answers")
+@pytest.mark.parametrize("news", ["it is stopped", "it goes on"])
+@pytest.mark.parametrize("order", ["read, find", "read, find, tell", "find, read, tell"])
+async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_found(
+    connection: psycopg.Connection, database: str, store: Store, order: str, news: str
+) -> None:
+    before, meanwhile = order.split("read")
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    standing = knows(projects)
+    if news == "it goes on":
+        standing.heed(DELIVERY, REVOKED)
+        await projects.tell()
+    now = {Scope.PROJECT} if news == "it is stopped" else set()
+
+    async def do(steps: str) -> None:
+        if "find" in steps:
+            standing.heed(*((DELIVERY, REVOKED) if news == "it is stopped" else (PROBE, TAKEN)))
+        if "tell" in steps:
+            await projects.tell()
+
+    with connected(database) as somebody:
+        somebody.execute("select pg_advisory_lock(5)")
+        await do(before)
+        reading = asyncio.create_task(projects.read(anew=True))
+        await under_way(connection)
+
+        await do(meanwhile)
+        somebody.execute("select pg_advisory_unlock(5)")
+        await reading
+
+    assert standing.closed == now
+    await projects.tell()
+    await projects.read(anew=True)
+    assert standing.closed == now

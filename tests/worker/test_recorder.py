@@ -1,0 +1,151 @@
+"""What comes back from the requests is recorded, whatever stands in the way of some of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from io import StringIO
+from time import monotonic
+from typing import Any, cast
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from notify_worker.drain import Pipeline
+from notify_worker.liveness import Liveness
+from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.senders.console import ConsoleSender
+from notify_worker.senders.opening import LazySender
+from notify_worker.settings import Settings
+from notify_worker.store import Store
+from tests.support.store_calls import attempts, connected, enter, insert, register, state, unbalanced, value
+from tests.support.waiting import auntil
+
+QUOTA = Outcome(
+    Verdict.PAUSED,
+    http_status=429,
+    error_code="RESOURCE_EXHAUSTED",
+    error="429",
+    pause=Pause(Scope.PROJECT, timedelta(minutes=1)),
+    asked_to_wait=timedelta(minutes=1),
+)
+
+
+class Scripted(ConsoleSender):
+    """A sender of somebody's own, which answers by address, and else takes the message."""
+
+    def __init__(self, answers: dict[str, Outcome]) -> None:
+        super().__init__(StringIO())
+        self._answers = answers
+        self.sent: list[str] = []
+
+    async def open(self) -> None:
+        """There is nothing to open."""
+
+    async def send(self, message: Message) -> Outcome:
+        self.sent.append(str(message.body["token"]))
+        return self._answers.get(self.sent[-1]) or Outcome(Verdict.SENT, http_status=200, sent_as="1")
+
+
+@asynccontextmanager
+async def working(database: str, sender: Scripted) -> AsyncIterator[Pipeline]:
+    """A worker's claim, render, send and record, by this sender for each project."""
+
+    def open_sender(_: Project) -> LazySender:
+        return cast("LazySender", sender)
+
+    settings = Settings()
+    async with Store(database) as store:
+        pipeline = Pipeline(store, Liveness(database, settings.lease), open_sender, settings)
+        try:
+            yield pipeline
+        finally:
+            await pipeline.close()
+
+
+async def test_who_keeps_the_row_of_a_stopped_project_keeps_nothing_of_the_others(
+    database: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    stopped = insert(connection, address="stopped")
+    others = [insert(connection, project="orders", address=f"phone-{number}") for number in range(20)]
+    sender = Scripted({"stopped": QUOTA})
+
+    async with working(database, sender) as pipeline:
+        with connected(database) as operator:
+            operator.execute("begin")
+            operator.execute("select notify_worker.pause('default', 'I only look')")
+
+            await pipeline.drain(within=2)
+            assert {state(connection, number) for number in others} == {"sent"}
+
+            insert(connection, project="orders", address="phone-20")
+            for _ in range(150):
+                insert(connection)
+            await pipeline.drain(within=2)
+            assert sender.sent.count("phone-20") == 1
+            assert value(connection, "select count(*) from notify_worker.notifications where lease is not null") == 0
+            operator.execute("rollback")
+
+        await auntil("its pause is told", lambda: is_paused(connection), within=5)
+
+    assert sorted(sender.sent) == sorted({*sender.sent}), "nothing was sent twice"
+    assert state(connection, stopped) == "pending"
+    assert unbalanced(connection) == []
+
+
+async def is_paused(connection: psycopg.Connection) -> bool:
+    return bool(value(connection, "select count(*) from notify_worker.incidents where ended_at is null"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"error": ValueError("no text")},
+        {"error": "\ud800"},
+        {"error": "a \x00"},
+        {"sent_as": b"bytes"},
+        {"http_status": 10**12},
+        {"error_code": ["a list"]},
+    ],
+    ids=str,
+)
+async def test_an_odd_outcome_of_somebody_s_own_sender_is_recorded_and_keeps_no_other(
+    database: str, connection: psycopg.Connection, odd: dict[str, Any]
+) -> None:
+    strange = insert(connection, address="strange")
+    others = [insert(connection, address=f"phone-{number}") for number in range(5)]
+    sender = Scripted({"strange": Outcome(Verdict.SENT, **odd)})
+
+    async with working(database, sender) as pipeline:
+        await pipeline.drain(within=5)
+
+    assert {state(connection, number) for number in (strange, *others)} == {"sent"}
+    assert [attempt["verdict"] for attempt in attempts(connection, strange)] == ["sent"]
+    assert len(sender.sent) == 6
+
+
+async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connection(
+    database: str, connection: psycopg.Connection
+) -> None:
+    """Else a device that registers meanwhile would be taken for one that has not registered since."""
+    register(connection, "ada", "fcm:1")
+    insert(connection, receiver_id="ada")
+    worker = enter(connection)
+
+    async with Store(database) as store:
+        (delivery,) = (await store.claim(worker.id, uuid4(), 10, timedelta(minutes=1))).deliveries
+        started = monotonic()
+        gone = Attempt(delivery, Outcome(Verdict.UNREGISTERED, http_status=404), started, started, 1)
+        async with store._pool.connection(), store._pool.connection():
+            waits = asyncio.create_task(store.record(worker.id, [gone]))
+            await auntil("it waits", lambda: waiting_for_a_connection(store), within=5)
+            register(connection, "ada", "fcm:1")
+        await waits
+
+    assert value(connection, "select retired_at from notify_worker.devices") is None
+
+
+async def waiting_for_a_connection(store: Store) -> bool:
+    return store._pool.get_stats()["requests_waiting"] > 0

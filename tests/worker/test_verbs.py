@@ -1,0 +1,632 @@
+"""The verbs that ask the database, and those that stay up: what each prints, and with which code it ends."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import LiteralString
+
+import psutil
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from notify_worker import schema
+from tests.support.store_calls import (
+    attempts,
+    claim,
+    claim_one,
+    deliveries,
+    enter,
+    insert,
+    leave,
+    outcome,
+    record,
+    row,
+    rows,
+    state,
+    value,
+)
+from tests.support.waiting import until
+from tests.worker import test_cli
+from tests.worker.test_cli import HELLO, Cli, Ended, ended, lets_in, start
+
+cli, shop = test_cli.cli, test_cli.shop  # fixtures
+
+PROGRAMS = Path(sys.executable).parent
+EVENT = "order:42:paid"
+ASKS: list[tuple[str, ...]] = [
+    ("status",),
+    ("history", "u_42"),
+    ("retry", EVENT),
+    ("cancel", EVENT),
+    ("pause", "default", "Black Friday"),
+    ("resume", "default"),
+    ("prune", "--older-than", "90 days"),
+]
+NEEDS_THE_SCHEMA: list[tuple[str, ...]] = [*ASKS, HELLO, ("explain", EVENT), ("worker", "--drain")]
+
+each_that_asks = pytest.mark.parametrize("arguments", ASKS, ids=lambda arguments: arguments[0])
+each_that_needs_the_schema = pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
+
+
+def settled(connection: psycopg.Connection, verdict: str, **columns: object) -> int:
+    """Insert a notification to a token and let a worker bring it to this verdict; return its number."""
+    number = insert(connection, **columns)
+    worker = enter(connection)
+    error = None if verdict == "sent" else f"FCM said {verdict}"
+    record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, error=error))
+    leave(connection, worker)
+    return number
+
+
+def move(connection: psycopg.Connection, number: int, column: LiteralString, ago: timedelta) -> None:
+    """Move a time of a notification into the past."""
+    statement = f"update notify_worker.notifications set {column} = {column} - %s where id = %s"
+    connection.execute(statement, [ago, number])
+
+
+# ── status ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def busy_shop(shop: psycopg.Connection) -> psycopg.Connection:
+    """One sent, one failed, one held, one leased, one due for a minute, one scheduled, one of a project that is paused."""
+    shop.execute("insert into notify_worker.projects (name) values ('paused')")
+    shop.execute("select notify_worker.pause('paused', 'Black Friday')")
+    settled(shop, "sent")
+    settled(shop, "failed")
+    settled(shop, "unknown", on_unknown="hold")
+    insert(shop)
+    claim(shop, enter(shop))
+    move(shop, insert(shop), "due_at", timedelta(minutes=1))
+    insert(shop, send_at="tomorrow")
+    insert(shop, project="paused")
+    return shop
+
+
+EXPECTED = {
+    "pending": 4,
+    "due": 1,
+    "leased": 1,
+    "orphans": 0,
+    "held": 1,
+    "dead_letters": 1,
+    "workers": 1,
+    "paused_projects": 1,
+    "sent_last_minute": 1,
+}
+
+
+def test_status_in_json_is_the_view_with_lengths_in_seconds(cli: Cli, busy_shop: psycopg.Connection) -> None:
+    told = cli("status", "--json")
+
+    found = json.loads(told.out)
+    assert (told.code, told.err) == (0, "")
+    assert list(found) == list(row(busy_shop, "select * from notify_worker.status"))
+    assert 60 <= found.pop("oldest_due_for") < 90
+    assert found == EXPECTED
+
+
+def test_status_has_a_line_for_each_column_of_the_view(cli: Cli, busy_shop: psycopg.Connection) -> None:
+    told = cli("status")
+
+    shown = dict(line.split("  ", 1) for line in told.out.splitlines())
+    found = {name.strip().replace(" ", "_"): text.strip() for name, text in shown.items()}
+    assert (told.code, told.err) == (0, "")
+    assert list(found) == list(row(busy_shop, "select * from notify_worker.status"))
+    assert found.pop("oldest_due_for").startswith("0:01:")
+    assert found == {name: str(count) for name, count in EXPECTED.items()}
+
+
+def test_where_nothing_is_due_nothing_has_been_due_for_a_while(cli: Cli, shop: psycopg.Connection) -> None:
+    assert json.loads(cli("status", "--json").out)["oldest_due_for"] is None
+    assert "oldest due for    -\n" in cli("status").out
+
+
+# ── history ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def told_shop(shop: psycopg.Connection) -> psycopg.Connection:
+    """A receiver was to be told of an order two days ago, and will be of something else; so will another one."""
+    insert(shop, receiver_id="u_42", event_id=EVENT, campaign="order_paid")
+    claim(shop, enter(shop))
+    move(shop, 1, "created_at", timedelta(days=2))
+    insert(shop, receiver_id="u_42", send_at="2099-01-02 09:00+09")
+    insert(shop, receiver_id="u_43")
+    return shop
+
+
+def test_history_has_a_line_for_each_of_a_receivers_notifications_the_newest_first(
+    cli: Cli,
+    told_shop: psycopg.Connection,
+) -> None:
+    told = cli("history", "u_42")
+
+    newest, oldest = (line[len("2027-01-02 09:00:00.123456") :] for line in told.out.splitlines())
+    assert (told.code, told.err) == (0, "")
+    assert newest.startswith("  notification 2: pending: due at 2099-01-02 00:00:00+00")
+    assert oldest.startswith(f"  notification 1 (event {EVENT}), campaign order_paid: ")
+    assert re.search(r": (failed|unreachable): .+", oldest)
+
+
+@pytest.mark.parametrize(("since", "numbers"), [("yesterday", ["2"]), ("2020-01-02", ["2", "1"]), ("tomorrow", [])])
+def test_history_goes_back_no_further_than_asked(
+    cli: Cli,
+    told_shop: psycopg.Connection,
+    since: str,
+    numbers: list[str],
+) -> None:
+    told = cli("history", "u_42", "--since", since)
+
+    assert told.code == 0
+    assert re.findall(r"notification (\d+)", told.out) == numbers
+
+
+def test_a_receiver_whom_nobody_wanted_to_tell_has_no_history(cli: Cli, shop: psycopg.Connection) -> None:
+    assert cli("history", "u_44") == Ended(0, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("history", "u_42"), ("retry", "--project", "default")], ids=lambda each: each[0]
+)
+def test_a_time_that_is_none_is_named(
+    cli: Cli,
+    shop: psycopg.Connection,
+    arguments: tuple[str, ...],
+) -> None:
+    complaint = cli(*arguments, "--since", "the day before").complaint
+
+    assert complaint.startswith('invalid input syntax for type timestamp with time zone: "the day before"')
+
+
+# ── retry ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RETRIED = "deliveries are due again; those of a notification that never had any come with its next claim\n"
+
+
+@pytest.mark.parametrize("way", [(EVENT,), ("1",), ("--delivery", "1"), ("--project", "default")])
+def test_retry_puts_what_failed_back_in_line_by_event_number_delivery_or_project(
+    cli: Cli,
+    shop: psycopg.Connection,
+    way: tuple[str, ...],
+) -> None:
+    number = settled(shop, "failed", event_id=EVENT)
+    assert state(shop, number) == "failed"
+
+    told = cli("retry", *way)
+
+    assert told == Ended(0, f"1 {RETRIED}", "")
+    assert state(shop, number) == "pending"
+
+
+def test_retry_by_project_leaves_out_other_projects_and_what_failed_before(
+    cli: Cli,
+    shop: psycopg.Connection,
+) -> None:
+    shop.execute("insert into notify_worker.projects (name) values ('other')")
+    old, new, of_other = (settled(shop, "failed", project=name) for name in ("default", "default", "other"))
+    shop.execute(
+        "update notify_worker.stored_deliveries set settled_at = settled_at - interval '2 days' where notification_id = %s",
+        [old],
+    )
+
+    told = cli("retry", "--project", "default", "--since", "yesterday")
+
+    assert told == Ended(0, f"1 {RETRIED}", "")
+    assert [state(shop, number) for number in (old, new, of_other)] == ["failed", "pending", "failed"]
+
+
+def test_an_event_whose_name_is_a_number_comes_before_the_number(cli: Cli, shop: psycopg.Connection) -> None:
+    by_number, by_event = settled(shop, "failed"), settled(shop, "failed", event_id="1")
+
+    cli("retry", "1")
+
+    assert (state(shop, by_number), state(shop, by_event)) == ("failed", "pending")
+
+
+def test_what_was_sent_is_not_sent_again(cli: Cli, shop: psycopg.Connection) -> None:
+    number = settled(shop, "sent")
+
+    assert cli("retry", str(number)) == Ended(0, f"0 {RETRIED}", "")
+    assert state(shop, number) == "sent"
+
+
+def test_retry_of_what_a_worker_holds_says_to_try_again(cli: Cli, shop: psycopg.Connection) -> None:
+    insert(shop)
+    claim(shop, enter(shop))
+
+    assert cli("retry", "1").complaint.startswith(
+        "notification 1 is in the hands of a worker. Try again when it has ended"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--since", "yesterday"), (EVENT, "--delivery", "1"), ("--delivery", "1", "--project", "default")],
+)
+def test_retry_of_nothing_or_of_two_things_says_what_there_is(
+    cli: Cli,
+    shop: psycopg.Connection,
+    arguments: tuple[str, ...],
+) -> None:
+    assert cli("retry", *arguments).complaint == (
+        "retry takes one of: a notification, --delivery NUMBER, --project NAME (with --since TIME)"
+    )
+
+
+# ── cancel ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("which", [EVENT, "1"])
+def test_cancel_takes_back_what_waits(cli: Cli, shop: psycopg.Connection, which: str) -> None:
+    insert(shop, event_id=EVENT)
+
+    told = cli("cancel", which)
+
+    assert told == Ended(0, "cancelled: nothing of it was sent, and it will not arrive\n", "")
+    assert state(shop, 1) == "cancelled"
+
+
+@pytest.mark.parametrize("becomes", ["sent", "leased"])
+def test_cancel_of_what_was_sent_or_may_be_fails_and_says_where_its_story_is(
+    cli: Cli, shop: psycopg.Connection, becomes: str
+) -> None:
+    if becomes == "sent":
+        settled(shop, "sent")
+    else:
+        insert(shop)
+        claim(shop, enter(shop))
+
+    told = cli("cancel", "1")
+
+    assert (told.code, told.err) == (1, "")
+    assert told.out.startswith("too late: it was sent or settled before, or a worker holds it; ")
+    command = told.out.rstrip("\n").partition("Its story: notify-worker ")[2]
+    assert "notification 1 was inserted" in cli(*command.split()).out
+
+
+@pytest.mark.parametrize("verb", ["retry", "cancel"])
+def test_what_is_not_there_is_named(cli: Cli, shop: psycopg.Connection, verb: str) -> None:
+    assert cli(verb, "order:43").complaint == 'there is no notification of the event "order:43", nor with this number'
+
+
+def test_a_delivery_that_is_not_there_is_named(cli: Cli, shop: psycopg.Connection) -> None:
+    assert cli("retry", "--delivery", "7").complaint == "there is no delivery 7"
+
+
+# ── pause, resume, prune ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pause_stops_a_project_until_resume(cli: Cli, shop: psycopg.Connection) -> None:
+    paused = cli("pause", "default", "Black Friday")
+    incidents = rows(shop, "select by, because, ended_at from notify_worker.incidents")
+    resumed = cli("resume", "default")
+
+    assert paused == Ended(0, "project default is paused until: notify-worker resume default\n", "")
+    assert incidents == [{"by": "operator", "because": "Black Friday", "ended_at": None}]
+    assert resumed == Ended(0, "project default sends again\n", "")
+    assert value(shop, "select count(*) from notify_worker.incidents where ended_at is null") == 0
+    assert value(shop, "select paused_until is null from notify_worker.projects")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("pause", "defualt", "why"), ("resume", "defualt"), ("retry", "--project", "defualt")],
+    ids=lambda each: each[0],
+)
+def test_a_project_that_is_not_there_is_named_with_the_nearest(
+    cli: Cli,
+    shop: psycopg.Connection,
+    arguments: tuple[str, ...],
+) -> None:
+    assert cli(*arguments).complaint == 'there is no project "defualt"; did you mean "default"?'
+
+
+def test_prune_deletes_what_settled_long_ago_and_says_how_many(cli: Cli, shop: psycopg.Connection) -> None:
+    old, new, waiting = settled(shop, "failed"), settled(shop, "sent"), insert(shop)
+    move(shop, old, "settled_at", timedelta(days=91))
+    move(shop, waiting, "created_at", timedelta(days=91))
+
+    told = cli("prune", "--older-than", "90 days")
+
+    assert told == Ended(0, "1 notifications deleted\n", "")
+    assert [kept["id"] for kept in rows(shop, "select id from notify_worker.notifications order by id")] == [
+        new,
+        waiting,
+    ]
+    assert deliveries(shop, old) == []
+
+
+@pytest.mark.parametrize("interval", ["a while", ""])
+def test_prune_names_an_interval_that_is_none(cli: Cli, shop: psycopg.Connection, interval: str) -> None:
+    settled(shop, "sent")
+
+    complaint = cli("prune", "--older-than", interval).complaint
+
+    assert complaint.startswith(f'invalid input syntax for type interval: "{interval}"')
+    assert len(rows(shop, "select from notify_worker.notifications")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("history",), "the following arguments are required: receiver"),
+        (("cancel",), "the following arguments are required: notification"),
+        (("pause", "default"), "the following arguments are required: because"),
+        (("resume",), "the following arguments are required: project"),
+        (("prune",), "the following arguments are required: --older-than"),
+        (("retry", "--delivery", "first"), "argument --delivery: invalid int value: 'first'"),
+    ],
+    ids=lambda each: each[0],
+)
+def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
+    told = cli(*arguments)
+
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("usage: notify-worker")
+    assert complaint in told.err.splitlines()[-1]
+
+
+# ── what is wrong with the database ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_that_asks
+def test_without_a_database_every_verb_says_so(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", "host=127.0.0.1 port=1 user=me password=opensesame")
+
+    complaint = cli(*arguments).complaint
+
+    assert complaint.startswith("No connection to the database: ")
+    assert "sesame" not in complaint
+
+
+@each_that_asks
+def test_a_wrong_password_is_said_and_not_repeated(
+    cli: Cli,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    wrong = make_conninfo(database, password="opensesame")
+    if lets_in(wrong):
+        pytest.skip("this server asks for no password")
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
+
+    complaint = cli(*arguments).complaint
+
+    assert 'password authentication failed for user "postgres"' in complaint
+    assert "sesame" not in complaint
+
+
+@each_that_asks
+def test_a_database_without_our_schema_is_told_to_migrate(
+    cli: Cli,
+    empty_database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", empty_database)
+
+    assert cli(*arguments).complaint.endswith("has no schema notify_worker. Run: notify-worker migrate")
+
+
+def test_a_schema_that_is_ahead_is_worked_with_and_not_migrated(cli: Cli, shop: psycopg.Connection) -> None:
+    shop.execute("update notify_worker.schema_version set version_num = '9999'")
+
+    assert (cli("status").code, cli("migrate").complaint) == (
+        0,
+        (
+            f"The schema notify_worker has version 9999, and this release knows none after {schema.versions()[-1]}. "
+            "Install the release of notify-worker that migrated it, or a later one."
+        ),
+    )
+
+
+@each_that_needs_the_schema
+def test_a_schema_that_is_behind_asks_to_migrate(
+    cli: Cli,
+    shop: psycopg.Connection,
+    arguments: tuple[str, ...],
+) -> None:
+    shop.execute("update notify_worker.schema_version set version_num = '0001'")
+
+    assert cli(*arguments).complaint == (
+        f"The schema notify_worker has version 0001, and this release needs {schema.versions()[-1]}. "
+        "Run: notify-worker migrate"
+    )
+
+
+# ── a worker without credentials ────────────────────────────────────────────────────────────────────────────────────────
+
+NOT_ONE = {
+    "none at all": (None, "Google's default chain gives no credentials"),
+    "no JSON": ("-----BEGIN PRIVATE KEY----- sesame", "key.json, which is not JSON"),
+    "another JSON": ('{"password": "sesame"}', "key.json does not have a valid type"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), NOT_ONE.values(), ids=NOT_ONE)
+def test_a_worker_without_usable_credentials_says_so_leaves_and_fails_no_notification(
+    shop: psycopg.Connection, tmp_path: Path, content: str | None, said: str
+) -> None:
+    env = no_credentials(tmp_path)
+    if content is not None:
+        key = tmp_path / "key.json"
+        key.write_text(content)
+        env["GOOGLE_APPLICATION_CREDENTIALS"] = str(key)
+    number = insert(shop)
+
+    stays, drains = start("worker", **env), start("worker", "--drain", **env)
+
+    for left in (ended(stays), ended(drains)):
+        *log, complaint = left.err.splitlines()
+        assert (left.code, left.out) == (2, "")
+        assert complaint.startswith("notify-worker: ")
+        assert said in complaint
+        assert "GOOGLE_APPLICATION_CREDENTIALS" in complaint
+        assert said not in "\n".join(log)
+        assert "sesame" not in left.err
+        assert "Traceback" not in left.err
+    assert (state(shop, number), deliveries(shop, number)) == ("pending", [])
+
+
+def no_credentials(folder: Path) -> dict[str, str]:
+    """An environment in which Google's default chain finds nothing, and asks no metadata server."""
+    return {"HOME": str(folder), "CLOUDSDK_CONFIG": str(folder), "NO_GCE_CHECK": "true"}
+
+
+def test_where_only_one_project_has_no_credentials_the_worker_says_so_and_works_for_the_others(
+    shop: psycopg.Connection, tmp_path: Path
+) -> None:
+    shop.execute("insert into notify_worker.projects (name, sender) values ('printed', 'console')")
+    waits, goes = insert(shop), insert(shop, project="printed")
+
+    drained = ended(start("worker", "--drain", **no_credentials(tmp_path)))
+
+    assert (drained.code, state(shop, goes)) == (0, "sent")
+    assert "project default can't send: Google's default chain gives no credentials" in drained.err
+    assert (state(shop, waits), deliveries(shop, waits)[0]["attempts"]) == ("pending", 0)
+    assert [attempt["verdict"] for attempt in attempts(shop, waits)] == ["paused"]
+    assert "Traceback" not in drained.err
+
+
+# ── dev ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+ENDS_WITHIN = 10.0
+
+
+@dataclass(frozen=True)
+class Dev:
+    """A `notify-worker dev`, in a process group of its own as a terminal would start it."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def says(self) -> str:
+        return self.log.read_text()
+
+    def is_up(self) -> bool:
+        assert self.process.poll() is None, self.says()
+        return "Ctrl-C ends it." in self.says()
+
+    def what_to_type(self) -> str:
+        return self.says().split("\n\n")[1]
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self) -> psutil.Process:
+        return next(child for child in self.children() if child.cmdline()[-1] == "worker")
+
+    def database(self) -> str:
+        """The conninfo that it prints."""
+        return shlex.split(self.what_to_type())[1].removeprefix("NOTIFY_WORKER_DATABASE_URL=")
+
+    def type(self, commands: str) -> Ended:
+        """Type these commands into another terminal."""
+        typed = subprocess.run(
+            ["bash", "-eu", "-c", commands],
+            check=False,
+            env={**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return Ended(typed.returncode, typed.stdout, typed.stderr)
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A home that only `dev` has made. Its folder is open to nobody, as whom PostgreSQL runs for root."""
+    folder = Path(mkdtemp())
+    folder.chmod(0o711)
+    yield folder / "a home"
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def running_dev(home: Path, log: Path) -> Iterator[Dev]:
+    """Start one, and wait until it says what to type."""
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "notify_worker", "dev"],
+            env={**os.environ, "NOTIFY_WORKER_HOME": str(home)},
+            stdout=written,
+            stderr=written,
+            start_new_session=True,
+        )
+    dev = Dev(process, log)
+    children: list[psutil.Process] = []
+    try:
+        until("it is up", dev.is_up, within=60)
+        children = dev.children()
+        yield dev
+        process.terminate()
+        assert process.wait(ENDS_WITHIN) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+        print(dev.says())
+
+
+@pytest.fixture
+def dev(home: Path, tmp_path: Path) -> Iterator[Dev]:
+    with running_dev(home, tmp_path / "dev.log") as dev:
+        yield dev
+
+
+def test_dev_comes_up_in_its_home_and_what_it_prints_works(dev: Dev, home: Path) -> None:
+    typed = dev.type(dev.what_to_type())
+
+    assert (typed.code, typed.err) == (0, "")
+    assert re.match(r"notification \d+\n", typed.out)
+    assert "it ended sent\n" in typed.out
+    assert re.search(r"^workers +1$", typed.out, re.MULTILINE)
+    assert re.search(r"^phone  .*Hello", dev.says(), re.MULTILINE)
+    assert (home / "server.json").exists()
+
+
+def test_a_second_dev_shares_the_database_and_leaves_it_to_the_first(dev: Dev, home: Path, tmp_path: Path) -> None:
+    with running_dev(home, tmp_path / "second.log") as second:
+        assert dev.database() == second.database()
+        with psycopg.connect(dev.database()) as connection:
+            here = {row["pid"] for row in rows(connection, "select pid from notify_worker.workers")}
+        assert {dev.worker().pid, second.worker().pid} <= here
+
+    export = dev.what_to_type().splitlines()[0]
+    assert dev.type(f"{export}\nnotify-worker send --token app:phone --title Again --wait").code == 0
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_dev_ends_well_on_a_signal_and_leaves_no_process(dev: Dev, ends: signal.Signals) -> None:
+    children = dev.children()
+    assert {"postgres", "sh"} < {child.name() for child in children}
+
+    if ends == signal.SIGINT:
+        os.killpg(dev.process.pid, ends)  # as Ctrl-C does: to all that the terminal has started
+    else:
+        dev.process.send_signal(ends)
+
+    assert dev.process.wait(ENDS_WITHIN) == 0
+    assert [child for child in children if child.is_running()] == []
+    assert "Traceback" not in dev.says()
