@@ -346,7 +346,7 @@ NAMING = PAGES | {
 def paths(page: str) -> set[str]:
     """The files and folders of this project that a page names, by a code span, a command or a link."""
     text = NAMING[page]
-    named = set(re.findall(rf"`({OURS})`", text)) | set(re.findall(r"(?:-f |pytest .*)((?:sql|tests)/[\w./]+)", text))
+    named = set(re.findall(rf"`({OURS})`", text)) | set(re.findall(r"(?<= )(?:sql|tests)/[\w./]+\w", text))
     programs = {
         str(Path(name.replace(".", "/")).with_suffix("" if name == "chaos" else ".py"))
         for name in re.findall(r"python -m (chaos|(?:benchmarks|tests)[.\w]+)", text)
