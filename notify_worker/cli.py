@@ -14,7 +14,7 @@ from threading import Event
 
 import psycopg
 
-from notify_worker import demo, schema, supervision, verbs
+from notify_worker import demo, schema, supervisor, verbs
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.model import ADDRESS_KINDS
 from notify_worker.sandbox import start as start_sandbox
@@ -206,7 +206,7 @@ def work(options: argparse.Namespace) -> int:
     """Send what is due, woken by commits, until SIGTERM."""
     settings = Settings.from_env()
     configure_logging(settings, logging.DEBUG if options.verbose else logging.INFO)
-    all_recorded = asyncio.run(supervision.run_until_nothing_is_due() if options.drain else supervision.run())
+    all_recorded = asyncio.run(supervisor.run_until_nothing_is_due() if options.drain else supervisor.run())
     return WELL if all_recorded else FAILED
 
 

@@ -14,12 +14,12 @@ from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker import schema
+from notify_worker.connections import check, configure, is_shared, pool
 from notify_worker.drain import Pipeline
-from notify_worker.ears import Ears
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.liveness import Liveness, Rescue
+from notify_worker.heartbeat import Liveness, Rescue
+from notify_worker.listen_check import Ears
 from notify_worker.senders.opening import open_sender
-from notify_worker.session import check, configure, is_shared, pool
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 

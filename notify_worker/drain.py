@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 
 from notify_worker.attempt import Places, Try
-from notify_worker.liveness import Liveness
+from notify_worker.heartbeat import Liveness
 from notify_worker.marker import Marker
 from notify_worker.model import Delivery
 from notify_worker.projects import OpenSender, Projects

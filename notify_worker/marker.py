@@ -5,8 +5,8 @@ import logging
 
 import psycopg
 
+from notify_worker.connections import in_brief
 from notify_worker.model import Delivery
-from notify_worker.session import in_brief
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from uuid import UUID
 
 import psycopg
 
-from notify_worker.complaint import Complaint
+from notify_worker.connections import STATEMENT_WITHIN, in_brief
+from notify_worker.log_once import Complaint
 from notify_worker.model import Attempt, Delivery, Outcome
 from notify_worker.projects import Projects
-from notify_worker.session import STATEMENT_WITHIN, in_brief
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from notify_worker.connections import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 from notify_worker.model import UNREADABLE, Attempt, Delivery, Incident, Json, OnUnknown, Project, Words
-from notify_worker.session import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 
 CONNECTIONS = 2
 """One that claims and one that records; neither waits for FCM."""

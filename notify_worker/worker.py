@@ -7,7 +7,7 @@ imported: the environment is read when the app opens.
 import asyncio
 
 from notify_worker.connector import App, Connector, PutBack
-from notify_worker.liveness import requeue_orphans as put_in_line
+from notify_worker.heartbeat import requeue_orphans as put_in_line
 
 QUEUE = "notify_worker"
 """A name of our own: procrastinate's channels belong to the database, and a host's jobs must not meet ours."""

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from notify_worker.drain import Pipeline
-from notify_worker.liveness import Liveness
+from notify_worker.heartbeat import Liveness
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.opening import LazySender

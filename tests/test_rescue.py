@@ -14,7 +14,7 @@ import pytest
 
 from notify_worker import sandbox
 from notify_worker.drain import Pipeline
-from notify_worker.liveness import Liveness, Rescue
+from notify_worker.heartbeat import Liveness, Rescue
 from notify_worker.sandbox import Sandbox
 from notify_worker.senders.opening import open_sender
 from notify_worker.settings import Settings

@@ -19,8 +19,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from notify_worker import embedded
+from notify_worker.connections import is_shared
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
-from notify_worker.session import is_shared
 from tests.conftest import memory
 from tests.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
 from tests.waiting import until

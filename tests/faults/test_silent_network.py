@@ -13,16 +13,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from notify_worker.liveness import MUTE_AFTER, SEEN_EVERY, Liveness
-from notify_worker.session import answer_within, connect
+from notify_worker.connections import answer_within, connect
+from notify_worker.heartbeat import MUTE_AFTER, SEEN_EVERY, Liveness
 from tests.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.waiting import auntil, until
 
 IMPATIENT = """
-from notify_worker import recorder, session, store
-session.LIMITS["connect_timeout"] = "2"
-session.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
-session.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
+from notify_worker import connections, recorder, store
+connections.LIMITS["connect_timeout"] = "2"
+connections.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
+connections.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
 from notify_worker.cli import main
 main(["worker"])
 """

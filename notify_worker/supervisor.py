@@ -11,10 +11,10 @@ from time import monotonic
 
 import psycopg
 
-from notify_worker.complaint import Complaint
+from notify_worker.connections import in_brief
 from notify_worker.connector import A_SHARED_SESSION, Process
 from notify_worker.errors import DatabaseUnavailable, SchemaIsOlder
-from notify_worker.session import in_brief
+from notify_worker.log_once import Complaint
 from notify_worker.worker import app
 
 log = logging.getLogger(__name__)

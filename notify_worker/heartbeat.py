@@ -16,8 +16,8 @@ from typing import Any
 
 import psycopg
 
-from notify_worker.complaint import Complaint
-from notify_worker.session import answer_within, configure, configure_shared, connect, in_brief
+from notify_worker.connections import answer_within, configure, configure_shared, connect, in_brief
+from notify_worker.log_once import Complaint
 from notify_worker.store import Store, Suspect
 
 log = logging.getLogger(__name__)
