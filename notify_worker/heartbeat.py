@@ -1,7 +1,7 @@
-"""Who lives, and what becomes of the work of who does not.
+"""The heartbeat of this process: the id under which it claims, and the sign each second that it still runs.
 
-A worker that lives has a row, and a session that holds the advisory lock whose key is the row's id. Both end with it: the
-lock at once when its process dies, since the session does.
+A registered worker has a row, and a session that holds the advisory lock whose key is the row's id. The server frees that
+lock at once when the process dies, since its session ends too.
 """
 
 import asyncio
@@ -11,47 +11,56 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import psycopg
 
-from notify_worker.connections import answer_within, configure, configure_shared, connect, in_brief
-from notify_worker.log_once import Complaint
-from notify_worker.store import Store, Suspect
+from notify_worker.connections import answer_within, configure, configure_pooled, connect, summary
+from notify_worker.log_once import LogOnce
 
 log = logging.getLogger(__name__)
 
-SEEN_EVERY = 1.0
-"""Seconds between two signs of life."""
-STILL_TRUE_FOR = 10.0
-"""Seconds for which a sign of life is good: who has stood still for longer may have been taken for dead."""
-MUTE_AFTER = 3.0
-"""Seconds for which a session may stay silent."""
-SOON = 3.0
-"""Seconds for which one run of the rescue waits to see whether a suspect stays one."""
+HEARTBEAT_INTERVAL = 1.0
+"""Seconds between two heartbeats."""
+HEARTBEAT_VALID_FOR = 10.0
+"""Seconds for which a heartbeat proves that this worker is alive: one that stood still for longer may have been rescued."""
+HEARTBEAT_TIMEOUT = 3.0
+"""Seconds until a heartbeat has to be answered: then its session counts as lost."""
 
 
-class Liveness:
-    """The sign of life of this process. It has an id from `enter` on, and another one after each lost session."""
+class Heartbeat:
+    """Registers this process as a worker, and keeps it registered: under another id after each lost session.
 
-    def __init__(self, conninfo: str, lease: timedelta, *, shared: bool = False) -> None:
-        """`shared`: each transaction may find another session, so that no lock can be held."""
+    Example:
+        heartbeat = Heartbeat(conninfo, lease=timedelta(minutes=2))
+        worker_id = await heartbeat.ensure_registered()
+    """
+
+    def __init__(self, conninfo: str, lease: timedelta, *, transaction_pooled: bool = False) -> None:
+        """Register nothing yet.
+
+        Args:
+            conninfo: The database.
+            lease: How long the leases are that this worker takes.
+            transaction_pooled: Each transaction may find another session, so that no lock can be held.
+        """
         self._conninfo = conninfo
         self._lease = lease
-        self._shared = shared
+        self._transaction_pooled = transaction_pooled
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._entering = asyncio.Lock()
-        self._former: set[int] = set()
+        self._beating: asyncio.Task[None] | None = None
+        self._registering = asyncio.Lock()
+        self._previous_ids: set[int] = set()
         self._reconnected_at: float | None = None
-        self._complaint = Complaint(log)
-        self._seen_at = float("-inf")
+        self._log_once = LogOnce(log)
+        self._last_heartbeat = float("-inf")
         self.worker_id = 0
         self.name = ""
-        self.entered = asyncio.Event()
-        """Set whenever another id was taken."""
-        self.in_use: Callable[[], set[int]] = set
+        self.registered = asyncio.Event()
+        """Set whenever this worker got another id."""
+        self.ids_in_use: Callable[[], set[int]] = set
         """Lists the ids under which something is still in hand, or not yet recorded."""
 
     @property
@@ -60,147 +69,113 @@ class Liveness:
         return None if self._reconnected_at is None else monotonic() - self._reconnected_at
 
     def holds(self, worker_id: int) -> bool:
-        """Say whether requests may begin that were claimed under this id: not once its session, and so its lock, is lost.
+        """Return whether requests may start that were claimed under this id.
 
-        Nor once its last sign of life is old: a process that has stood still does not know what became of it.
+        Not once its session, and so its lock, is lost; nor while the last heartbeat is older than 10 s, since a process
+        that stood still does not know whether it was rescued.
         """
         alive = self._connection is not None and not self._connection.closed
-        return worker_id == self.worker_id and alive and monotonic() - self._seen_at < STILL_TRUE_FOR
+        return worker_id == self.worker_id and alive and monotonic() - self._last_heartbeat < HEARTBEAT_VALID_FOR
 
-    async def enter(self) -> int:
-        """Return this worker's id; take one first where there is none, or where the session that held it is gone."""
-        async with self._entering:
+    async def ensure_registered(self) -> int:
+        """Return this worker's id; register first where there is none, or where the session that held it is gone.
+
+        Raises:
+            psycopg.Error: The database is away, or refuses.
+        """
+        async with self._registering:
             if self._connection is None or self._connection.closed:
-                await self._take_an_id()
+                await self._register()
         return self.worker_id
 
-    async def end(self, *, leaves: bool) -> None:
-        """End it: by leaving, with nothing in hand, or else just so, which others will take for death."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._connection is None:
-            return
-        if leaves:
-            # A database that is away, or mute, sees by itself that the session has ended.
-            with contextlib.suppress(psycopg.Error):
-                async with answer_within(self._connection, MUTE_AFTER):
-                    await self._leave({self.worker_id, *self._former})
-        await self._connection.close()
-
-    async def lose(self) -> None:
-        """Give this id up: the next `enter` takes another one."""
+    async def invalidate(self) -> None:
+        """Give this id up: the next `ensure_registered` takes another one."""
         if self._connection is not None:
             await self._connection.close()
 
-    async def _take_an_id(self) -> None:
+    async def close(self, *, unregister: bool) -> None:
+        """Stop the heartbeat.
+
+        Args:
+            unregister: Nothing is in hand any more. Otherwise the row stays, and others rescue what this worker held.
+        """
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        if self._connection is None:
+            return
+        if unregister:
+            # A database that is away, or silent, sees by itself that the session has ended.
+            with contextlib.suppress(psycopg.Error):
+                async with answer_within(self._connection, HEARTBEAT_TIMEOUT):
+                    await self._unregister({self.worker_id, *self._previous_ids})
+        await self._connection.close()
+
+    async def _register(self) -> None:
         connection = await connect(self._conninfo)
         try:
-            row = await self._introduce(connection)
+            worker_id, name = await self._introduce(connection)
         except BaseException:
             await connection.close()
             raise
         if self._connection is not None:
-            self._former.add(self.worker_id)
+            self._previous_ids.add(self.worker_id)
             self._reconnected_at = monotonic()
-        self._connection, (self.worker_id, self.name) = connection, row
-        self._seen_at = monotonic()
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep(), name="liveness")
-        self.entered.set()
-        log.info("worker %s is here", self.name)
+        self._connection, self.worker_id, self.name = connection, worker_id, name
+        self._last_heartbeat = monotonic()
+        if self._beating is None:
+            self._beating = asyncio.create_task(self._keep_beating(), name="heartbeat")
+        self.registered.set()
+        log.info("worker %s is registered", name, extra={"event": "worker_registered", "worker": name})
 
     async def _introduce(self, connection: psycopg.AsyncConnection[Any]) -> tuple[int, str]:
-        await (configure_shared if self._shared else configure)(connection)
-        async with answer_within(connection, MUTE_AFTER):
+        own = partial(configure, application_name="notify-worker heartbeat")
+        await (configure_pooled if self._transaction_pooled else own)(connection)
+        async with answer_within(connection, HEARTBEAT_TIMEOUT):
             cursor = await connection.execute(
-                "select id, name from notify_worker.enter(%s, %s, %s, %s)",
-                [socket.gethostname(), os.getpid(), self._lease, not self._shared],
+                "select id, name from notify_worker.register_worker(%s, %s, %s, %s)",
+                [socket.gethostname(), os.getpid(), self._lease, not self._transaction_pooled],
             )
             row: tuple[int, str] | None = await cursor.fetchone()
         assert row is not None
         return row
 
-    async def _keep(self) -> None:
-        """Give a sign of life each second. A session that is gone or mute is replaced; a mere refusal is no reason."""
+    async def _keep_beating(self) -> None:
+        """Send a heartbeat each second. A session that is gone or silent is replaced; a mere refusal is no reason."""
         while True:
-            await asyncio.sleep(SEEN_EVERY)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
-                await self._give_a_sign(await self.enter())
+                await self._beat(await self.ensure_registered())
             except psycopg.Error as error:
-                self._complaint.say(f"worker {self.name} could not give a sign of life ({in_brief(error)})")
+                self._log_once.warn(
+                    "heartbeat_failed",
+                    f"worker {self.name} could not send a heartbeat ({summary(error)})",
+                    worker=self.name,
+                    error=summary(error),
+                )
 
-    async def _give_a_sign(self, worker_id: int) -> None:
-        """Say that this worker lives; also under the ids that it had, until the last of what it held then is recorded."""
+    async def _beat(self, worker_id: int) -> None:
+        """Send a heartbeat, also under the previous ids until everything claimed under them is recorded."""
         assert self._connection is not None
-        async with answer_within(self._connection, MUTE_AFTER):
-            if over := self._former - self.in_use():
-                await self._leave(over)
-                self._former -= over
+        async with answer_within(self._connection, HEARTBEAT_TIMEOUT):
+            if done := self._previous_ids - self.ids_in_use():
+                await self._unregister(done)
+                self._previous_ids -= done
             cursor = await self._connection.execute(
-                "select %s = any (array(select notify_worker.still_here(%s)))", [worker_id, [worker_id, *self._former]]
+                "select %s = any (array(select notify_worker.heartbeat(%s)))",
+                [worker_id, [worker_id, *self._previous_ids]],
             )
             row = await cursor.fetchone()
-        self._seen_at = monotonic()
-        self._complaint.over()
+        self._last_heartbeat = monotonic()
+        self._log_once.reset()
         if row is None or not row[0]:
-            log.warning("worker %s was taken for dead; it goes on under a new name", self.name)
-            await self.lose()
+            log.warning(
+                "worker %s was rescued although it is alive; it goes on under another id",
+                self.name,
+                extra={"event": "worker_lost_its_id", "worker": self.name},
+            )
+            await self.invalidate()
 
-    async def _leave(self, worker_ids: set[int]) -> None:
+    async def _unregister(self, worker_ids: set[int]) -> None:
         assert self._connection is not None
-        await self._connection.execute("select notify_worker.leave(%s)", [list(worker_ids)])
-
-
-class Rescue:
-    """Puts back in line what dead workers held. Dead is whose lock stays free, unseen, for as long as its case asks for."""
-
-    def __init__(self, store: Store, liveness: Liveness) -> None:
-        self._store = store
-        self._liveness = liveness
-        self._since: dict[Suspect, float] = {}
-        self._one_at_a_time = asyncio.Lock()
-        self._complaint = Complaint(log)
-
-    async def run_and_ring(self) -> None:
-        """Run, and ring for what was put back; where the database is away, the next run will tell."""
-        try:
-            if await self.run():
-                await self._store.ring()
-            self._complaint.over()
-        except psycopg.Error as error:
-            self._complaint.say(f"the dead were not seen after ({in_brief(error)})")
-
-    async def run(self) -> int:
-        """Look for the dead, for 3 s where there are suspects, with no connection in hand; return how many were put back."""
-        async with self._one_at_a_time:
-            await self._look()
-            waits = [left for suspect in self._since if (left := self._patience_left(suspect)) <= SOON]
-            if not waits:
-                return 0
-            await asyncio.sleep(max(0, *waits))
-            await self._look()
-            dead = [suspect for suspect in self._since if self._patience_left(suspect) <= 0]
-            put_back = sum([await self._store.bury(suspect) for suspect in dead])
-        if dead:
-            log.warning("%d workers are dead; %d notifications of theirs are back in line", len(dead), put_back)
-        return put_back
-
-    async def _look(self) -> None:
-        now = monotonic()
-        suspects = {
-            (each.worker_id, each.seen_at): each for each in await self._store.suspects(self._liveness.reconnected_ago)
-        }
-        known = {(each.worker_id, each.seen_at): since for each, since in self._since.items()}
-        self._since = {suspect: known.get(key, now) for key, suspect in suspects.items()}
-
-    def _patience_left(self, suspect: Suspect) -> float:
-        return suspect.patience - (monotonic() - self._since[suspect])
-
-
-async def requeue_orphans(store: Store, rescue: Rescue) -> None:
-    """Put back in line what dead workers held, and ring for what is due and has nobody."""
-    await rescue.run()
-    await store.sweep_jobs()
-    if await store.something_is_due():
-        await store.ring()
+        await self._connection.execute("select notify_worker.unregister_worker(%s)", [list(worker_ids)])

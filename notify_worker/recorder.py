@@ -16,8 +16,8 @@ from uuid import UUID
 
 import psycopg
 
-from notify_worker.connections import STATEMENT_WITHIN, in_brief
-from notify_worker.log_once import Complaint
+from notify_worker.connections import STATEMENT_WITHIN, summary
+from notify_worker.log_once import LogOnce
 from notify_worker.model import Attempt, Delivery, Outcome
 from notify_worker.projects import Projects
 from notify_worker.store import Store
@@ -55,7 +55,7 @@ class Recorder:
         self._given_back: set[UUID] = set()  # of these, at least once
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._complaint = Complaint(log)
+        self._log_once = LogOnce(log)
 
     @property
     def waiting(self) -> int:
@@ -116,15 +116,21 @@ class Recorder:
             try:
                 await self._flush()
             except psycopg.errors.LockNotAvailable as error:
-                self._complaint.say(
-                    f"somebody keeps a project's row ({in_brief(error)}); its incident waits to be told"
+                self._log_once.warn(
+                    "incident_waits",
+                    f"a project's row is locked ({summary(error)}); its incident waits to be stored",
+                    error=summary(error),
                 )
             except psycopg.Error as error:
-                self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
+                self._log_once.warn(
+                    "record_failed",
+                    f"the database refuses or is away ({summary(error)}); answers wait to be recorded",
+                    error=summary(error),
+                )
             except Exception:  # a bug must not end the recording
                 log.exception("recording has broken; %d answers wait", len(self._answered))
             else:
-                self._complaint.over()
+                self._log_once.reset()
                 continue
             await asyncio.sleep(RECORD_AGAIN_AFTER)
             self._something.set()
@@ -183,7 +189,7 @@ class Recorder:
 
     async def _record_plainly(self, worker_id: int, attempt: Attempt, error: Exception) -> None:
         """Record what was refused for its words without them; where that is refused as well, nothing can be done."""
-        why = in_brief(error) if isinstance(error, psycopg.Error) else type(error).__name__
+        why = summary(error) if isinstance(error, psycopg.Error) else type(error).__name__
         outcome = plain(attempt.outcome)
         if outcome == attempt.outcome:
             log.error("the outcome of delivery %d was refused (%s); it will stand as unknown", attempt.delivery.id, why)

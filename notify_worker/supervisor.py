@@ -1,4 +1,4 @@
-"""The supervised run, `notify-worker worker`: procrastinate's worker kept up, a look each second, the rescue, the stop."""
+"""The supervised run, `notify-worker worker`: procrastinate's worker kept running, a poll each second, the stop."""
 
 import asyncio
 import contextlib
@@ -11,34 +11,34 @@ from time import monotonic
 
 import psycopg
 
-from notify_worker.connections import in_brief
-from notify_worker.connector import A_SHARED_SESSION, Process
+from notify_worker.connections import summary
+from notify_worker.connector import TRANSACTION_POOLED, Process
 from notify_worker.errors import DatabaseUnavailable, SchemaIsOlder
-from notify_worker.log_once import Complaint
+from notify_worker.log_once import LogOnce
 from notify_worker.worker import app
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks without a bell, at most."""
-LOOK_AFTER_AN_ERROR = 0.2
-"""Seconds between two looks while the database is away."""
-PARTITIONS_EVERY = 3600.0
-"""Seconds between two looks whether the history has its partitions."""
-SOONEST = 0.01
-"""Seconds between two looks, at least."""
+POLL_INTERVAL = 1.0
+"""Seconds between two polls without a wake-up, at most."""
+MIN_POLL_INTERVAL = 0.01
+"""Seconds between two polls, at least."""
+POLL_INTERVAL_AFTER_ERROR = 0.2
+"""Seconds between two polls while the database is away."""
+PARTITIONS_INTERVAL = 3600.0
+"""Seconds between two checks that the history has its partitions."""
 STOP_WITHIN = 24.0
 """Seconds in which a worker that stops has left; platforms kill after 30."""
 RESTART_AFTER = 0.5
 """Seconds after which procrastinate's worker, which stops when its database stumbles, is started again."""
 RESTART_WITHIN = 6.0
 """Seconds in which it has to end before that; what hangs on a silent network is left behind."""
-LISTEN_AGAIN_EVERY = 5.0
-"""Seconds between two checks that this process hears."""
+LISTEN_CHECK_INTERVAL = 5.0
+"""Seconds between two checks that this process receives NOTIFY."""
 DATABASE_WITHIN = 15.0
 """Seconds that a worker which starts waits for its database."""
-MIGRATED_AGAIN_AFTER = 2.0
-"""Seconds between two looks whether the schema has been migrated."""
+SCHEMA_CHECK_INTERVAL = 2.0
+"""Seconds between two checks whether the schema has been migrated."""
 
 
 async def run() -> bool:
@@ -61,38 +61,38 @@ async def run() -> bool:
 
 
 async def serve(stopping: asyncio.Event) -> bool:
-    """Run procrastinate's worker, started again when it stops, a look each second, and the rescue of the dead.
+    """Run procrastinate's worker, restarted when it stops, and a poll each second, until the worker stops.
 
-    Return whether all was recorded.
+    Returns:
+        Whether everything was recorded.
     """
-    app.connector.may_be_shared = True
+    app.connector.may_be_transaction_pooled = True
     async with contextlib.AsyncExitStack() as opened:
         await open_app(opened, stopping)
         if stopping.is_set():
             return True
         process = await app.connector.process()
         await process.pipeline.projects.open_senders()
-        looking = asyncio.create_task(again_and_again(partial(look, process), stopping))
+        polling = asyncio.create_task(run_every(partial(poll, process), stopping))
         beside = [
-            asyncio.create_task(way)
-            for way in (
+            asyncio.create_task(each)
+            for each in (
                 process.pipeline.projects.warm_up(),
                 run_procrastinate(process, stopping),
-                again_and_again(partial(see_after_the_dead, process), stopping),
-                again_and_again(partial(keep_partitions, process), stopping),
+                run_every(partial(keep_partitions, process), stopping),
             )
         ]
         await stopping.wait()
-        log.info("stopping: no new claim; what is in flight ends and is recorded")
+        log.info("stopping: no new claim; what is in flight ends and is recorded", extra={"event": "worker_stopping"})
         for task in beside:
             task.cancel()
-        # The look is not cancelled: a claim that is under way would be lost with its answer. It sees that the worker stops.
-        await asyncio.gather(looking, *beside, return_exceptions=True)
+        # The poll is not cancelled: a claim under way would be lost with its answer. It sees that the worker stops.
+        await asyncio.gather(polling, *beside, return_exceptions=True)
     return not process.pipeline.left
 
 
 async def run_until_nothing_is_due() -> bool:
-    """Drain once, without procrastinate, and leave. Return whether all was recorded."""
+    """Drain once, without procrastinate, and leave. Return whether everything was recorded."""
     stopping = asyncio.Event()
     async with app.open_async(), stopped_by_signals(stopping):
         process = await app.connector.process()
@@ -102,111 +102,115 @@ async def run_until_nothing_is_due() -> bool:
 
 
 async def open_app(opened: contextlib.AsyncExitStack, stopping: asyncio.Event) -> None:
-    """Open the app, for `opened` to close. Wait while the schema is older: a deploy may start workers before it migrates.
+    """Open the app, for `opened` to close.
 
-    And a little while the database is away: it may be failing over. Raises DatabaseUnavailable, SchemaMismatch.
+    Waits while the schema is older, since a deploy may start workers before it migrates; and for 15 s while the database
+    is away, since it may be failing over.
+
+    Raises:
+        DatabaseUnavailable, SchemaMismatch
     """
-    complaint = Complaint(log)
-    patience = monotonic() + DATABASE_WITHIN
+    once = LogOnce(log)
+    give_up_at = monotonic() + DATABASE_WITHIN
     while not stopping.is_set():
         try:
             await opened.enter_async_context(app.open_async())
         except (SchemaIsOlder, DatabaseUnavailable) as error:
-            if isinstance(error, DatabaseUnavailable) and monotonic() > patience:
+            if isinstance(error, DatabaseUnavailable) and monotonic() > give_up_at:
                 raise
-            complaint.say(f"waiting: {error}")
+            once.warn("worker_waits", f"waiting: {error}", error=str(error))
         else:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(MIGRATED_AGAIN_AFTER):
-                await stopping.wait()
+        await wait_for(stopping, SCHEMA_CHECK_INTERVAL)
 
 
 async def run_procrastinate(process: Process, stopping: asyncio.Event) -> None:
-    """Run procrastinate's worker; where it returns, breaks or no longer hears, which it may do silently, start it again."""
-    if app.connector.shared:
+    """Run procrastinate's worker; start it again where it returns, breaks or no longer receives NOTIFY."""
+    if app.connector.transaction_pooled:
         log.warning(
-            "%s: this worker can't listen, nor hold the lock that shows that it lives. It finds commits by its look, within "
-            "a second, and what it holds when it dies moves after half a lease.",
-            A_SHARED_SESSION,
+            "%s: this worker can't listen, nor hold the lock that shows that it is alive. It finds commits by its poll, "
+            "within a second, and what it holds when it dies is due again after half a lease.",
+            TRANSACTION_POOLED,
+            extra={"event": "transaction_pooled"},
         )
         return
-    complaint = Complaint(log)
+    once = LogOnce(log)
     while not stopping.is_set():
         running = asyncio.create_task(app.run_worker_async(install_signal_handlers=False), name="procrastinate")
-        running.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # whoever left it behind does not ask
+        running.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may ask for it any more
         try:
-            await until_it_ends_or_is_deaf(running, process, complaint, stopping)
+            await wait_until_stopped_or_deaf(running, process, once, stopping)
         finally:
             running.cancel()
             await asyncio.wait({running}, timeout=RESTART_WITHIN)
         error = running.exception() if running.done() and not running.cancelled() else None
-        why = f"has broken ({in_brief(error.__cause__ or error)})" if error else "has stopped, or is deaf"
-        complaint.say(f"procrastinate's worker {why}; it is started again")
+        reason = f"failed ({summary(error.__cause__ or error)})" if error else "has stopped, or receives no NOTIFY"
+        once.warn("procrastinate_restarted", f"procrastinate's worker {reason}; it is started again", reason=reason)
         await asyncio.sleep(RESTART_AFTER)
 
 
-async def until_it_ends_or_is_deaf(
-    running: "asyncio.Task[None]", process: Process, complaint: Complaint, stopping: asyncio.Event
+async def wait_until_stopped_or_deaf(
+    running: "asyncio.Task[None]", process: Process, once: LogOnce, stopping: asyncio.Event
 ) -> None:
-    """Return when procrastinate's worker has ended, or hears nothing: asked every 5 s, and after a lost session.
+    """Return when procrastinate's worker has ended or receives no NOTIFY: checked every 5 s, and after a lost session.
 
-    And when this one stops: whoever is cancelled in the middle of a statement may meet an error of the database instead.
+    And when this one stops: a task that is cancelled in the middle of a statement may raise a database error instead.
     """
     while not running.done() and not stopping.is_set():
-        process.liveness.entered.clear()
-        entered = asyncio.create_task(process.liveness.entered.wait())
-        await asyncio.wait({running, entered}, timeout=LISTEN_AGAIN_EVERY, return_when=asyncio.FIRST_COMPLETED)
-        entered.cancel()
+        process.heartbeat.registered.clear()
+        registered = asyncio.create_task(process.heartbeat.registered.wait())
+        await asyncio.wait({running, registered}, timeout=LISTEN_CHECK_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+        registered.cancel()
         try:
-            if running.done() or not await app.connector.ears.hear(process.store):
+            if running.done() or not await app.connector.listen_check.check(process.store):
                 return
-            complaint.over()
+            once.reset()
         except psycopg.Error:
-            continue  # the database is away: the next look will tell
+            continue  # the database is away: the next check will tell
         except Exception:
-            log.exception("nobody can say whether procrastinate's worker hears")
+            log.exception("LISTEN check failed", extra={"event": "listen_check_failed"})
 
 
-async def again_and_again(what: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
-    """Do something, whatever happens, until the worker stops; `what` returns the seconds to wait before the next time."""
-    complaint = Complaint(log)
+async def run_every(act: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
+    """Call `act` until the worker stops, whatever it raises. It returns the seconds until its next call."""
+    once = LogOnce(log)
     while not stopping.is_set():
-        wait = LOOK_EVERY
+        wait = POLL_INTERVAL
         try:
-            wait = await what()
-            complaint.over()
+            wait = await act()
+            once.reset()
         except psycopg.Error as error:
-            complaint.say(f"the database refuses or is away ({in_brief(error)}); looking again")
-            wait = LOOK_AFTER_AN_ERROR
+            once.warn(
+                "poll_failed",
+                f"the database refuses or is away ({summary(error)}); polling again",
+                error=summary(error),
+            )
+            wait = POLL_INTERVAL_AFTER_ERROR
         except Exception:
-            log.exception("a look has broken; looking again")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                await stopping.wait()
+            log.exception("a poll failed; polling again", extra={"event": "poll_broke"})
+        await wait_for(stopping, wait)
 
 
-async def look(process: Process) -> float:
-    """Claim without a bell; look again in a second, or as soon as something is due before that."""
+async def wait_for(stopping: asyncio.Event, seconds: float) -> None:
+    """Wait so long, or until the worker stops."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+
+
+async def poll(process: Process) -> float:
+    """Claim without a wake-up; return the seconds until the next poll: one, or until something is due before that."""
     began = monotonic()
     due_in = await process.store.next_due_in()  # asked first: what falls due meanwhile is not missed
-    wait = LOOK_EVERY if due_in is None else min(LOOK_EVERY, max(due_in, SOONEST))
+    wait = POLL_INTERVAL if due_in is None else min(POLL_INTERVAL, max(due_in, MIN_POLL_INTERVAL))
     finished = await process.pipeline.drain(within=wait)
-    return max(SOONEST, wait - (monotonic() - began)) if finished else SOONEST
+    return max(MIN_POLL_INTERVAL, wait - (monotonic() - began)) if finished else MIN_POLL_INTERVAL
 
 
 async def keep_partitions(process: Process) -> float:
-    """Keep the history's partitions three months ahead; look again in an hour."""
+    """Keep the history's partitions three months ahead; return the seconds until the next check."""
     await process.store.keep_partitions()
-    return PARTITIONS_EVERY
-
-
-async def see_after_the_dead(process: Process) -> float:
-    """Put back in line what dead workers held, and ring for it; look again in a second."""
-    await process.rescue.run_and_ring()
-    return LOOK_EVERY
+    return PARTITIONS_INTERVAL
 
 
 @contextlib.asynccontextmanager

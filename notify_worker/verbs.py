@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from notify_worker import schema
+from notify_worker.connections import APPLICATION_NAME
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.model import ADDRESS_KINDS
 from notify_worker.producer import Columns, defer
@@ -43,7 +44,7 @@ def database() -> Iterator[Connection]:
     conninfo = Settings.from_env().database_url
     schema.verify(conninfo)
     with psycopg.connect(
-        conninfo, autocommit=True, row_factory=dict_row, application_name="notify-worker"
+        conninfo, autocommit=True, row_factory=dict_row, application_name=f"{APPLICATION_NAME} cli"
     ) as connection:
         yield connection
 
@@ -264,5 +265,5 @@ def prune(options: argparse.Namespace) -> int:
 
 async def pruned(conninfo: str, older_than: str) -> int:
     """Let the store prune, as the task does."""
-    async with Store(conninfo) as store:
+    async with Store(conninfo, application_name=f"{APPLICATION_NAME} cli") as store:
         return await store.prune(older_than)

@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
-from notify_worker.connections import LIMITS, answer_within, connect, is_shared, pool, with_limits
+from notify_worker.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
 from tests.store_words import Row, Worker, claim, claim_one, enter, insert, mark, outcome, record, value
 
 # A conninfo
@@ -61,7 +61,7 @@ def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch, variab
 
 
 async def test_a_database_that_is_reached_directly_is_not_shared(database: str) -> None:
-    assert not await is_shared(database)
+    assert not await is_transaction_pooled(database)
 
 
 async def test_an_answer_that_does_not_come_in_time_is_an_error_of_the_database(database: str) -> None:

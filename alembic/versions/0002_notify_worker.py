@@ -242,19 +242,27 @@ create table notify_worker.stored_workers (
     host text not null,
     pid integer not null,
     lease_length interval not null,
-    locks boolean not null default true,
+    holds_lock boolean not null default true,
     started_at timestamptz not null default now(),
-    seen_at timestamptz not null default now(),
+    last_heartbeat_at timestamptz not null default now(),
+    stale_since timestamptz,
     ended_at timestamptz
 );
 create index stored_workers_here_idx
     on notify_worker.stored_workers (id)
     where ended_at is null;
 
-comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
+comment on table notify_worker.stored_workers is 'Behind the view workers. While a worker is alive, its session holds the advisory lock whose key is this id, never reused.';
 comment on column notify_worker.stored_workers.lease_length is 'How long the leases are that it takes.';
-comment on column notify_worker.stored_workers.locks is 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
-comment on column notify_worker.stored_workers.ended_at is 'When it left, or was found dead and its work put back in line.';
+comment on column notify_worker.stored_workers.holds_lock is 'Whether it holds its lock while it is alive; not through a pooler that shares sessions.';
+comment on column notify_worker.stored_workers.stale_since is 'When it was first found without its lock; the next heartbeat clears it. Its grace period counts from here.';
+comment on column notify_worker.stored_workers.ended_at is 'When it unregistered, or was rescued.';
+
+create table notify_worker.stored_worker_locks (
+    worker_id integer primary key
+);
+
+comment on table notify_worker.stored_worker_locks is 'One row a worker id, locked while outcomes are recorded under it or its leases are ended. A rescued one keeps its row: it may be alive, and record late.';
 
 create table notify_worker.stored_incidents (
     id bigint generated always as identity primary key,
