@@ -221,15 +221,17 @@ CREATE TABLE notify_worker.stored_workers (
     host text NOT NULL,
     pid integer NOT NULL,
     lease_length interval NOT NULL,
-    locks boolean DEFAULT true NOT NULL,
+    holds_lock boolean DEFAULT true NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
-    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_heartbeat_at timestamp with time zone DEFAULT now() NOT NULL,
+    stale_since timestamp with time zone,
     ended_at timestamp with time zone
 );
-COMMENT ON TABLE notify_worker.stored_workers IS 'Behind the view workers. While a worker lives, its session holds the advisory lock whose key is this id, never reused.';
+COMMENT ON TABLE notify_worker.stored_workers IS 'Behind the view workers. While a worker is alive, its session holds the advisory lock whose key is this id, never reused.';
 COMMENT ON COLUMN notify_worker.stored_workers.lease_length IS 'How long the leases are that it takes.';
-COMMENT ON COLUMN notify_worker.stored_workers.locks IS 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
-COMMENT ON COLUMN notify_worker.stored_workers.ended_at IS 'When it left, or was found dead and its work put back in line.';
+COMMENT ON COLUMN notify_worker.stored_workers.holds_lock IS 'Whether it holds its lock while it is alive; not through a pooler that shares sessions.';
+COMMENT ON COLUMN notify_worker.stored_workers.stale_since IS 'When it was first found without its lock; the next heartbeat clears it. Its grace period counts from here.';
+COMMENT ON COLUMN notify_worker.stored_workers.ended_at IS 'When it unregistered, or was rescued.';
 
 CREATE TABLE notify_worker.stored_allowances (
     project text NOT NULL,
@@ -241,6 +243,11 @@ CREATE TABLE notify_worker.stored_allowances (
 COMMENT ON TABLE notify_worker.stored_allowances IS 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
 COMMENT ON COLUMN notify_worker.stored_allowances.left_over IS 'Messages; below zero where a receiver had more devices than the claim knew.';
 COMMENT ON COLUMN notify_worker.stored_allowances.climbed IS 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
+
+CREATE TABLE notify_worker.stored_worker_locks (
+    worker_id integer NOT NULL
+);
+COMMENT ON TABLE notify_worker.stored_worker_locks IS 'One row a worker id, locked while outcomes are recorded under it or its leases are ended. A rescued one keeps its row: it may be alive, and record late.';
 
 
 CREATE UNLOGGED SEQUENCE notify_worker.awake_until
@@ -326,6 +333,9 @@ ALTER TABLE ONLY notify_worker.stored_deliveries
 
 ALTER TABLE ONLY notify_worker.stored_incidents
     ADD CONSTRAINT stored_incidents_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY notify_worker.stored_worker_locks
+    ADD CONSTRAINT stored_worker_locks_pkey PRIMARY KEY (worker_id);
 
 ALTER TABLE ONLY notify_worker.stored_workers
     ADD CONSTRAINT stored_workers_pkey PRIMARY KEY (id);
@@ -652,7 +662,7 @@ CREATE VIEW notify_worker.status AS
                  LIMIT 100000) capped) AS dead_letters,
     ( SELECT count(*) AS count
            FROM notify_worker.stored_workers
-          WHERE ((stored_workers.ended_at IS NULL) AND (stored_workers.seen_at > (now() - '00:00:10'::interval)))) AS workers,
+          WHERE ((stored_workers.ended_at IS NULL) AND (stored_workers.last_heartbeat_at > (now() - '00:00:10'::interval)))) AS workers,
     ( SELECT count(*) AS count
            FROM paused) AS paused_projects,
     ( SELECT count(*) AS count
@@ -671,12 +681,12 @@ COMMENT ON COLUMN notify_worker.status.sent_last_minute IS 'Deliveries that FCM 
 CREATE VIEW notify_worker.workers AS
  SELECT name,
     started_at,
-    seen_at,
+    last_heartbeat_at,
     host,
     pid
    FROM notify_worker.stored_workers
-  WHERE ((ended_at IS NULL) AND (seen_at > (now() - '00:00:10'::interval)));
-COMMENT ON VIEW notify_worker.workers IS 'Who is alive: has not left, was not found dead, and was seen within 10 s.';
+  WHERE ((ended_at IS NULL) AND (last_heartbeat_at > (now() - '00:00:10'::interval)));
+COMMENT ON VIEW notify_worker.workers IS 'The workers that are alive: registered, not rescued, and with a heartbeat within 10 s.';
 
 
 CREATE FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) RETURNS SETOF bigint
@@ -955,49 +965,6 @@ CREATE FUNCTION notify_worker.bring_forward(project text, waited_until timestamp
     where notification.id = waiting.id
 $$;
 COMMENT ON FUNCTION notify_worker.bring_forward(project text, waited_until timestamp with time zone) IS 'What was put off until the end of an incident is due now.';
-
-CREATE FUNCTION notify_worker.bury(worker_id integer, seen_at timestamp with time zone) RETURNS integer
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-declare
-    longest interval;
-    held bigint[];
-begin
-    if not exists (
-        select from suspects() as suspect
-        where suspect.worker_id = bury.worker_id and suspect.seen_at = bury.seen_at
-    ) or not pg_try_advisory_xact_lock(recording_key(), bury.worker_id) then
-        return 0;
-    end if;
-
-    update stored_workers
-    set ended_at = clock_timestamp()
-    where id = bury.worker_id and ended_at is null
-    returning lease_length into longest;
-    if not found then
-        return 0;
-    end if;
-
-    delete from stored_allowances as allowance where allowance.worker_id = bury.worker_id;
-
-    select array_agg(id) into held
-    from (
-        select id
-        from notifications
-        where state = 'pending'
-            and project in (select projects_in_line())
-            and lane in (0, 1)
-            and due_at <= clock_timestamp() + longest   -- its leases end by then: the index serves this
-            and leased_by = bury.worker_id
-        order by id
-        for update skip locked                          -- what is locked comes back when its lease ends
-    ) as its;
-    perform take_over(held);
-    return coalesce(cardinality(held), 0);
-end
-$$;
-COMMENT ON FUNCTION notify_worker.bury(worker_id integer, seen_at timestamp with time zone) IS 'A worker is dead: what it held is due again, and what it did not record stands in the history as unknown.';
 
 CREATE FUNCTION notify_worker.cancel(notification_id bigint) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1281,8 +1248,8 @@ begin
     if not found then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
-            message = format('worker %s has left, or was found dead', claim.worker_id),
-            hint = 'Enter again, under a new id.';
+            message = format('worker %s has unregistered, or was rescued', claim.worker_id),
+            hint = 'Register again, under a new id.';
     end if;
 
     perform commit_durably();
@@ -1292,7 +1259,7 @@ begin
     select
         array_agg(id) filter (where expanded_at is null),
         array_agg(id) filter (where expanded_at is not null and lease is null),
-        array_agg(id) filter (where lease is not null and may_take_over(id))
+        array_agg(id) filter (where lease is not null and try_lock_lapsed_lease(id))
     into fresh, again, lapsed
     from pick(claim.worker_id, most, at, not_of);
 
@@ -1306,7 +1273,7 @@ begin
         return;
     end if;
     if lapsed is not null then
-        perform take_over(lapsed);
+        perform end_leases(lapsed);
         at := clock_timestamp();    -- what is unknown has become due just now
     end if;
     if again <> '{}' then
@@ -1421,7 +1388,7 @@ CREATE FUNCTION notify_worker.commit_durably() RETURNS void
 $$;
 COMMENT ON FUNCTION notify_worker.commit_durably() IS 'Makes the transaction that calls this commit durably, whatever the database''s default is.';
 
-CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
+CREATE FUNCTION notify_worker.deliveries_in_flight(lease uuid) RETURNS bigint[]
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -1433,11 +1400,11 @@ CREATE FUNCTION notify_worker.deliveries_out(lease uuid) RETURNS bigint[]
         and notification.project in (select projects_in_line())
         and notification.lane in (0, 1)
         and notification.due_at <= clock_timestamp() + interval '1 hour'
-        and notification.lease = deliveries_out.lease
+        and notification.lease = deliveries_in_flight.lease
         and delivery.state = 'pending'
         and delivery.due_at <= notification.leased_at
 $$;
-COMMENT ON FUNCTION notify_worker.deliveries_out(lease uuid) IS 'Lists the deliveries that are out under a lease.';
+COMMENT ON FUNCTION notify_worker.deliveries_in_flight(lease uuid) IS 'Lists the deliveries that are in flight under a lease.';
 
 CREATE FUNCTION notify_worker.drop_moved_devices(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
@@ -1567,26 +1534,47 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.end_incident(project text, scope text) IS 'A probe got through: what waited for it goes on.';
 
-CREATE FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, locks boolean DEFAULT true, OUT id integer, OUT name text) RETURNS record
+CREATE FUNCTION notify_worker.end_leases(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 begin
-    insert into stored_workers as worker (name, host, pid, lease_length, locks)
-    values ('', enter.host, enter.pid, enter.lease_length, enter.locks)
-    returning worker.id into enter.id;
-
-    if enter.locks then
-        perform pg_advisory_lock(presence_key(), enter.id);
+    if notification_ids is null then
+        return;
     end if;
+    perform apply_history(notification_ids);
 
-    update stored_workers as worker
-    set name = format('%s-%s-%s', enter.host, enter.pid, enter.id)
-    where worker.id = enter.id
-    returning worker.name into enter.name;
+    insert into stored_attempts
+        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at, counts)
+    select
+        delivery.id,
+        notification.id,
+        delivery.tries + 1,
+        notification.lease,
+        coalesce(worker.name, notification.leased_by::text),
+        notification.leased_at,
+        'unknown',
+        'WORKER_GONE',
+        'the worker was gone before it could say what became of this',
+        case when notification.on_unknown = 'resend' or delivery.marked_by is distinct from notification.lease then clock_timestamp() end,
+        false
+    from notifications as notification
+    join stored_deliveries as delivery
+        on delivery.notification_id = notification.id
+    left join stored_workers as worker
+        on worker.id = notification.leased_by
+    where notification.id = any (notification_ids)
+        and notification.lease is not null
+        and delivery.state = 'pending'
+        and delivery.due_at <= notification.leased_at;
+
+    if found then
+        perform apply_history(notification_ids);
+    end if;
+    perform settle(notification_ids);
 end
 $$;
-COMMENT ON FUNCTION notify_worker.enter(host text, pid integer, lease_length interval, locks boolean, OUT id integer, OUT name text) IS 'A worker enters: gives it an id that is never used again and a name, and takes the lock of that id.';
+COMMENT ON FUNCTION notify_worker.end_leases(notification_ids bigint[]) IS 'Ends the leases of these notifications: applies the history, and records what it does not hold as unknown.';
 
 CREATE FUNCTION notify_worker.expand(notification_ids bigint[]) RETURNS void
     LANGUAGE sql
@@ -1778,6 +1766,19 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.forget_receiver(receiver_id text) IS 'Forgets a person: devices retired, what waits cancelled, words, params and addresses blanked. Returns how many notifications.';
 
+CREATE FUNCTION notify_worker.heartbeat(worker_ids integer[]) RETURNS SETOF integer
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    update stored_workers
+    set last_heartbeat_at = clock_timestamp(),
+        stale_since = null
+    where id = any (heartbeat.worker_ids)
+        and ended_at is null
+    returning id
+$$;
+COMMENT ON FUNCTION notify_worker.heartbeat(worker_ids integer[]) IS 'Records that a worker is alive, under each id that it has or had. Returns the ids that are still its own.';
+
 CREATE FUNCTION notify_worker.history(receiver_id text, since timestamp with time zone DEFAULT '-infinity'::timestamp with time zone) RETURNS TABLE(at timestamp with time zone, event_id text, notification_id bigint, campaign text, state text, because text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -1853,7 +1854,7 @@ declare
     partition text;
     made integer := 0;
 begin
-    perform pg_advisory_xact_lock(recording_key(), 0);      -- two at the turn of a month; no worker has the id 0
+    perform from installation for update;   -- two at the turn of a month, one after the other
     for ahead in 0..3 loop
         month := date_trunc('month', now()) + make_interval(months => ahead);
         partition := 'stored_attempts_' || to_char(month, 'YYYY_MM');
@@ -1870,19 +1871,6 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.keep_partitions() IS 'Keeps the history''s partitions three months ahead. Returns how many it made.';
-
-CREATE FUNCTION notify_worker.leave(worker_ids integer[]) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    delete from stored_allowances where worker_id = any (leave.worker_ids);
-
-    update stored_workers
-    set ended_at = clock_timestamp()
-    where id = any (leave.worker_ids)
-        and ended_at is null
-$$;
-COMMENT ON FUNCTION notify_worker.leave(worker_ids integer[]) IS 'A worker leaves, under each id that it has or had, with nothing in its hands.';
 
 CREATE FUNCTION notify_worker.look_again(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
@@ -1929,16 +1917,6 @@ CREATE FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) RETURNS
     returning delivery.id
 $$;
 COMMENT ON FUNCTION notify_worker.mark(delivery_ids bigint[], leases uuid[]) IS 'Writes down that requests of these deliveries are about to begin, and returns those of which that is so.';
-
-CREATE FUNCTION notify_worker.may_take_over(notification_id bigint) RETURNS boolean
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    select pg_try_advisory_xact_lock(recording_key(), leased_by::integer)
-    from notifications
-    where id = may_take_over.notification_id
-$$;
-COMMENT ON FUNCTION notify_worker.may_take_over(notification_id bigint) IS 'Says whether a lease that has run out may be taken over: not while its holder is just recording.';
 
 CREATE FUNCTION notify_worker.nearest(word text, candidates text[]) RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -2162,10 +2140,10 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
 
-CREATE FUNCTION notify_worker.presence_key() RETURNS integer
+CREATE FUNCTION notify_worker.presence_lock_class() RETURNS integer
     LANGUAGE sql IMMUTABLE
     AS $$select 1853321330$$;
-COMMENT ON FUNCTION notify_worker.presence_key() IS 'The first half of the advisory lock that a worker''s session holds while it lives.';
+COMMENT ON FUNCTION notify_worker.presence_lock_class() IS 'The class of the advisory lock that a worker''s session holds while it is alive.';
 
 CREATE FUNCTION notify_worker.probe_wait(scope text, probes integer) RETURNS interval
     LANGUAGE sql IMMUTABLE
@@ -2513,8 +2491,9 @@ declare
     held bigint[];
 begin
     perform commit_durably();
-    -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
-    perform pg_advisory_xact_lock(recording_key(), record.worker_id);
+    -- The same outcomes on two connections (an answer was lost), or a lease that is just ended: one after the other. A row, since
+    -- anybody who may connect can take an advisory lock.
+    perform from stored_worker_locks as its where its.worker_id = record.worker_id for update;
     at := statement_timestamp();    -- the ages were reckoned as the call left: the wait for that lock is none of them
 
     insert into stored_attempts (
@@ -2581,11 +2560,6 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.record(worker_id integer, outcomes jsonb) IS 'Writes down what became of deliveries that this worker holds, or held: history first, then the rows that are not locked.';
 
-CREATE FUNCTION notify_worker.recording_key() RETURNS integer
-    LANGUAGE sql IMMUTABLE
-    AS $$select 1853321331$$;
-COMMENT ON FUNCTION notify_worker.recording_key() IS 'The first half of the advisory lock that record holds until its commit.';
-
 CREATE FUNCTION notify_worker.register_device(receiver_id text, kind text, address text, platform text DEFAULT NULL::text, project text DEFAULT 'default'::text, replaces text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -2630,12 +2604,37 @@ CREATE FUNCTION notify_worker.register_device(receiver_id text, kind text, addre
 $$;
 COMMENT ON FUNCTION notify_worker.register_device(receiver_id text, kind text, address text, platform text, project text, replaces text) IS 'An address belongs to whoever registered it last. Returns the device''s id.';
 
+CREATE FUNCTION notify_worker.register_worker(host text, pid integer, lease_length interval, holds_lock boolean DEFAULT true, OUT id integer, OUT name text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    insert into stored_workers as worker (name, host, pid, lease_length, holds_lock)
+    values ('', register_worker.host, register_worker.pid, register_worker.lease_length, register_worker.holds_lock)
+    returning worker.id into register_worker.id;
+
+    insert into stored_worker_locks (worker_id)
+    values (register_worker.id)
+    on conflict do nothing;
+
+    if register_worker.holds_lock then
+        perform pg_advisory_lock(presence_lock_class(), register_worker.id);
+    end if;
+
+    update stored_workers as worker
+    set name = format('%s-%s-%s', register_worker.host, register_worker.pid, register_worker.id)
+    where worker.id = register_worker.id
+    returning worker.name into register_worker.name;
+end
+$$;
+COMMENT ON FUNCTION notify_worker.register_worker(host text, pid integer, lease_length interval, holds_lock boolean, OUT id integer, OUT name text) IS 'Registers a worker: gives it an id that is never used again and a name, and takes the advisory lock of that id.';
+
 CREATE FUNCTION notify_worker.release(lease uuid, delivery_ids bigint[] DEFAULT NULL::bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
 declare
-    given_back bigint[] := coalesce(delivery_ids, deliveries_out(release.lease));
+    given_back bigint[] := coalesce(delivery_ids, deliveries_in_flight(release.lease));
     held bigint[];
 begin
     select array_agg(id) into held
@@ -2660,6 +2659,94 @@ begin
 end
 $$;
 COMMENT ON FUNCTION notify_worker.release(lease uuid, delivery_ids bigint[]) IS 'Gives back deliveries that were claimed and not sent: due again at once, nothing is counted.';
+
+CREATE FUNCTION notify_worker.rescue_dead_workers(reconnected_ago double precision DEFAULT NULL::double precision, OUT workers integer, OUT notifications integer, OUT again_in double precision) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    began_at timestamptz := clock_timestamp();
+    dead record;
+    requeued integer;
+begin
+    workers := 0;
+    notifications := 0;
+    for dead in
+        select worker_id, last_heartbeat_at
+        from stale_workers(rescue_dead_workers.reconnected_ago)
+        where dead_in <= 0
+        order by worker_id
+    loop
+        exit when clock_timestamp() > began_at + interval '2 seconds';      -- the next call goes on: a statement has its limit
+        requeued := rescue_worker(dead.worker_id, dead.last_heartbeat_at);
+        workers := workers + (requeued is not null)::integer;
+        notifications := notifications + coalesce(requeued, 0);
+    end loop;
+    if notifications > 0 then
+        perform ring();
+    end if;
+
+    -- Last, and only the rows that are free: no heartbeat waits for what is rescued above.
+    update stored_workers
+    set stale_since = case when stale_since is null then clock_timestamp() end
+    where id in (
+        select id
+        from stored_workers
+        where ended_at is null
+            and (stale_since is null) = (id in (select worker_id from stale_workers()))
+        for update skip locked
+    );
+
+    select min(greatest(dead_in, 0)) into again_in
+    from stale_workers(rescue_dead_workers.reconnected_ago);
+end
+$$;
+COMMENT ON FUNCTION notify_worker.rescue_dead_workers(reconnected_ago double precision, OUT workers integer, OUT notifications integer, OUT again_in double precision) IS 'Rescues what dead workers held, and wakes a worker if anything became due again.';
+
+CREATE FUNCTION notify_worker.rescue_worker(worker_id integer, last_heartbeat_at timestamp with time zone) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+declare
+    longest interval;
+    held bigint[];
+begin
+    if not try_lock_worker(rescue_worker.worker_id) or not exists (
+        select from stale_workers() as stale
+        where stale.worker_id = rescue_worker.worker_id
+    ) then
+        return null;
+    end if;
+
+    update stored_workers as worker
+    set ended_at = clock_timestamp()
+    where worker.id = rescue_worker.worker_id
+        and worker.ended_at is null
+        and worker.last_heartbeat_at = rescue_worker.last_heartbeat_at
+    returning worker.lease_length into longest;
+    if not found then
+        return null;
+    end if;
+
+    delete from stored_allowances as allowance where allowance.worker_id = rescue_worker.worker_id;
+
+    select array_agg(id) into held
+    from (
+        select id
+        from notifications
+        where state = 'pending'
+            and project in (select projects_in_line())
+            and lane in (0, 1)
+            and due_at <= clock_timestamp() + longest   -- its leases end by then: the index serves this
+            and leased_by = rescue_worker.worker_id
+        order by id
+        for update skip locked                          -- what is locked comes back when its lease ends
+    ) as its;
+    perform end_leases(held);
+    return coalesce(cardinality(held), 0);
+end
+$$;
+COMMENT ON FUNCTION notify_worker.rescue_worker(worker_id integer, last_heartbeat_at timestamp with time zone) IS 'Makes due again what a dead worker held; what it did not record stands in the history as unknown.';
 
 CREATE FUNCTION notify_worker.resume(project text) RETURNS void
     LANGUAGE plpgsql
@@ -2961,7 +3048,7 @@ CREATE FUNCTION notify_worker.share(project text) RETURNS double precision
         select count(*)
         from stored_workers
         where ended_at is null
-            and seen_at > clock_timestamp() - interval '5 seconds'
+            and last_heartbeat_at > clock_timestamp() - interval '5 seconds'
     ))
     from projects as of_project
     where of_project.name = share.project
@@ -3006,6 +3093,46 @@ CREATE FUNCTION notify_worker.spend(project text, worker_id integer, messages bi
 $$;
 COMMENT ON FUNCTION notify_worker.spend(project text, worker_id integer, messages bigint) IS 'Takes what a worker has claimed from its allowance of that project.';
 
+CREATE FUNCTION notify_worker.stale_workers(reconnected_ago double precision DEFAULT NULL::double precision) RETURNS TABLE(worker_id integer, last_heartbeat_at timestamp with time zone, grace_period double precision, dead_in double precision)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select
+        worker.id,
+        worker.last_heartbeat_at,
+        grace.period,
+        grace.period + date_part(
+            'epoch',
+            greatest(coalesce(worker.stale_since, clock_timestamp()), all_sessions.lost_at) - clock_timestamp()
+        )
+    from stored_workers as worker
+    cross join (
+        select greatest(
+            pg_postmaster_start_time(),
+            (select stats_reset from pg_stat_bgwriter),     -- a crash resets them, and it leaves the start time as it was
+            pg_last_xact_replay_timestamp(),
+            clock_timestamp() - make_interval(secs => stale_workers.reconnected_ago)
+        ) as lost_at
+    ) as all_sessions
+    cross join lateral (
+        select case
+            when worker.holds_lock and worker.last_heartbeat_at > all_sessions.lost_at then 3
+            else date_part('epoch', worker.lease_length) / 2
+        end as period
+    ) as grace
+    where worker.ended_at is null
+        and (worker.holds_lock or worker.last_heartbeat_at < clock_timestamp() - interval '2 seconds')
+        and not exists (
+            select from pg_locks
+            where locktype = 'advisory'
+                and database = (select oid from pg_database where datname = current_database())
+                and classid = presence_lock_class()::oid
+                and objid = worker.id::oid
+                and objsubid = 2
+        )
+$$;
+COMMENT ON FUNCTION notify_worker.stale_workers(reconnected_ago double precision) IS 'Lists the workers that may be dead, and in how many seconds they will be.';
+
 CREATE FUNCTION notify_worker.stay_awake() RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -3015,18 +3142,6 @@ CREATE FUNCTION notify_worker.stay_awake() RETURNS void
     where coalesce(pg_sequence_last_value('notify_worker.awake_until') - now.milliseconds, 0) not between 100 and 300
 $$;
 COMMENT ON FUNCTION notify_worker.stay_awake() IS 'Says for the next 200 ms that a worker is awake and looks: statements need not ring.';
-
-CREATE FUNCTION notify_worker.still_here(worker_ids integer[]) RETURNS SETOF integer
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    update stored_workers
-    set seen_at = clock_timestamp()
-    where id = any (still_here.worker_ids)
-        and ended_at is null
-    returning id
-$$;
-COMMENT ON FUNCTION notify_worker.still_here(worker_ids integer[]) IS 'A worker says that it lives, under each id that it has or had. Returns those that still are its own.';
 
 CREATE FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) RETURNS boolean
     LANGUAGE sql IMMUTABLE
@@ -3039,35 +3154,6 @@ CREATE FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_de
     end
 $$;
 COMMENT ON FUNCTION notify_worker.stops(scope text, delivery notify_worker.stored_deliveries) IS 'Says whether an incident of this scope stops a delivery.';
-
-CREATE FUNCTION notify_worker.suspects(reconnected_ago double precision DEFAULT NULL::double precision) RETURNS TABLE(worker_id integer, seen_at timestamp with time zone, patience double precision)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    select
-        worker.id,
-        worker.seen_at,
-        case
-            when worker.locks and worker.seen_at > greatest(
-                pg_postmaster_start_time(),
-                (select stats_reset from pg_stat_bgwriter),     -- a crash resets them, and it leaves the start time as it was
-                pg_last_xact_replay_timestamp(),
-                clock_timestamp() - make_interval(secs => suspects.reconnected_ago)
-            ) then 3
-            else date_part('epoch', worker.lease_length) / 2
-        end
-    from stored_workers as worker
-    where worker.ended_at is null
-        and not exists (
-            select from pg_locks
-            where locktype = 'advisory'
-                and database = (select oid from pg_database where datname = current_database())
-                and classid = presence_key()::oid
-                and objid = worker.id::oid
-                and objsubid = 2
-        )
-$$;
-COMMENT ON FUNCTION notify_worker.suspects(reconnected_ago double precision) IS 'Lists the workers that may be dead, and for how many seconds that has to stay so until they are.';
 
 CREATE FUNCTION notify_worker.sweep_jobs() RETURNS bigint
     LANGUAGE plpgsql
@@ -3126,48 +3212,6 @@ CREATE FUNCTION notify_worker.take_down_bells() RETURNS bigint
 $$;
 COMMENT ON FUNCTION notify_worker.take_down_bells() IS 'Deletes the bells that wait: whoever claims after this answers them all.';
 
-CREATE FUNCTION notify_worker.take_over(notification_ids bigint[]) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-begin
-    if notification_ids is null then
-        return;
-    end if;
-    perform apply_history(notification_ids);
-
-    insert into stored_attempts
-        (delivery_id, notification_id, number, lease, worker, started_at, verdict, error_code, error, retry_at, counts)
-    select
-        delivery.id,
-        notification.id,
-        delivery.tries + 1,
-        notification.lease,
-        coalesce(worker.name, notification.leased_by::text),
-        notification.leased_at,
-        'unknown',
-        'WORKER_GONE',
-        'the worker was gone before it could say what became of this',
-        case when notification.on_unknown = 'resend' or delivery.marked_by is distinct from notification.lease then clock_timestamp() end,
-        false
-    from notifications as notification
-    join stored_deliveries as delivery
-        on delivery.notification_id = notification.id
-    left join stored_workers as worker
-        on worker.id = notification.leased_by
-    where notification.id = any (notification_ids)
-        and notification.lease is not null
-        and delivery.state = 'pending'
-        and delivery.due_at <= notification.leased_at;
-
-    if found then
-        perform apply_history(notification_ids);
-    end if;
-    perform settle(notification_ids);
-end
-$$;
-COMMENT ON FUNCTION notify_worker.take_over(notification_ids bigint[]) IS 'The leases of these notifications are over: the history is applied, and what it does not hold is written down as unknown.';
-
 CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -3207,6 +3251,54 @@ CREATE FUNCTION notify_worker.touch_devices(outcomes jsonb) RETURNS void
     where device.id = told.id
 $$;
 COMMENT ON FUNCTION notify_worker.touch_devices(outcomes jsonb) IS 'An address that FCM calls unregistered is retired; one that was sent to has been seen.';
+
+CREATE FUNCTION notify_worker.try_lock_lapsed_lease(notification_id bigint) RETURNS boolean
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    select try_lock_worker(leased_by::integer)
+    from notifications
+    where id = try_lock_lapsed_lease.notification_id
+$$;
+COMMENT ON FUNCTION notify_worker.try_lock_lapsed_lease(notification_id bigint) IS 'Returns whether a lapsed lease may be ended: not while its holder is just recording.';
+
+CREATE FUNCTION notify_worker.try_lock_worker(worker_id integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+begin
+    perform
+    from stored_worker_locks as its
+    where its.worker_id = try_lock_worker.worker_id
+    for update skip locked;
+    return found or not exists (
+        select from stored_worker_locks as its
+        where its.worker_id = try_lock_worker.worker_id
+    );
+end
+$$;
+COMMENT ON FUNCTION notify_worker.try_lock_worker(worker_id integer) IS 'Returns whether the leases of a worker may be ended: not while it is just recording.';
+
+CREATE FUNCTION notify_worker.unregister_worker(worker_ids integer[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
+    AS $$
+    delete from stored_allowances where worker_id = any (unregister_worker.worker_ids);
+
+    update stored_workers
+    set ended_at = clock_timestamp()
+    where id = any (unregister_worker.worker_ids)
+        and ended_at is null;
+
+    delete from stored_worker_locks
+    where worker_id in (
+        select worker_id
+        from stored_worker_locks
+        where worker_id = any (unregister_worker.worker_ids)
+        for update skip locked
+    )
+$$;
+COMMENT ON FUNCTION notify_worker.unregister_worker(worker_ids integer[]) IS 'Unregisters a worker under these ids, the present one or previous ones, with nothing in hand.';
 
 CREATE FUNCTION notify_worker.wake() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
