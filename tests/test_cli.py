@@ -420,6 +420,16 @@ def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
     assert "Traceback" not in left.err
 
 
+def test_a_session_of_the_command_line_is_told_apart_by_its_name(shop: psycopg.Connection) -> None:
+    waiting = start("send", "--token", "app:phone", "--title", "Hello", "--wait")
+    named = "select from pg_stat_activity where datname = current_database() and application_name = 'notify-worker cli'"
+
+    until("its session is there", lambda: shop.execute(named).rowcount == 1, within=20)
+
+    waiting.kill()
+    waiting.communicate()
+
+
 def test_the_sandbox_says_where_it_is_and_how_to_use_it_and_ends_on_sigterm(tmp_path: Path) -> None:
     credentials = tmp_path / "key.json"
     sandbox = start("sandbox", "--port", "0", "--credentials", str(credentials))
