@@ -1,57 +1,59 @@
-"""What procrastinate is given: a connector that opens what the tasks share, its worker mended, a retry strategy."""
+"""What procrastinate is given: a connector that opens what the tasks share, a corrected worker, a retry strategy."""
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import procrastinate
+import psycopg
 from procrastinate import jobs, worker
 from procrastinate.app import WorkerOptions
 from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker import schema
+from notify_worker.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool
 from notify_worker.drain import Pipeline
-from notify_worker.ears import Ears
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.liveness import Liveness, Rescue
+from notify_worker.heartbeat import Heartbeat
+from notify_worker.listen_check import ListenCheck
+from notify_worker.rescuer import Rescuer
 from notify_worker.senders.factory import open_sender
-from notify_worker.session import check, configure, is_shared, pool
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 
-A_SHARED_SESSION = (
+TRANSACTION_POOLED = (
     "The database is behind a pooler that shares sessions between transactions (PgBouncer's transaction mode)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What this process keeps: made when first needed, closed with the app."""
+    """What the tasks of this process share: opened when first needed, closed with the app."""
 
     store: Store
-    liveness: Liveness
+    heartbeat: Heartbeat
     pipeline: Pipeline
-    rescue: Rescue
+    rescuer: Rescuer
 
 
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, on our schema; it also opens and closes what the tasks share."""
 
     def __init__(self) -> None:
-        super().__init__(pool_factory=self._pool, configure=configure)
-        self.ears = Ears()
-        self.shared = False
-        """Whether a pooler shares sessions: then procrastinate can't work."""
-        self.may_be_shared = False
+        own = partial(configure, application_name=f"{APPLICATION_NAME} procrastinate")
+        super().__init__(pool_factory=self._pool, configure=own)
+        self.listen_check = ListenCheck()
+        self.transaction_pooled = False
+        """Whether a pooler shares sessions between transactions: then procrastinate can't work."""
+        self.may_be_transaction_pooled = False
         """Whether this process can do without procrastinate."""
         self._process: Process | None = None
         self._opening = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
-        self._first_rescue: asyncio.Task[None] | None = None
 
     def _pool(self, **options: Any) -> AsyncConnectionPool:
         return pool(Settings.from_env().database_url, **(options | {"check": check}))
@@ -60,35 +62,42 @@ class Connector(procrastinate.PsycopgConnector):
         """Open the pool, if the schema in the database fits. Raises SchemaMismatch, DatabaseUnavailable."""
         url = Settings.from_env().database_url
         await asyncio.to_thread(schema.verify, url)
-        self.shared = await is_shared(url)
-        if not self.shared:
+        self.transaction_pooled = await is_transaction_pooled(url)
+        if not self.transaction_pooled:
             await super().open_async(pool)
-        elif not self.may_be_shared:
+        elif not self.may_be_transaction_pooled:
             raise NotifyWorkerError(
-                f"{A_SHARED_SESSION}, and procrastinate's worker needs one of its own. "
+                f"{TRANSACTION_POOLED}, and procrastinate's worker needs one of its own. "
                 "Connect directly or in session mode, or run: notify-worker worker"
             )
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
-        """Listen, to ourselves too."""
-        await super().listen_notify(self.ears.beside(on_notification), self.ears.channels(channels))
+        """Listen, to our own pings too."""
+        check = self.listen_check
+        await super().listen_notify(check.intercept(on_notification), check.channels(channels))
+
+    @contextlib.asynccontextmanager
+    async def _get_standalone_connection(self) -> AsyncGenerator[psycopg.AsyncConnection]:
+        """Give the connection that listens a name of its own. A private method of procrastinate's, pinned to 3.10."""
+        async with super()._get_standalone_connection() as connection:
+            await connection.execute("select set_config('application_name', %s, false)", [f"{APPLICATION_NAME} listen"])
+            yield connection
 
     async def process(self) -> Process:
-        """Open the store and the pipeline, once."""
+        """Open the store and the pipeline and start the rescuer, once."""
         async with self._opening:
             if self._process is None:
                 settings = Settings.from_env()
-                store = await self._closing.enter_async_context(Store(settings.database_url, shared=self.shared))
-                liveness = Liveness(settings.database_url, settings.lease, shared=self.shared)
-                pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
+                url, pooled = settings.database_url, self.transaction_pooled
+                store = await self._closing.enter_async_context(Store(url, transaction_pooled=pooled))
+                heartbeat = Heartbeat(url, settings.lease, transaction_pooled=pooled)
+                pipeline = Pipeline(store, heartbeat, partial(open_sender, settings=settings), settings)
                 self._closing.push_async_callback(pipeline.close)
-                self._process = Process(store, liveness, pipeline, Rescue(store, liveness))
+                rescuer = Rescuer(store, heartbeat)
+                rescuer.start()
+                self._closing.push_async_callback(rescuer.stop)
+                self._process = Process(store, heartbeat, pipeline, rescuer)
         return self._process
-
-    def see_after_the_dead_once(self, process: Process) -> None:
-        """Begin a rescue with the first drain: perhaps this process is the successor of one that was killed."""
-        if self._first_rescue is None:
-            self._first_rescue = asyncio.create_task(process.rescue.run_and_ring())
 
     def stop(self) -> None:
         """Claim no more."""
@@ -97,33 +106,29 @@ class Connector(procrastinate.PsycopgConnector):
 
     async def close_async(self) -> None:
         """Let what is in flight end and record it; then close."""
-        if self._first_rescue is not None:
-            self._first_rescue.cancel()
-            await asyncio.wait({self._first_rescue})
-            self._first_rescue = None
         self._process = None
         await self._closing.aclose()
-        if not self.shared:
+        if not self.transaction_pooled:
             await super().close_async()
 
 
 class Worker(worker.Worker):
-    """procrastinate's worker, with its lost wake-up mended.
+    """procrastinate's worker, without its lost wake-up.
 
     After a fetch that found nothing it forgets a NOTIFY that came while that fetch was on its way. Pinned to 3.10.
     """
 
     app: "App"
-    _heard = False
+    _notified = False
 
     async def _handle_notification(self, *, channel: str, notification: jobs.Notification) -> None:
-        self._heard = True
+        self._notified = True
         await super()._handle_notification(channel=channel, notification=notification)
 
     async def _fetch_and_process_jobs(self) -> None:
-        self._heard = True
-        while self._heard and not self._stop_event.is_set():
-            self._heard = False
+        self._notified = True
+        while self._notified and not self._stop_event.is_set():
+            self._notified = False
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
@@ -143,8 +148,8 @@ class App(procrastinate.App):
         return Worker(app=self, **chosen)
 
 
-class PutBack(procrastinate.BaseRetryStrategy):
-    """A database error, a stop or a bug puts the job back at once, ten times; then it stays failed, for a person to retry.
+class RetryImmediately(procrastinate.BaseRetryStrategy):
+    """A database error, a stop or a bug requeues the job at once, ten times; then it stays failed, for a person to retry.
 
     FCM's answers never come here: they are rows.
     """
@@ -152,5 +157,5 @@ class PutBack(procrastinate.BaseRetryStrategy):
     times: ClassVar[int] = 10
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:  # noqa: ARG002
-        """Put it back: a drain that waits unscheduled is a bell."""
+        """Requeue it without a wait: a drain that waits unscheduled is a wake-up."""
         return procrastinate.RetryDecision(retry_in={"seconds": 0}) if job.attempts < self.times else None

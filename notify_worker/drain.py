@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 
 from notify_worker.attempt import Places, Try
-from notify_worker.liveness import Liveness
+from notify_worker.heartbeat import Heartbeat
 from notify_worker.marker import Marker
 from notify_worker.model import Delivery
 from notify_worker.project_state import ProjectState
@@ -40,9 +40,9 @@ FINISH_WITHIN = 23.0
 class Pipeline:
     """One process's claim → render → send → record. `drain` runs it; `stop` and `close` end it."""
 
-    def __init__(self, store: Store, liveness: Liveness, open_sender: OpenSender, settings: Settings) -> None:
+    def __init__(self, store: Store, heartbeat: Heartbeat, open_sender: OpenSender, settings: Settings) -> None:
         self._store = store
-        self._liveness = liveness
+        self._heartbeat = heartbeat
         self._settings = settings
         self._places = Places(settings.concurrency)
         self._in_hand: dict[asyncio.Task[None], int] = {}  # and under which worker id
@@ -56,7 +56,7 @@ class Pipeline:
         self.projects = Projects(store, open_sender)
         self._marker = Marker(store)
         self._recorder = Recorder(store, self.projects, self._moved, lambda: self._places.taken > 0)
-        liveness.in_use = lambda: {*self._in_hand.values(), *self._recorder.worker_ids()}
+        heartbeat.ids_in_use = lambda: {*self._in_hand.values(), *self._recorder.worker_ids()}
 
     # ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,7 +141,7 @@ class Pipeline:
         return claim.again_in is not None
 
     async def _claimed(self, room: int) -> Claim:
-        worker_id = await self._liveness.enter()
+        worker_id = await self._heartbeat.ensure_registered()
         start_within = self._settings.lease - self._settings.longest_attempt
         lease = uuid4()
         try:
@@ -149,7 +149,7 @@ class Pipeline:
             claim = await self._store.claim(worker_id, lease, room, start_within, not_of=unreported)
             await self.projects.read_what_is_claimed(claim.deliveries)
         except psycopg.errors.ObjectNotInPrerequisiteState:
-            await self._liveness.lose()  # taken for dead: nothing was claimed, and another id is due
+            await self._heartbeat.invalidate()  # taken for dead: nothing was claimed, and another id is due
             raise
         except BaseException:  # perhaps only the answer was lost; or it is here, and can't be started
             self._recorder.doubt(lease)
@@ -186,7 +186,7 @@ class Pipeline:
             stopping=self._stopping,
             mend_for=(self._settings.longest_attempt - self._settings.request_timeout).total_seconds(),
             mark=self._marker.mark,
-            holds=self._liveness.holds,
+            holds=self._heartbeat.holds,
         )
 
     # ── stop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +223,7 @@ class Pipeline:
         await asyncio.gather(*leftover, return_exceptions=True)
         await self._recorder.stop()
         await self.projects.aclose()
-        await self._liveness.end(leaves=not self._busy() and not self._recorder.in_doubt)
+        await self._heartbeat.close(unregister=not self._busy() and not self._recorder.in_doubt)
 
     async def _something_moves(self, within: float) -> None:
         self._moved.clear()

@@ -5,8 +5,8 @@ import logging
 
 import psycopg
 
+from notify_worker.connections import summary
 from notify_worker.model import Delivery
-from notify_worker.session import in_brief
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Marker:
             try:
                 marked = await self._store.mark([delivery for delivery, _ in batch])
             except psycopg.Error as error:
-                log.warning("the database refuses or is away (%s); %d stay unsent", in_brief(error), len(batch))
+                log.warning("the database refuses or is away (%s); %d stay unsent", summary(error), len(batch))
             finally:
                 latest = {delivery.id: delivery.lease for delivery, _ in batch}  # an older lease of it is over
                 for delivery, written in batch:

@@ -14,10 +14,10 @@ from uuid import UUID
 
 import psycopg
 
-from notify_worker.complaint import Complaint
+from notify_worker.connections import STATEMENT_WITHIN, summary
+from notify_worker.log_once import LogOnce
 from notify_worker.model import Attempt, Delivery
 from notify_worker.projects import Projects
-from notify_worker.session import STATEMENT_WITHIN, in_brief
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Recorder:
         self._given_back: set[UUID] = set()  # of these, at least once
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._complaint = Complaint(log)
+        self._log_once = LogOnce(log)
 
     @property
     def waiting(self) -> int:
@@ -112,11 +112,15 @@ class Recorder:
             try:
                 await self._flush()
             except psycopg.Error as error:
-                self._complaint.say(f"the database refuses or is away ({in_brief(error)}); answers wait to be recorded")
+                self._log_once.warn(
+                    "record_failed",
+                    f"the database refuses or is away ({summary(error)}); answers wait to be recorded",
+                    error=summary(error),
+                )
             except Exception:  # a bug must not end the recording
                 log.exception("recording has broken; %d answers wait", len(self._answered))
             else:
-                self._complaint.over()
+                self._log_once.reset()
                 continue
             await asyncio.sleep(RECORD_AGAIN_AFTER)
             self._something.set()
@@ -162,7 +166,7 @@ class Recorder:
                     await self._record(worker_id, [attempt])
                 return
             delivery_id = attempts[0].delivery.id
-            reason = in_brief(error) if isinstance(error, psycopg.Error) else type(error).__name__
+            reason = summary(error) if isinstance(error, psycopg.Error) else type(error).__name__
             log.error(  # noqa: TRY400  the traceback may quote the row
                 "the outcome of delivery %d was refused (%s); it ends as unknown",
                 delivery_id,

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors as postgres
 from psycopg.errors import Diagnostic
 
+from notify_worker.connections import with_limits
 from notify_worker.errors import (
     BrokenInstallation,
     DatabaseUnavailable,
@@ -21,7 +22,6 @@ from notify_worker.errors import (
     SchemaIsOlder,
     SchemaMismatch,
 )
-from notify_worker.session import with_limits
 
 PACKAGE = Path(__file__).parent
 

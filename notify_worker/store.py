@@ -6,8 +6,8 @@ Nothing here is held over a request: a method takes a connection of the pool, as
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import Any, LiteralString, NamedTuple, Self, assert_never
 from uuid import UUID
@@ -17,8 +17,16 @@ from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from notify_worker.connections import (
+    ANSWER_WITHIN,
+    APPLICATION_NAME,
+    answer_within,
+    configure,
+    configure_pooled,
+    pool,
+    without_detail,
+)
 from notify_worker.model import UNREADABLE, Attempt, Change, Content, Delivery, Incident, Json, OnUnknown, Project
-from notify_worker.session import ANSWER_WITHIN, answer_within, configure_shared, pool, without_detail
 
 CONNECTIONS = 2
 """One that claims and one that records; neither waits for FCM."""
@@ -26,14 +34,15 @@ CONNECTIONS = 2
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A worker whose lock nobody holds, and when it was last seen."""
+class Rescue(NamedTuple):
+    """The result of one rescue."""
 
-    worker_id: int
-    seen_at: datetime
-    patience: float
-    """Seconds for which that has to stay so until it is dead."""
+    workers: int
+    """How many were dead."""
+    notifications: int
+    """How many notifications of theirs became due again."""
+    again_in: float | None
+    """Seconds until the next worker may be dead; None: there is none that may be."""
 
 
 class Claim(NamedTuple):
@@ -48,9 +57,21 @@ class Claim(NamedTuple):
 class Store:
     """The database as a worker sees it. `async with Store(conninfo)` opens and closes its pool of two connections."""
 
-    def __init__(self, conninfo: str, *, shared: bool = False) -> None:
-        """`shared`: each transaction may find another session, so none is made ours."""
-        own = {"configure": configure_shared, "kwargs": {"prepare_threshold": None}} if shared else {}
+    def __init__(
+        self, conninfo: str, *, transaction_pooled: bool = False, application_name: str = APPLICATION_NAME
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            conninfo: The database.
+            transaction_pooled: Each transaction may find another session, so none is made ours.
+            application_name: The sessions' name in pg_stat_activity.
+        """
+        own: dict[str, Any] = (
+            {"configure": configure_pooled, "kwargs": {"prepare_threshold": None}}
+            if transaction_pooled
+            else {"configure": partial(configure, application_name=application_name)}
+        )
         self._pool = pool(conninfo, min_size=1, max_size=CONNECTIONS, name="notify_worker", **own)
 
     async def __aenter__(self) -> Self:
@@ -134,18 +155,18 @@ class Store:
         """Wake a worker, unless a bell waits already."""
         await self._value("select notify_worker.ring()")
 
-    async def whisper(self, channel: str) -> None:
-        """Notify a channel that only one process listens to: itself."""
+    async def ping(self, channel: str) -> None:
+        """Notify a channel that only this process listens to."""
         await self._value("select pg_notify(%s, '')", channel)
 
-    async def suspects(self, reconnected_ago: float | None) -> list[Suspect]:
-        """List the workers that may be dead. `reconnected_ago`: seconds since this process has replaced a lost session."""
-        rows = await self._rows("select * from notify_worker.suspects(%s)", reconnected_ago)
-        return [Suspect(**row) for row in rows]
+    async def rescue_dead_workers(self, reconnected_ago: float | None) -> Rescue:
+        """Make due again what dead workers held, and wake a worker for it.
 
-    async def bury(self, suspect: Suspect) -> int:
-        """Put back in line what a dead worker held; return how many notifications."""
-        return int(await self._value("select notify_worker.bury(%s, %s)", suspect.worker_id, suspect.seen_at))
+        Args:
+            reconnected_ago: Seconds since this process replaced a lost session; None: it lost none.
+        """
+        (row,) = await self._rows("select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
+        return Rescue(**row)
 
     async def sweep_jobs(self) -> None:
         """Take care of the jobs that dead processes left as doing."""

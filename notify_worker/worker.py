@@ -6,8 +6,7 @@ imported: the environment is read when the app opens.
 
 import asyncio
 
-from notify_worker.connector import App, Connector, PutBack
-from notify_worker.liveness import requeue_orphans as put_in_line
+from notify_worker.connector import App, Connector, RetryImmediately
 
 QUEUE = "notify_worker"
 """A name of our own: procrastinate's channels belong to the database, and a host's jobs must not meet ours."""
@@ -26,11 +25,10 @@ app = App(
 )
 
 
-@app.task(name="notify_worker.drain", queue=QUEUE, retry=PutBack())
+@app.task(name="notify_worker.drain", queue=QUEUE, retry=RetryImmediately())
 async def drain() -> None:
     """Claim, render, send and record until nothing is due; after five seconds, ring for the rest."""
     process = await app.connector.process()
-    app.connector.see_after_the_dead_once(process)
     try:
         finished = await process.pipeline.drain(within=A_JOB_LASTS)
     except asyncio.CancelledError:  # the job goes back; where the worker stops, what is in flight ends first
@@ -42,16 +40,19 @@ async def drain() -> None:
 
 
 @app.periodic(cron="* * * * * */2")
-@app.task(name="notify_worker.requeue_orphans", queue=QUEUE, priority=1, retry=PutBack())
+@app.task(name="notify_worker.requeue_orphans", queue=QUEUE, priority=1, retry=RetryImmediately())
 async def requeue_orphans(timestamp: int | None = None) -> None:
-    """Put back in line what dead workers held, and ring for what is due and has nobody."""
+    """Make due again what dead workers held, and wake a worker for what is due and has lost its wake-up."""
     process = await app.connector.process()
-    await put_in_line(process.store, process.rescue)
+    await process.rescuer.rescue()
+    await process.store.sweep_jobs()
+    if await process.store.something_is_due():
+        await process.store.ring()
     if timestamp is None or timestamp % 3600 == 0:
         await process.store.keep_partitions()
 
 
-@app.task(name="notify_worker.retry", queue=QUEUE, retry=PutBack())
+@app.task(name="notify_worker.retry", queue=QUEUE, retry=RetryImmediately())
 async def retry(
     notification_id: int | None = None,
     event_id: str | None = None,
@@ -76,7 +77,7 @@ async def retry(
     raise ValueError("give one of notification_id, event_id and delivery_id, or project and since together")
 
 
-@app.task(name="notify_worker.prune", queue=QUEUE, retry=PutBack())
+@app.task(name="notify_worker.prune", queue=QUEUE, retry=RetryImmediately())
 async def prune(older_than: str) -> int:
     """Delete what settled longer ago than an interval such as "90 days"; returns how many notifications."""
     return await (await app.connector.process()).store.prune(older_than)

@@ -206,9 +206,10 @@ CREATE TABLE notify_worker.stored_workers (
     host text NOT NULL,
     pid integer NOT NULL,
     lease_length interval NOT NULL,
-    locks boolean DEFAULT true NOT NULL,
+    holds_lock boolean DEFAULT true NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
-    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_heartbeat_at timestamp with time zone DEFAULT now() NOT NULL,
+    stale_since timestamp with time zone,
     ended_at timestamp with time zone
 );
 
@@ -222,6 +223,10 @@ CREATE TABLE notify_worker.stored_allowances (
 
 CREATE TABLE notify_worker.stored_project_locks (
     project text NOT NULL
+);
+
+CREATE TABLE notify_worker.stored_worker_locks (
+    worker_id integer NOT NULL
 );
 
 
@@ -310,6 +315,9 @@ ALTER TABLE ONLY notify_worker.stored_incidents
 
 ALTER TABLE ONLY notify_worker.stored_project_locks
     ADD CONSTRAINT stored_project_locks_pkey PRIMARY KEY (project);
+
+ALTER TABLE ONLY notify_worker.stored_worker_locks
+    ADD CONSTRAINT stored_worker_locks_pkey PRIMARY KEY (worker_id);
 
 ALTER TABLE ONLY notify_worker.stored_workers
     ADD CONSTRAINT stored_workers_pkey PRIMARY KEY (id);

@@ -255,16 +255,24 @@ create table notify_worker.stored_workers (
     pid integer not null,
     -- How long the leases are that it takes.
     lease_length interval not null,
-    -- Whether it holds its lock while it lives; false behind a pooler in transaction mode.
-    locks boolean not null default true,
+    -- Whether it holds its lock while it is alive; false behind a pooler in transaction mode.
+    holds_lock boolean not null default true,
     started_at timestamptz not null default now(),
-    seen_at timestamptz not null default now(),
-    -- When it unregistered, or was found dead and its work became due again.
+    last_heartbeat_at timestamptz not null default now(),
+    -- When it was first found without its lock; the next heartbeat clears it. Its grace period counts from here.
+    stale_since timestamptz,
+    -- When it unregistered, or was rescued.
     ended_at timestamptz
 );
 create index stored_workers_here_idx
     on notify_worker.stored_workers (id)
     where ended_at is null;
+
+-- One row a worker id, locked while outcomes are recorded under it or its leases are ended. A rescued worker keeps its row: it
+-- may be alive, and record late.
+create table notify_worker.stored_worker_locks (
+    worker_id integer primary key
+);
 
 -- Behind the view incidents: pauses and breakers, past and present.
 create table notify_worker.stored_incidents (

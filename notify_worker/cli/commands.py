@@ -68,10 +68,10 @@ def worker(ctx: click.Context, *, drain: bool) -> int:
     """Send what is due, woken by commits, until SIGTERM."""
     import asyncio  # noqa: PLC0415
 
-    from notify_worker import supervision  # noqa: PLC0415
+    from notify_worker import supervisor  # noqa: PLC0415
 
     configure_logging(ctx, logging.INFO)
-    all_recorded = asyncio.run(supervision.run_until_nothing_is_due() if drain else supervision.run())
+    all_recorded = asyncio.run(supervisor.run_until_nothing_is_due() if drain else supervisor.run())
     return EXIT_OK if all_recorded else EXIT_FAILED
 
 

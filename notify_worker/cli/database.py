@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from notify_worker import schema
 from notify_worker.cli.output import one_line, print_line, timestamp
 from notify_worker.cli.verb import EXIT_FAILED, EXIT_OK
+from notify_worker.connections import APPLICATION_NAME
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.settings import Settings
 from notify_worker.store import Store
@@ -35,7 +36,7 @@ def verified_conninfo() -> str:
 def connect() -> Iterator[Connection]:
     """Connect to the database that the environment names; each statement commits. Raises SchemaMismatch as above."""
     with psycopg.connect(
-        verified_conninfo(), autocommit=True, row_factory=dict_row, application_name="notify-worker"
+        verified_conninfo(), autocommit=True, row_factory=dict_row, application_name=f"{APPLICATION_NAME} cli"
     ) as connection:
         yield connection
 
@@ -131,5 +132,5 @@ def count(connection: Connection, statement: LiteralString, *values: object) -> 
 
 async def prune(older_than: str) -> int:
     """Delete what settled longer ago than an interval, as the task does; return how many notifications."""
-    async with Store(verified_conninfo()) as store:
+    async with Store(verified_conninfo(), application_name=f"{APPLICATION_NAME} cli") as store:
         return await store.prune(older_than)

@@ -85,7 +85,7 @@ select
         select count(*)
         from notify_worker.stored_workers
         where ended_at is null
-            and seen_at > now() - interval '10 seconds'
+            and last_heartbeat_at > now() - interval '10 seconds'
     ) as workers,
     (select count(*) from paused) as paused_projects,
     (

@@ -1,8 +1,8 @@
--- Who is alive.
+-- The workers that are alive.
 create or replace view notify_worker.workers as
-select name, started_at, seen_at, host, pid
+select name, started_at, last_heartbeat_at, host, pid
 from notify_worker.stored_workers
 where ended_at is null
-    and seen_at > now() - interval '10 seconds';
+    and last_heartbeat_at > now() - interval '10 seconds';
 
-comment on view notify_worker.workers is 'Who is alive: has not left, was not found dead, and was seen within 10 s.';
+comment on view notify_worker.workers is 'The workers that are alive: registered, not rescued, and with a heartbeat within 10 s.';

@@ -18,9 +18,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from notify_worker.connections import is_transaction_pooled
 from notify_worker.dev import postgres
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
-from notify_worker.session import is_shared
 from tests.conftest import memory
 from tests.support.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import until
@@ -112,7 +112,7 @@ def locks(shop: Shop) -> int:
             """
             select count(*)
             from pg_locks
-            where locktype = 'advisory' and classid = notify_worker.presence_key()::oid
+            where locktype = 'advisory' and classid = notify_worker.presence_lock_class()::oid
                 and database = (select oid from pg_database where datname = current_database())
             """
         )
@@ -183,9 +183,9 @@ def test_what_producers_commit_through_it_wakes_a_worker_that_does_not(shop: Sho
 async def test_a_pooler_that_shares_sessions_is_noticed_and_one_that_does_not_is_not(shop: Shop) -> None:
     for size in (1, 20):
         with pooled(shop, "transaction", size) as pooler:
-            assert await is_shared(pooler.conninfo)
+            assert await is_transaction_pooled(pooler.conninfo)
     with pooled(shop, "session") as pooler:
-        assert not await is_shared(pooler.conninfo)
+        assert not await is_transaction_pooled(pooler.conninfo)
 
 
 def test_a_worker_says_what_it_loses_takes_no_lock_and_sends_by_its_look(shop: Shop, transactions: Pooler) -> None:
@@ -197,7 +197,7 @@ def test_a_worker_says_what_it_loses_takes_no_lock_and_sends_by_its_look(shop: S
         until("it is sent", lambda each=told: shop.state(each) == "sent", within=10)  # type: ignore[misc]
         assert monotonic() - began < FOUND_WITHIN
 
-    assert shop.value("select array_agg(locks) from notify_worker.stored_workers") == [False]
+    assert shop.value("select array_agg(holds_lock) from notify_worker.stored_workers") == [False]
     assert locks(shop) == 0
     assert shop.listeners() == set()
     assert worker.stop() == 0

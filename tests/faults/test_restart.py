@@ -197,7 +197,7 @@ def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Sho
         mortal.restart(mode)
         shop.connect_again()
 
-        assert suspects(shop) == [{"worker_id": worker.id, "patience": HALF_A_LEASE}]
+        assert stale_workers(shop) == [{"worker_id": worker.id, "grace_period": HALF_A_LEASE}]
 
 
 # It crashes
@@ -216,11 +216,11 @@ def test_after_a_crash_that_leaves_the_server_s_start_as_it_was_nobody_is_dead_w
         victim.close()
 
         assert shop.value("select pg_postmaster_start_time()") == started_at
-        assert suspects(shop) == [{"worker_id": worker.id, "patience": HALF_A_LEASE}]
+        assert stale_workers(shop) == [{"worker_id": worker.id, "grace_period": HALF_A_LEASE}]
 
 
-def suspects(shop: Shop) -> list[Row]:
-    return shop.rows("select worker_id, patience from notify_worker.suspects()")
+def stale_workers(shop: Shop) -> list[Row]:
+    return shop.rows("select worker_id, grace_period from notify_worker.stale_workers()")
 
 
 def is_broken(connection: psycopg.Connection) -> bool:

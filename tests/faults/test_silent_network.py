@@ -13,16 +13,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from notify_worker.liveness import MUTE_AFTER, SEEN_EVERY, Liveness
-from notify_worker.session import answer_within, connect
+from notify_worker.connections import answer_within, connect
+from notify_worker.heartbeat import HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, Heartbeat
 from tests.support.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import auntil, until
 
 IMPATIENT = """
-from notify_worker import recorder, session, store
-session.LIMITS["connect_timeout"] = "2"
-session.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
-session.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
+from notify_worker import connections, recorder, store
+connections.LIMITS["connect_timeout"] = "2"
+connections.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
+connections.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
 from notify_worker.cli.main import main
 main(["worker"])
 """
@@ -172,17 +172,19 @@ async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(s
 async def test_a_worker_whose_session_is_silent_starts_nothing_of_its_claims_after_four_seconds(
     shop: Shop, wire: Wire
 ) -> None:
-    liveness = Liveness(wire.conninfo, timedelta(seconds=20))
-    former = await liveness.enter()
-    assert liveness.holds(former)
+    heartbeat = Heartbeat(wire.conninfo, timedelta(seconds=20))
+    former = await heartbeat.ensure_registered()
+    assert heartbeat.holds(former)
 
     with wire.silence():
-        await auntil("it holds nothing", lambda: not liveness.holds(former), within=SEEN_EVERY + MUTE_AFTER + 1)
+        await auntil(
+            "it holds nothing", lambda: not heartbeat.holds(former), within=HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + 1
+        )
 
-    await auntil("it has another id", lambda: liveness.worker_id != former, within=LONG_ENOUGH)
-    assert liveness.holds(liveness.worker_id)
-    assert liveness.reconnected_ago is not None
-    await liveness.end(leaves=True)
+    await auntil("it has another id", lambda: heartbeat.worker_id != former, within=LONG_ENOUGH)
+    assert heartbeat.holds(heartbeat.worker_id)
+    assert heartbeat.reconnected_ago is not None
+    await heartbeat.close(unregister=True)
 
 
 SLOW = 0.15

@@ -10,6 +10,7 @@ from psycopg.errors import CheckViolation, NotNullViolation
 from tests.support.store_calls import (
     Row,
     Worker,
+    bury,
     claim,
     claim_one,
     connected,
@@ -456,9 +457,7 @@ def test_what_a_dead_worker_held_of_a_forgotten_person_is_not_sent(
         dead = enter(session)
         claim_one(session, dead)
     forget(connection, "u_42")
-    connection.execute(
-        "select notify_worker.bury(id, seen_at) from notify_worker.stored_workers where id = %s", [dead.id]
-    )
+    bury(connection, dead)
 
     assert claim(connection, enter(connection)) == []
     assert state(connection, number) == "cancelled"

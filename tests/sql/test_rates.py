@@ -84,7 +84,11 @@ def look(connection: psycopg.Connection, worker: Worker) -> list[float | None]:
 
 def gone_for(connection: psycopg.Connection, worker: Worker, seconds: float) -> None:
     connection.execute(
-        "update notify_worker.stored_workers set seen_at = clock_timestamp() - make_interval(secs => %s) where id = %s",
+        """
+        update notify_worker.stored_workers
+        set last_heartbeat_at = clock_timestamp() - make_interval(secs => %s)
+        where id = %s
+        """,
         [seconds, worker.id],
     )
 

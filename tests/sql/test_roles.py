@@ -284,13 +284,14 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
         "select id from notify_worker.notifications",
         "select * from notify_worker.stored_attempts",
         "select * from notify_worker.stored_workers",
+        "select * from notify_worker.stored_worker_locks",
         "select * from notify_worker.stored_incidents",
         "select * from notify_worker.open_incidents",
         "select from notify_worker.stored_project_locks for update",
         "select * from notify_worker.procrastinate_jobs",
         "select last_value from notify_worker.awake_until",
         "insert into notify_worker.notifications (receiver_id, title) values ('u_42', 'Hello')",
-        "update notify_worker.workers set seen_at = now()",
+        "update notify_worker.workers set last_heartbeat_at = now()",
         "delete from notify_worker.workers",
         "insert into notify_worker.incidents (project) values ('default')",
         "select * from notify_worker.claim(1, gen_random_uuid(), 1)",
@@ -302,7 +303,7 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
         "select notify_worker.forget_receiver('u_42')",
         "select notify_worker.pause('default', 'x')",
         "select notify_worker.ring()",
-        "select notify_worker.bury(1, now())",
+        "select notify_worker.rescue_dead_workers()",
         "select notify_worker.prune('0')",
     ],
 )
@@ -347,8 +348,8 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
         other.close()
         session.execute("set search_path = notify_worker")
         for statement in (
-            "select still_here(array[%(worker)s]::integer[])",
-            "select * from suspects()",
+            "select heartbeat(array[%(worker)s]::integer[])",
+            "select * from rescue_dead_workers()",
             "select stay_awake()",
             "select somebody_writes()",
             "select something_is_due()",
@@ -419,7 +420,7 @@ def stranger(stage: str) -> Iterator[str]:
     [
         "select * from notify_worker.status",
         "select notify_worker.installed_version()",
-        "select notify_worker.presence_key()",
+        "select notify_worker.presence_lock_class()",
         "insert into notify_worker.notifications (receiver_id, title) values ('u_42', 'Hello')",
         "select notify_worker.cancel('order:42:paid')",
     ],

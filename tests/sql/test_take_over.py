@@ -1,11 +1,14 @@
-"""What becomes of what a worker held: its lease runs out, or it is found dead and buried before."""
+"""What becomes of what a worker held: its lease lapses, or it is found dead and rescued before."""
 
+from collections.abc import Iterator
 from datetime import timedelta
+from typing import LiteralString
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.errors import ObjectNotInPrerequisiteState
+from psycopg.errors import InsufficientPrivilege, ObjectNotInPrerequisiteState
+from psycopg.sql import SQL, Identifier
 
 from tests.support.store_calls import (
     A_MOMENT,
@@ -35,8 +38,8 @@ from tests.support.store_calls import (
 )
 
 
-def suspects(connection: psycopg.Connection) -> set[int]:
-    return {each["worker_id"] for each in rows(connection, "select * from notify_worker.suspects()")}
+def stale_workers(connection: psycopg.Connection) -> set[int]:
+    return {each["worker_id"] for each in rows(connection, "select * from notify_worker.stale_workers()")}
 
 
 def freeze(connection: psycopg.Connection, number: int, *, marked: bool = False) -> tuple[Worker, Row]:
@@ -204,12 +207,12 @@ def test_a_retry_that_stands_in_the_history_is_due_when_it_was_to_be(
     assert only_delivery(connection, number)["attempts"] == 1
 
 
-def test_suspect_is_who_has_not_left_and_whose_session_ended(database: str, connection: psycopg.Connection) -> None:
+def test_stale_is_a_registered_worker_whose_session_ended(database: str, connection: psycopg.Connection) -> None:
     alive, left = enter(connection), enter(connection)
     leave(connection, left)
     dead, _ = die(database)
 
-    assert suspects(connection) == {dead.id}
+    assert stale_workers(connection) == {dead.id}
     assert still_here(connection, alive)
 
 
@@ -228,7 +231,7 @@ def test_all_that_a_dead_worker_held_is_back_in_line_before_its_lease_ends(
     again = {each["delivery_id"] for each in claim(connection, other)}
     assert again == {each["delivery_id"] for each in held}
     assert len(others) == 2
-    assert suspects(connection) == set()
+    assert stale_workers(connection) == set()
     assert unbalanced(connection) == []
 
 
@@ -240,15 +243,15 @@ def test_the_dead_are_buried_once(database: str, connection: psycopg.Connection)
     assert len(attempts(connection, number)) == 1
 
 
-def test_who_was_seen_since_is_not_buried(database: str, connection: psycopg.Connection) -> None:
+def test_a_worker_that_sent_a_heartbeat_since_is_not_rescued(database: str, connection: psycopg.Connection) -> None:
     number = insert(connection)
     worker, _ = die(database)
-    (suspect,) = rows(connection, "select * from notify_worker.suspects()")
+    (stale,) = rows(connection, "select * from notify_worker.stale_workers()")
     assert still_here(connection, worker)
 
-    buried = value(connection, "select notify_worker.bury(%s, %s)", worker.id, suspect["seen_at"])
+    rescued = value(connection, "select notify_worker.rescue_worker(%s, %s)", worker.id, stale["last_heartbeat_at"])
 
-    assert buried == 0
+    assert rescued is None
     assert notification(connection, number)["leased_by"] == worker.id
 
 
@@ -331,3 +334,126 @@ def test_nobody_is_buried_while_it_is_just_recording(database: str, connection: 
     assert bury(connection, dead) == 1
     assert [each["verdict"] for each in attempts(connection, first)] == ["sent"]
     assert [each["verdict"] for each in attempts(connection, second)] == ["unknown"]
+
+
+def test_a_late_record_of_a_rescued_worker_still_holds_off_whoever_would_end_its_leases(
+    database: str, connection: psycopg.Connection
+) -> None:
+    """It was alive all the while; and a lease whose row was locked at the rescue is still its own."""
+    first, second = insert(connection), insert(connection)
+    with connected(database) as session:
+        rescued = enter(session, A_MOMENT)
+        claimed, _ = claim(session, rescued)
+    with connected(database) as business:
+        business.execute("begin")
+        business.execute("select from notify_worker.notifications for update")
+        assert bury(connection, rescued) == 0
+    await_end_of_lease(connection, second)
+    other = enter(connection)
+    with connected(database) as recording:
+        recording.execute("begin")
+        record(recording, rescued, outcome(claimed, verdict="sent"))
+
+        assert claim(connection, other) == []
+        recording.execute("commit")
+
+    assert claim_one(connection, other)["notification_id"] == second
+    assert [each["verdict"] for each in attempts(connection, first)] == ["sent"]
+    assert unbalanced(connection) == []
+
+
+def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_works(
+    connection: psycopg.Connection,
+) -> None:
+    number = insert(connection)
+    worker, claimed = freeze(connection, number)
+    leave(connection, worker)
+    assert rows(connection, "select from notify_worker.stored_worker_locks where worker_id = %s", worker.id) == []
+    claim_one(connection, enter(connection))
+
+    assert record(connection, worker, outcome(claimed, verdict="sent")) == 1
+
+    assert [(each["verdict"], each["late"]) for each in attempts(connection, number)] == [
+        ("unknown", False),
+        ("sent", True),
+    ]
+
+
+def test_whoever_just_records_is_not_waited_for_when_a_worker_unregisters(
+    database: str, connection: psycopg.Connection
+) -> None:
+    insert(connection)
+    worker, (claimed,) = die(database)
+    connection.execute("set lock_timeout = '1s'")
+    with connected(database) as recording:
+        recording.execute("begin")
+        record(recording, worker, outcome(claimed, verdict="sent"))
+
+        leave(connection, worker)
+
+
+# A stranger
+
+
+@pytest.fixture
+def stranger(database: str, connection: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    """A session of a role that may connect, and nothing more."""
+    role = f"stranger_{uuid4().hex[:8]}"
+    connection.execute(SQL("create role {}").format(Identifier(role)))
+    try:
+        with connected(database) as session:
+            session.execute(SQL("set role {}").format(Identifier(role)))
+            yield session
+    finally:
+        connection.execute(SQL("drop role {}").format(Identifier(role)))
+
+
+def take_advisory_locks(session: psycopg.Connection, *workers: Worker) -> None:
+    """Take each advisory lock that was ever ours, of these workers and of none."""
+    for lock_class in (1853321330, 1853321331):
+        for object_id in (0, *(worker.id for worker in workers)):
+            session.execute("select pg_try_advisory_lock(%s, %s)", [lock_class, object_id])
+
+
+def test_a_stranger_who_takes_advisory_locks_stops_no_record_and_no_rescue(
+    database: str, connection: psycopg.Connection, stranger: psycopg.Connection
+) -> None:
+    first, second = insert(connection), insert(connection)
+    worker = enter(connection)
+    (claimed,) = claim(connection, worker, 1)
+    dead, _ = die(database)
+    take_advisory_locks(stranger, worker)
+    stranger.execute("select pg_advisory_lock(1853321331, %s)", [dead.id])
+    connection.execute("set statement_timeout = '5s'")
+
+    assert record(connection, worker, outcome(claimed, verdict="sent")) == 1
+    assert bury(connection, dead) == 1
+
+    assert (state(connection, first), state(connection, second)) == ("sent", "pending")
+
+
+def test_a_stranger_who_takes_advisory_locks_stops_no_take_over(
+    connection: psycopg.Connection, stranger: psycopg.Connection
+) -> None:
+    number = insert(connection)
+    frozen, _ = freeze(connection, number)
+    take_advisory_locks(stranger, frozen)
+
+    assert claim_one(connection, enter(connection))["notification_id"] == number
+
+
+def test_a_stranger_who_takes_advisory_locks_stops_no_partition(
+    connection: psycopg.Connection, stranger: psycopg.Connection
+) -> None:
+    take_advisory_locks(stranger)
+
+    assert value(connection, "select notify_worker.keep_partitions()") == 0
+
+
+@pytest.mark.parametrize("statement", ["select from {} for update", "update {} set worker_id = 0", "delete from {}"])
+def test_a_stranger_cannot_lock_what_records_and_rescues_lock(
+    stranger: psycopg.Connection, statement: LiteralString
+) -> None:
+    for table in ("stored_worker_locks", "installation"):
+        with pytest.raises(InsufficientPrivilege):
+            stranger.execute(SQL(statement).format(Identifier("notify_worker", table)))

@@ -33,7 +33,7 @@ COMMANDS = {
     "notify-worker": [sys.executable, "-m", "notify_worker", "worker"],
     "procrastinate": [*PROCRASTINATE, "worker"],
 }
-"""The two ways to run a worker. They share everything but the look each second, and the supervision."""
+"""The two ways to run a worker. They share everything but the poll each second, and the supervision."""
 both_kinds = pytest.mark.parametrize("kind", COMMANDS)
 
 REQUEST_TIMEOUT = 2.0
@@ -213,9 +213,9 @@ class Shop:
                 coalesce(clock_timestamp() - xact_start, '0') as in_transaction_for,
                 case
                     when query ilike 'listen%%' then 'listener'
-                    when query ~ '(still_here|enter)\\(' then 'liveness'
+                    when query ~ '(heartbeat|(un)?register_worker)\\(' then 'heartbeat'
                     when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|next_due_in)\\('
-                        or query ~ '(ring|suspects|sweep_jobs|bury|keep_partitions)\\('
+                        or query ~ '(ring|rescue_dead_workers|sweep_jobs|keep_partitions)\\('
                         or query ~ 'from projects'
                         then 'store'
                     when query ~ 'procrastinate_' then 'procrastinate'

@@ -105,15 +105,17 @@ def register(
 def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(minutes=2)) -> Worker:
     """A worker enters. It lives as long as this session."""
     pid = connection.info.backend_pid
-    return Worker(**row(connection, "select id, name from notify_worker.enter('here', %s, %s)", pid, lease_length))
+    return Worker(
+        **row(connection, "select id, name from notify_worker.register_worker('here', %s, %s)", pid, lease_length)
+    )
 
 
 def leave(connection: psycopg.Connection, worker: Worker) -> None:
-    value(connection, "select notify_worker.leave(array[%s]::integer[])", worker.id)
+    value(connection, "select notify_worker.unregister_worker(array[%s]::integer[])", worker.id)
 
 
 def still_here(connection: psycopg.Connection, worker: Worker) -> bool:
-    alive = rows(connection, "select notify_worker.still_here(array[%s]::integer[])", worker.id)
+    alive = rows(connection, "select notify_worker.heartbeat(array[%s]::integer[])", worker.id)
     return bool(alive)
 
 
@@ -147,9 +149,11 @@ def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
 
 
 def bury(connection: psycopg.Connection, worker: Worker) -> int:
-    """Bury a worker as it was last seen; return how many notifications were put back in line."""
-    statement: LiteralString = "select notify_worker.bury(id, seen_at) from notify_worker.stored_workers where id = %s"
-    return int(value(connection, statement, worker.id))
+    """Rescue what a worker held, without its grace period; return how many notifications are due again."""
+    statement: LiteralString = """
+        select notify_worker.rescue_worker(id, last_heartbeat_at) from notify_worker.stored_workers where id = %s
+    """
+    return int(value(connection, statement, worker.id) or 0)
 
 
 def await_end_of_lease(connection: psycopg.Connection, notification_id: int) -> None:

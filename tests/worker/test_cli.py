@@ -324,7 +324,7 @@ def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
     lines = [json.loads(line) for line in worker.err.splitlines()]
     assert (worker.code, worker.out) == (0, "")
     assert all({"at", "level", "logger", "text"} <= line.keys() for line in lines)
-    assert [line["logger"] for line in lines if line["text"].endswith("is here")] == ["notify_worker.liveness"]
+    assert [line["logger"] for line in lines if line["text"].endswith("is registered")] == ["notify_worker.heartbeat"]
 
 
 def test_a_traceback_stays_in_its_line_of_the_log() -> None:
@@ -350,6 +350,16 @@ def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
     left = ended(worker)
     assert (left.code, left.out) == (0, "")
     assert "Traceback" not in left.err
+
+
+def test_a_session_of_the_command_line_is_told_apart_by_its_name(shop: psycopg.Connection) -> None:
+    waiting = start("send", "--token", "app:phone", "--title", "Hello", "--wait")
+    named = "select from pg_stat_activity where datname = current_database() and application_name = 'notify-worker cli'"
+
+    until("its session is there", lambda: shop.execute(named).rowcount == 1, within=20)
+
+    waiting.kill()
+    waiting.communicate()
 
 
 def test_the_sandbox_says_where_it_is_and_how_to_use_it_and_ends_on_sigterm(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_commit_is_sent_at_once_and_its_history_has_the_databases_times(shop: 
     assert before < attempt["started_at"] < attempt["finished_at"] < after
     assert timedelta(seconds=0.9) < attempt["finished_at"] - attempt["started_at"] < timedelta(seconds=3)
     assert before < shop.value("select settled_at from notify_worker.notifications") < after
-    seen = shop.rows("select clock_timestamp() - seen_at as ago, started_at from notify_worker.workers")
+    seen = shop.rows("select clock_timestamp() - last_heartbeat_at as ago, started_at from notify_worker.workers")
     assert [each["ago"] < timedelta(seconds=3) for each in seen] == [True]
     assert worker.stop() == 0
 

@@ -12,7 +12,9 @@ from tests.support.waiting import until
 def claim_and_die(shop: Shop) -> str:
     """Claim what is due as a worker would, in a session that then ends; return the dead worker's name."""
     with psycopg.connect(shop.conninfo, autocommit=True) as session:
-        row = session.execute("select * from notify_worker.enter('here', 1, %s)", [timedelta(seconds=LEASE)]).fetchone()
+        row = session.execute(
+            "select * from notify_worker.register_worker('here', 1, %s)", [timedelta(seconds=LEASE)]
+        ).fetchone()
         assert row is not None
         worker_id, name = row
         session.execute("select notify_worker.claim(%s, gen_random_uuid(), 10)", [worker_id])

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from notify_worker.drain import Pipeline
-from notify_worker.liveness import Liveness
+from notify_worker.heartbeat import Heartbeat
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
@@ -58,7 +58,7 @@ async def working(database: str, sender: Scripted) -> AsyncIterator[Pipeline]:
 
     settings = Settings()
     async with Store(database) as store:
-        pipeline = Pipeline(store, Liveness(database, settings.lease), open_sender, settings)
+        pipeline = Pipeline(store, Heartbeat(database, settings.lease), open_sender, settings)
         try:
             yield pipeline
         finally:

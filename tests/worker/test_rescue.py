@@ -1,4 +1,4 @@
-"""Who is taken for dead and how soon: the dead within seconds, and nobody is robbed because all locks were free at once."""
+"""Which workers count as dead and how soon: within seconds of a crash; and none that is alive loses what it holds."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,12 +14,14 @@ import pytest
 
 from notify_worker import sandbox
 from notify_worker.drain import Pipeline
-from notify_worker.liveness import Liveness, Rescue
+from notify_worker.heartbeat import Heartbeat
+from notify_worker.rescuer import Rescuer
 from notify_worker.sandbox import Sandbox
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
 from tests.support.store_calls import (
+    Row,
     Worker,
     attempts,
     bury,
@@ -27,6 +29,8 @@ from tests.support.store_calls import (
     connected,
     enter,
     insert,
+    outcome,
+    record,
     row,
     rows,
     still_here,
@@ -39,18 +43,34 @@ LEASE = timedelta(seconds=40)
 SOON, HALF_A_LEASE = 3, LEASE.total_seconds() / 2
 
 
-def die(database: str) -> Worker:
+def die(database: str, lease: timedelta = LEASE) -> Worker:
     """A worker claims what is due and dies."""
     with connected(database) as session:
-        worker = enter(session, LEASE)
+        worker = enter(session, lease)
         claim(session, worker)
     return worker
 
 
-def patience(connection: psycopg.Connection, worker: Worker, reconnected_ago: float | None = None) -> float | None:
-    """For how long a worker has to stay a suspect until it is dead; None: it is no suspect."""
-    found = rows(connection, "select * from notify_worker.suspects(%s)", reconnected_ago)
-    return next((each["patience"] for each in found if each["worker_id"] == worker.id), None)
+def grace_period(connection: psycopg.Connection, worker: Worker, reconnected_ago: float | None = None) -> float | None:
+    """For how long a worker has to stay stale until it is dead; None: it is not stale."""
+    found = rows(connection, "select * from notify_worker.stale_workers(%s)", reconnected_ago)
+    return next((each["grace_period"] for each in found if each["worker_id"] == worker.id), None)
+
+
+def rescue(connection: psycopg.Connection, reconnected_ago: float | None = None) -> Row:
+    return row(connection, "select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
+
+
+def let_pass(connection: psycopg.Connection, seconds: float) -> None:
+    """Let time pass for the workers: what the database noted of them was then longer ago."""
+    connection.execute(
+        """
+        update notify_worker.stored_workers
+        set last_heartbeat_at = last_heartbeat_at - make_interval(secs => %(seconds)s),
+            stale_since = stale_since - make_interval(secs => %(seconds)s)
+        """,
+        {"seconds": seconds},
+    )
 
 
 def has_ended(connection: psycopg.Connection, worker_id: int) -> bool:
@@ -63,61 +83,217 @@ def sent(connection: psycopg.Connection) -> int:
     return int(value(connection, "select count(*) from notify_worker.notifications where state = 'sent'"))
 
 
-# For how long a suspect has to stay one
+# For how long a stale worker has to stay so
 
 
-def test_whose_lock_is_held_is_no_suspect(connection: psycopg.Connection) -> None:
+def test_a_worker_whose_lock_is_held_is_not_stale(connection: psycopg.Connection) -> None:
     worker = enter(connection, LEASE)
 
-    assert patience(connection, worker) is None
+    assert grace_period(connection, worker) is None
 
 
-def test_who_was_seen_since_the_server_started_is_dead_after_three_seconds(
+def test_a_worker_that_sent_a_heartbeat_since_the_server_started_is_dead_after_three_seconds(
     database: str, connection: psycopg.Connection
 ) -> None:
     dead = die(database)
 
-    assert patience(connection, dead) == SOON
+    assert grace_period(connection, dead) == SOON
 
 
-def test_who_was_not_seen_since_the_server_started_is_dead_after_half_a_lease(
+def test_a_worker_that_sent_no_heartbeat_since_the_server_started_is_dead_after_half_a_lease(
     database: str, connection: psycopg.Connection
 ) -> None:
     dead = die(database)
     connection.execute(
-        "update notify_worker.stored_workers set seen_at = pg_postmaster_start_time() - interval '1 s' where id = %s",
+        """
+        update notify_worker.stored_workers
+        set last_heartbeat_at = pg_postmaster_start_time() - interval '1 s'
+        where id = %s
+        """,
         [dead.id],
     )
-    assert patience(connection, dead) == HALF_A_LEASE
+    assert grace_period(connection, dead) == HALF_A_LEASE
 
     still_here(connection, dead)
 
-    assert patience(connection, dead) == SOON
+    assert grace_period(connection, dead) == SOON
 
 
-def test_who_was_not_seen_since_the_caller_reconnected_is_dead_after_half_a_lease(
+def test_a_worker_that_sent_no_heartbeat_since_the_caller_reconnected_is_dead_after_half_a_lease(
     database: str, connection: psycopg.Connection
 ) -> None:
     dead = die(database)
 
-    assert patience(connection, dead, reconnected_ago=0.0) == HALF_A_LEASE
-    assert patience(connection, dead, reconnected_ago=3600.0) == SOON
+    assert grace_period(connection, dead, reconnected_ago=0.0) == HALF_A_LEASE
+    assert grace_period(connection, dead, reconnected_ago=3600.0) == SOON
 
 
-def test_who_cannot_hold_a_lock_is_dead_after_half_a_lease(connection: psycopg.Connection) -> None:
-    shared = Worker(**row(connection, "select * from notify_worker.enter('here', 1, %s, false)", LEASE))
+def test_a_worker_that_cannot_hold_a_lock_is_stale_once_it_misses_a_heartbeat_and_dead_half_a_lease_later(
+    connection: psycopg.Connection,
+) -> None:
+    pooled = register_pooled(connection)
+    assert grace_period(connection, pooled) is None
 
-    assert patience(connection, shared) == HALF_A_LEASE
+    let_pass(connection, SOON)
+
+    assert grace_period(connection, pooled) == HALF_A_LEASE
 
 
-# What holds a burial off
+def register_pooled(connection: psycopg.Connection) -> Worker:
+    return Worker(**row(connection, "select * from notify_worker.register_worker('here', 1, %s, false)", LEASE))
 
 
-def test_whose_lock_is_held_again_is_not_buried(database: str, connection: psycopg.Connection) -> None:
+# From when that counts
+
+
+def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woken(
+    database: str, connection: psycopg.Connection
+) -> None:
+    insert(connection)
+    dead = die(database)
+    take_down_bells(connection)
+
+    first = rescue(connection)
+    assert (first["workers"], first["notifications"]) == (0, 0)
+    assert first["again_in"] == pytest.approx(SOON, abs=0.5)
+    assert not has_ended(connection, dead.id)
+    let_pass(connection, SOON)
+
+    assert rescue(connection) == {"workers": 1, "notifications": 1, "again_in": None}
+
+    assert has_ended(connection, dead.id)
+    assert bells(connection) == 1
+
+
+def test_where_nothing_is_due_again_nobody_is_woken(database: str, connection: psycopg.Connection) -> None:
+    die(database)
+    rescue(connection)
+    let_pass(connection, SOON)
+
+    assert rescue(connection) == {"workers": 1, "notifications": 0, "again_in": None}
+
+    assert bells(connection) == 0
+
+
+def take_down_bells(connection: psycopg.Connection) -> None:
+    connection.execute("select notify_worker.take_down_bells()")
+    assert bells(connection) == 0
+
+
+def bells(connection: psycopg.Connection) -> int:
+    return int(value(connection, "select count(*) from notify_worker.procrastinate_jobs where status = 'todo'"))
+
+
+def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_when_its_session_was_lost(
+    database: str, connection: psycopg.Connection
+) -> None:
+    """A busy database answers no heartbeat for 3 s: the worker gives its session up, and registers again a second later."""
+    insert(connection)
+    with connected(database) as session:
+        slow = enter(session, LEASE)
+        claim(session, slow)
+        rescue(connection)
+        let_pass(connection, 5)
+
+    assert rescue(connection)["workers"] == 0
+    assert still_here(connection, slow), "it is back, and what it holds is its own"
+
+
+def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
+    database: str, connection: psycopg.Connection
+) -> None:
+    dead = die(database)
+    rescue(connection)
+    let_pass(connection, SOON)
+    still_here(connection, dead)
+
+    assert rescue(connection)["workers"] == 0
+    let_pass(connection, 2)
+    assert rescue(connection)["workers"] == 0
+    let_pass(connection, 1)
+    assert rescue(connection)["workers"] == 1
+
+
+def test_a_lock_that_is_held_again_ends_the_grace_period_and_the_next_loss_begins_another(
+    database: str, connection: psycopg.Connection
+) -> None:
+    dead = die(database)
+    rescue(connection)
+    with connected(database) as session:
+        session.execute("select pg_advisory_lock(notify_worker.presence_lock_class(), %s)", [dead.id])
+        let_pass(connection, SOON)
+        assert rescue(connection) == {"workers": 0, "notifications": 0, "again_in": None}
+
+    assert rescue(connection)["workers"] == 0
+    assert not has_ended(connection, dead.id)
+
+
+def test_half_a_lease_is_counted_from_when_the_caller_reconnected(
+    database: str, connection: psycopg.Connection
+) -> None:
+    dead = die(database, timedelta(seconds=2))
+    rescue(connection)
+    let_pass(connection, 3)
+
+    assert rescue(connection, reconnected_ago=0.0)["again_in"] == pytest.approx(1, abs=0.3)
+    assert not has_ended(connection, dead.id)
+    assert rescue(connection, reconnected_ago=2.0)["workers"] == 1
+
+
+def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, connection: psycopg.Connection) -> None:
+    """It was found stale before, and the server was away for longer than that."""
+    dead = die(database)
+    rescue(connection)
+    connection.execute(
+        """
+        update notify_worker.stored_workers
+        set last_heartbeat_at = pg_postmaster_start_time() - interval '1 hour',
+            stale_since = pg_postmaster_start_time() - interval '1 hour',
+            lease_length = 2 * (clock_timestamp() - pg_postmaster_start_time() + interval '10 s')
+        where id = %s
+        """,
+        [dead.id],
+    )
+
+    assert 8 < rescue(connection)["again_in"] <= 10
+    assert not has_ended(connection, dead.id)
+
+
+def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, connection: psycopg.Connection) -> None:
+    insert(connection), insert(connection)
+    with connected(database) as session:
+        dead = enter(session, LEASE)
+        claimed, _ = claim(session, dead)
+    rescue(connection)
+    let_pass(connection, SOON)
+    with connected(database) as recording:
+        recording.execute("begin")
+        record(recording, dead, outcome(claimed, verdict="sent"))
+
+        assert rescue(connection) == {"workers": 0, "notifications": 0, "again_in": 0}
+        recording.execute("commit")
+
+    assert rescue(connection)["notifications"] == 1
+
+
+def test_a_heartbeat_is_not_waited_for(database: str, connection: psycopg.Connection) -> None:
+    dead = die(database)
+    connection.execute("set lock_timeout = '1s'")
+    with connected(database) as session:
+        session.execute("begin")
+        still_here(session, dead)
+
+        rescue(connection)
+
+
+# What holds a rescue off
+
+
+def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connection: psycopg.Connection) -> None:
     number = insert(connection)
     worker = die(database)
     with connected(database) as session:
-        session.execute("select pg_advisory_lock(notify_worker.presence_key(), %s)", [worker.id])
+        session.execute("select pg_advisory_lock(notify_worker.presence_lock_class(), %s)", [worker.id])
 
         assert bury(connection, worker) == 0
         assert not has_ended(connection, worker.id)
@@ -126,37 +302,42 @@ def test_whose_lock_is_held_again_is_not_buried(database: str, connection: psyco
     assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
 
 
-def test_who_cannot_hold_a_lock_is_not_buried_while_it_is_seen(connection: psycopg.Connection) -> None:
-    shared = Worker(**row(connection, "select * from notify_worker.enter('here', 1, %s, false)", LEASE))
-    (suspect,) = rows(connection, "select * from notify_worker.suspects()")
+def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbeats(
+    connection: psycopg.Connection,
+) -> None:
+    pooled = register_pooled(connection)
+    let_pass(connection, SOON)
+    (stale,) = rows(connection, "select * from notify_worker.stale_workers()")
     insert(connection)
-    claim(connection, shared)
-    still_here(connection, shared)
+    claim(connection, pooled)
+    still_here(connection, pooled)
 
-    assert value(connection, "select notify_worker.bury(%s, %s)", shared.id, suspect["seen_at"]) == 0
-    assert not has_ended(connection, shared.id)
+    rescued = value(connection, "select notify_worker.rescue_worker(%s, %s)", pooled.id, stale["last_heartbeat_at"])
+
+    assert rescued is None
+    assert not has_ended(connection, pooled.id)
 
 
-# The rescue, by a process that lives
+# The rescue, by a process that is alive
 
 
 @asynccontextmanager
-async def living(database: str) -> AsyncIterator[tuple[Store, Liveness, Rescue]]:
-    """A process that has entered, and what it rescues with."""
+async def living(database: str) -> AsyncIterator[tuple[Heartbeat, Rescuer]]:
+    """A registered process, and what it rescues with."""
     async with Store(database) as store:
-        liveness = Liveness(database, LEASE)
-        await liveness.enter()
+        heartbeat = Heartbeat(database, LEASE)
+        await heartbeat.ensure_registered()
         try:
-            yield store, liveness, Rescue(store, liveness)
+            yield heartbeat, Rescuer(store, heartbeat)
         finally:
-            await liveness.end(leaves=True)
+            await heartbeat.close(unregister=True)
 
 
-async def lose_its_session(connection: psycopg.Connection, liveness: Liveness) -> None:
+async def lose_its_session(connection: psycopg.Connection, heartbeat: Heartbeat) -> None:
     """Kill the session that holds the lock, and wait until the worker has another one, under another id."""
-    former = liveness.worker_id
+    former = heartbeat.worker_id
     kill_its_session(connection, former)
-    await auntil("it has another id", lambda: liveness.worker_id != former, within=10)
+    await auntil("it has another id", lambda: heartbeat.worker_id != former, within=10)
 
 
 def kill_its_session(connection: psycopg.Connection, worker_id: int) -> None:
@@ -165,7 +346,7 @@ def kill_its_session(connection: psycopg.Connection, worker_id: int) -> None:
         """
         select pg_terminate_backend(pid)
         from pg_locks
-        where locktype = 'advisory' and classid = notify_worker.presence_key()::oid and objid = %s::oid
+        where locktype = 'advisory' and classid = notify_worker.presence_lock_class()::oid and objid = %s::oid
             and database = (select oid from pg_database where datname = current_database())
         """,
         worker_id,
@@ -173,27 +354,27 @@ def kill_its_session(connection: psycopg.Connection, worker_id: int) -> None:
     assert killed
 
 
-async def test_what_a_dead_worker_held_is_back_in_line_after_three_seconds(
+async def test_what_a_dead_worker_held_is_due_again_after_three_seconds(
     database: str, connection: psycopg.Connection
 ) -> None:
-    async with living(database) as (_, _, rescue):
+    async with living(database) as (_, rescuer):
         insert(connection)
         dead = die(database)
         began = monotonic()
 
-        assert await rescue.run() == 1
+        assert await rescuer.rescue() == 1
 
         assert SOON <= monotonic() - began < 2 * SOON
         assert has_ended(connection, dead.id)
 
 
 async def test_a_process_that_has_just_reconnected_robs_nobody(database: str, connection: psycopg.Connection) -> None:
-    async with living(database) as (_, liveness, rescue):
+    async with living(database) as (heartbeat, rescuer):
         insert(connection)
         slower = die(database)  # the same has befallen another, which is not back yet
-        await lose_its_session(connection, liveness)
+        await lose_its_session(connection, heartbeat)
 
-        assert await rescue.run() == 0
+        assert await rescuer.rescue() == 0
 
         assert not has_ended(connection, slower.id)
         assert still_here(connection, slower), "it comes back, and what it holds is its own"
@@ -205,25 +386,25 @@ async def test_a_process_that_has_just_reconnected_robs_nobody(database: str, co
 async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_seconds_again(
     database: str, connection: psycopg.Connection
 ) -> None:
-    async with living(database) as (_, liveness, rescue):
-        await lose_its_session(connection, liveness)
+    async with living(database) as (heartbeat, rescuer):
+        await lose_its_session(connection, heartbeat)
         insert(connection)
         dead = die(database)
 
-        assert await rescue.run() == 1
+        assert await rescuer.rescue() == 1
 
         assert has_ended(connection, dead.id)
 
 
-async def test_a_process_does_not_bury_what_it_was_itself(database: str, connection: psycopg.Connection) -> None:
-    async with living(database) as (_, liveness, rescue):
-        former = liveness.worker_id
-        liveness.in_use = lambda: {former}  # something of it is still in hand
+async def test_a_process_does_not_rescue_what_it_was_itself(database: str, connection: psycopg.Connection) -> None:
+    async with living(database) as (heartbeat, rescuer):
+        former = heartbeat.worker_id
+        heartbeat.ids_in_use = lambda: {former}  # something of it is still in hand
         insert(connection)
         claim(connection, Worker(former, ""))
-        await lose_its_session(connection, liveness)
+        await lose_its_session(connection, heartbeat)
 
-        assert await rescue.run() == 0
+        assert await rescuer.rescue() == 0
 
         assert not has_ended(connection, former)
 
@@ -232,7 +413,7 @@ async def test_a_process_does_not_bury_what_it_was_itself(database: str, connect
 
 PLACES, COUNT = 4, 12
 HANG = 3.5
-"""Seconds that FCM takes for each answer; longer than a suspect is waited for."""
+"""Seconds that FCM takes for each answer; longer than a grace period."""
 
 
 @pytest.fixture
@@ -243,16 +424,16 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 
 @asynccontextmanager
-async def working(database: str, box: Sandbox) -> AsyncIterator[tuple[Pipeline, Liveness]]:
-    """A worker's claim, render, send and record, with its sign of life."""
+async def working(database: str, box: Sandbox) -> AsyncIterator[tuple[Pipeline, Heartbeat]]:
+    """A worker's claim, render, send and record, with its heartbeat."""
     settings = replace(
         Settings(), fcm_url=box.url, concurrency=PLACES, request_timeout=timedelta(seconds=5), lease=LEASE
     )
     async with Store(database) as store:
-        liveness = Liveness(database, LEASE)
-        pipeline = Pipeline(store, liveness, partial(open_sender, settings=settings), settings)
+        heartbeat = Heartbeat(database, LEASE)
+        pipeline = Pipeline(store, heartbeat, partial(open_sender, settings=settings), settings)
         try:
-            yield pipeline, liveness
+            yield pipeline, heartbeat
         finally:
             await pipeline.close()
 
@@ -269,18 +450,20 @@ async def test_a_worker_that_lost_its_lock_ends_what_is_in_flight_and_starts_the
 ) -> None:
     for _ in range(COUNT):
         insert(connection)
-    async with working(database, box) as (pipeline, liveness), living(database) as (_, _, others):
-        former = await liveness.enter()
-        former_name = liveness.name
+    async with working(database, box) as (pipeline, heartbeat), living(database) as (_, others):
+        former = await heartbeat.ensure_registered()
+        former_name = heartbeat.name
         await auntil("requests hang", lambda: hang(pipeline, box), within=10)
 
         kill_its_session(connection, former)
-        rescued = asyncio.create_task(others.run())
-        await auntil("it has another id", lambda: liveness.worker_id != former, within=10)
-        with_its_loss = seen_at(connection, former)
+        rescued = asyncio.create_task(others.rescue())
+        await auntil("it has another id", lambda: heartbeat.worker_id != former, within=10)
+        with_its_loss = last_heartbeat_at(connection, former)
         assert box.in_flight == box.received == PLACES, "nothing of the old claim has begun meanwhile"
         assert await rescued == 0
-        await auntil("its former id is seen again", lambda: seen_at(connection, former) > with_its_loss, within=5)
+        await auntil(
+            "its former id is seen again", lambda: last_heartbeat_at(connection, former) > with_its_loss, within=5
+        )
         assert not has_ended(connection, former)
         box.switch(latency=0.0)
 
@@ -292,7 +475,7 @@ async def test_a_worker_that_lost_its_lock_ends_what_is_in_flight_and_starts_the
     by_worker = rows(connection, "select worker, verdict, count(*) from notify_worker.attempts group by 1, 2")
     assert {(each["worker"], each["verdict"], each["count"]) for each in by_worker} == {
         (former_name, "sent", PLACES),
-        (liveness.name, "sent", COUNT - PLACES),
+        (heartbeat.name, "sent", COUNT - PLACES),
     }
     assert unbalanced(connection) == []
 
@@ -302,6 +485,8 @@ async def hang(pipeline: Pipeline, box: Sandbox) -> bool:
     return box.in_flight == PLACES
 
 
-def seen_at(connection: psycopg.Connection, worker_id: int) -> datetime:
-    moment: datetime = value(connection, "select seen_at from notify_worker.stored_workers where id = %s", worker_id)
+def last_heartbeat_at(connection: psycopg.Connection, worker_id: int) -> datetime:
+    moment: datetime = value(
+        connection, "select last_heartbeat_at from notify_worker.stored_workers where id = %s", worker_id
+    )
     return moment

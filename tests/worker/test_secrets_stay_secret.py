@@ -27,11 +27,11 @@ import asyncio, logging
 
 logging.basicConfig(level=logging.DEBUG)
 
-from notify_worker import supervision
+from notify_worker import supervisor
 
 for name in logging.root.manager.loggerDict:
     logging.getLogger(name).setLevel(logging.NOTSET)
-asyncio.run(supervision.run(), debug=True)
+asyncio.run(supervisor.run(), debug=True)
 """
 """A worker that logs whatever anybody in its process has to say."""
 

@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
-from notify_worker.session import LIMITS, answer_within, connect, is_shared, pool, with_limits
+from notify_worker.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
 from tests.support.store_calls import Row, Worker, claim, claim_one, enter, insert, mark, outcome, record, value
 
 # A conninfo
@@ -61,7 +61,7 @@ def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch, variab
 
 
 async def test_a_database_that_is_reached_directly_is_not_shared(database: str) -> None:
-    assert not await is_shared(database)
+    assert not await is_transaction_pooled(database)
 
 
 async def test_an_answer_that_does_not_come_in_time_is_an_error_of_the_database(database: str) -> None:
@@ -87,7 +87,7 @@ async def test_an_answer_that_comes_in_time_leaves_the_connection_as_it_was(data
 async def test_a_statement_that_takes_too_long_is_ended_by_the_server(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_worker.session.STATEMENT_WITHIN", 0.2)
+    monkeypatch.setattr("notify_worker.connections.STATEMENT_WITHIN", 0.2)
     async with pool(database, min_size=1) as ours, ours.connection(timeout=10) as connection:
         with pytest.raises(psycopg.errors.QueryCanceled):
             await connection.execute("select pg_sleep(30)")

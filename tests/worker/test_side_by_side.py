@@ -16,9 +16,9 @@ alter table notify_worker.stored_workers add column release text not null defaul
 create function notify_worker.mood_of(event_id text) returns text language sql as
     'select mood from notify_worker.notifications where event_id = mood_of.event_id';
 create or replace view notify_worker.workers as
-    select name, started_at, seen_at, host, pid, release
+    select name, started_at, last_heartbeat_at, host, pid, release
     from notify_worker.stored_workers
-    where ended_at is null and seen_at > now() - interval '10 seconds';
+    where ended_at is null and last_heartbeat_at > now() - interval '10 seconds';
 update notify_worker.schema_version set version_num = '9999';
 commit
 """

@@ -94,11 +94,12 @@ def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
     until("200 requests are in flight", lambda: shop.box.in_flight == 200, within=10)
 
     connections: set[int] = set()
+    names: set[tuple[str, str]] = set()
     longest: timedelta = timedelta(0)
     began = monotonic()
     while monotonic() - began < 2:
         for backend in shop.backends():
-            assert backend["application_name"] == "notify-worker"
+            names.add((backend["part"], backend["application_name"]))
             if backend["part"] == "store":
                 connections.add(backend["pid"])
             if backend["part"] != "listener":  # where a NOTIFY is taken in, its LISTEN seems to begin anew
@@ -107,6 +108,18 @@ def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
     assert shop.box.in_flight == 200, "FCM did not hang all the while"
     assert longest < timedelta(seconds=0.5)
     assert 1 <= len(connections) <= 2
+    assert names >= {
+        ("store", "notify-worker"),
+        ("heartbeat", "notify-worker heartbeat"),
+        ("listener", "notify-worker listen"),
+        ("procrastinate", "notify-worker procrastinate"),
+    }
+    assert {name for _, name in names} == {
+        "notify-worker",
+        "notify-worker heartbeat",
+        "notify-worker listen",
+        "notify-worker procrastinate",
+    }
 
 
 def test_memory_does_not_grow_with_what_is_due(shop: Shop) -> None:
@@ -333,7 +346,7 @@ def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> 
     worker = shop.start_worker(kind)
     first = shop.notify("app:first")
     until("the first is sent", lambda: shop.state(first) == "sent", within=5)
-    lost = {backend["pid"] for backend in shop.backends() if backend["part"] in ("store", "liveness")}
+    lost = {backend["pid"] for backend in shop.backends() if backend["part"] in ("store", "heartbeat")}
 
     shop.connection.execute("select pg_terminate_backend(pid) from unnest(%s::integer[]) as pid", [list(lost)])
     second = shop.notify("app:second")

@@ -10,7 +10,7 @@ as $$
         select count(*)
         from stored_workers
         where ended_at is null
-            and seen_at > clock_timestamp() - interval '5 seconds'
+            and last_heartbeat_at > clock_timestamp() - interval '5 seconds'
     ))
     from projects as of_project
     where of_project.name = share.project

@@ -3,7 +3,7 @@
 -- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody; where all that was due
 -- ended so, or only this worker's allowance is used up, one row of nulls says in how many seconds it is worth looking again.
 -- Of the projects in `not_of` it takes nothing: this worker knows that they are stopped, and could not tell yet.
--- Whoever calls this answers every bell that waits. Refuses a worker that has left or was found dead
+-- Whoever calls this answers every bell that waits. Refuses a worker that has unregistered or was rescued
 -- (object_not_in_prerequisite_state).
 create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] default '{}')
 returns table (
@@ -51,8 +51,8 @@ begin
     if not found then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
-            message = format('worker %s has left, or was found dead', claim.worker_id),
-            hint = 'Enter again, under a new id.';
+            message = format('worker %s has unregistered, or was rescued', claim.worker_id),
+            hint = 'Register again, under a new id.';
     end if;
 
     perform commit_durably();
@@ -62,7 +62,7 @@ begin
     select
         array_agg(id) filter (where expanded_at is null),
         array_agg(id) filter (where expanded_at is not null and lease is null),
-        array_agg(id) filter (where lease is not null and may_take_over(id))
+        array_agg(id) filter (where lease is not null and try_lock_lapsed_lease(id))
     into fresh, again, lapsed
     from pick(claim.worker_id, most, at, not_of);
 
@@ -76,7 +76,7 @@ begin
         return;
     end if;
     if lapsed is not null then
-        perform take_over(lapsed);
+        perform end_leases(lapsed);
         at := clock_timestamp();    -- what is unknown has become due just now
     end if;
     if again <> '{}' then

@@ -13,7 +13,7 @@ declare
     partition text;
     made integer := 0;
 begin
-    perform pg_advisory_xact_lock(recording_key(), 0);      -- two at the turn of a month; no worker has the id 0
+    perform from installation for update;   -- two at the turn of a month, one after the other
     for ahead in 0..3 loop
         month := date_trunc('month', now()) + make_interval(months => ahead);
         partition := 'stored_attempts_' || to_char(month, 'YYYY_MM');

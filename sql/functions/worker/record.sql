@@ -2,7 +2,7 @@
 -- delivery_id, notification_id, lease, verdict, requests, started_ago and finished_ago (seconds), and where there are any
 -- http_status, error_code, error, retry_in (seconds; none: never again), provider_message_id and counts (false: not against max_attempts).
 -- History first: each outcome is added to the attempts, which waits for nobody; then it is applied to those rows that are not
--- locked, in the order of their ids. What is locked is applied by whoever takes over the lease. An outcome is known by its lease
+-- locked, in the order of their ids. What is locked is applied by whoever ends the lease. An outcome is known by its lease
 -- and delivery: the same one again is not added. Returns how many were added.
 create or replace function notify_worker.record(worker_id integer, outcomes jsonb)
 returns integer
@@ -15,8 +15,9 @@ declare
     held bigint[];
 begin
     perform commit_durably();
-    -- The same outcomes on two connections (an answer was lost), or a lease that is just taken over: one after the other.
-    perform pg_advisory_xact_lock(recording_key(), record.worker_id);
+    -- The same outcomes on two connections (an answer was lost), or a lease that is just ended: one after the other. A row, since
+    -- anybody who may connect can take an advisory lock.
+    perform from stored_worker_locks as its where its.worker_id = record.worker_id for update;
     at := statement_timestamp();    -- the ages were reckoned as the call left: the wait for that lock is none of them
 
     insert into stored_attempts (

@@ -6,7 +6,7 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
-    given_back bigint[] := coalesce(delivery_ids, deliveries_out(release.lease));
+    given_back bigint[] := coalesce(delivery_ids, deliveries_in_flight(release.lease));
     held bigint[];
 begin
     select array_agg(id) into held

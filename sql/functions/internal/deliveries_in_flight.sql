@@ -1,5 +1,5 @@
--- Lists the deliveries that are out under a lease. A lease ends within an hour: so far ahead the index is read.
-create or replace function notify_worker.deliveries_out(lease uuid)
+-- Lists the deliveries that are in flight under a lease. A lease ends within an hour: so far ahead the index is read.
+create or replace function notify_worker.deliveries_in_flight(lease uuid)
 returns bigint[]
 language sql
 stable
@@ -13,7 +13,7 @@ as $$
         and notification.project in (select projects_in_line())
         and notification.lane in (0, 1)
         and notification.due_at <= clock_timestamp() + interval '1 hour'
-        and notification.lease = deliveries_out.lease
+        and notification.lease = deliveries_in_flight.lease
         and delivery.state = 'pending'
         and delivery.due_at <= notification.leased_at
 $$;

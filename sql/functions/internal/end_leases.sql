@@ -1,7 +1,7 @@
--- The leases of these notifications, which the caller has locked, are over: what the history holds for them is applied, what
--- it does not hold is written down as unknown (it may never have left) and is due at once; or held, where its sender asked for
--- that and a request of it was about to begin. Counts against nothing.
-create or replace function notify_worker.take_over(notification_ids bigint[])
+-- Ends the leases of these notifications, which the caller has locked: applies what the history holds for them; records what it does
+-- not hold as unknown (it may never have left), due at once, or held where its sender asked for that and a request of it was
+-- about to begin. That counts against nothing.
+create or replace function notify_worker.end_leases(notification_ids bigint[])
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp

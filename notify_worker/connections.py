@@ -33,6 +33,8 @@ ANSWER_WITHIN = 18.0
 """Seconds until an answer has to be there: else the network is silent, and the connection of no more use."""
 CHECK_WITHIN = 2.0
 """Seconds in which an idle connection has to show that it is one."""
+APPLICATION_NAME = "notify-worker"
+"""What pg_stat_activity says of our sessions; each kind but the store's adds a word."""
 CONNECTION_WITHIN = 1.0
 """Seconds that a pool's connection is waited for; whoever asked asks again."""
 
@@ -62,18 +64,18 @@ def pool(conninfo: str, **options: Any) -> AsyncConnectionPool:
 
 @asynccontextmanager
 async def answer_within(connection: AsyncConnection[Any], seconds: float) -> AsyncIterator[None]:
-    """Hang up on a connection that does not answer in time: what waits for it raises psycopg.OperationalError at once.
+    """Force a connection closed that does not answer in time: what waits for it raises psycopg.OperationalError at once.
 
     To cancel would take longer: psycopg then asks the server, over the same silent network, to end the statement.
     """
-    timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+    timer = asyncio.get_running_loop().call_later(seconds, force_close, connection)
     try:
         yield
     finally:
         timer.cancel()
 
 
-def hang_up(connection: AsyncConnection[Any]) -> None:
+def force_close(connection: AsyncConnection[Any]) -> None:
     """Close the wire beneath a connection."""
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
         wire.shutdown(socket.SHUT_RDWR)
@@ -87,12 +89,12 @@ async def check(connection: AsyncConnection[Any]) -> None:
 
 def without_detail(error: psycopg.Error) -> psycopg.Error:
     """Leave out the DETAIL, which may hold a whole row: procrastinate logs whatever a job of it raises."""
-    return type(error)(said(error))
+    return type(error)(first_line(error))
 
 
-async def configure(connection: AsyncConnection[Any]) -> None:
+async def configure(connection: AsyncConnection[Any], application_name: str = APPLICATION_NAME) -> None:
     """Make a connection ours: one statement a transaction, our schema's names, and an end for what takes too long."""
-    await configure_shared(connection)
+    await configure_pooled(connection)
     async with answer_within(connection, ANSWER_WITHIN):
         if await session_of(connection) != connection.info.backend_pid:
             connection.prepare_threshold = None  # somebody stands in between: it may yet give us another session
@@ -100,25 +102,27 @@ async def configure(connection: AsyncConnection[Any]) -> None:
             """
             select
                 set_config('search_path', 'notify_worker, pg_catalog, pg_temp', false),
-                set_config('application_name', 'notify-worker', false),
+                set_config('application_name', %s, false),
                 set_config('timezone', 'UTC', false),
                 set_config('statement_timeout', %s, false)
             """,
-            [str(int(1000 * STATEMENT_WITHIN))],
+            [application_name, str(int(1000 * STATEMENT_WITHIN))],
         )
 
 
-async def configure_shared(connection: AsyncConnection[Any]) -> None:
-    """Make a connection ours as far as its session's other users don't feel it."""
+async def configure_pooled(connection: AsyncConnection[Any]) -> None:
+    """Make a connection ours as far as the other users of a pooler's session don't feel it."""
     set_json_loads(loads, connection)
     await connection.set_autocommit(True)
 
 
-async def is_shared(conninfo: str) -> bool:
-    """Say whether each transaction may find another session: PgBouncer in transaction mode.
+async def is_transaction_pooled(conninfo: str) -> bool:
+    """Return True behind a transaction-mode pooler such as PgBouncer's.
 
-    Such a pooler hands a session to whoever begins a transaction; where it does not, two connections never meet in one.
-    Raises psycopg.OperationalError.
+    Opens two connections and checks whether one backend serves both.
+
+    Raises:
+        psycopg.OperationalError: The database is away.
     """
     async with await connect(conninfo) as first:
         its = await session_of(first)
@@ -171,12 +175,12 @@ def loads(text: str | bytes) -> Json:
         return UNREADABLE
 
 
-def in_brief(error: BaseException) -> str:
-    """Say what the database said, in one line and without its DETAIL, which may hold an address."""
-    return f"{type(error).__name__}: {said(error)}"
+def summary(error: BaseException) -> str:
+    """Return an error in one line: its type, and its message without the DETAIL, which may hold an address."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
-def said(error: BaseException) -> str:
-    """Give the first line of what an error says, of one of Postgres's its message alone."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; of one of Postgres's, its primary message."""
     message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return message or str(error).partition("\n")[0]
