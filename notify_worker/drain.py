@@ -6,6 +6,7 @@ own, a bounded number of requests are in flight, and outcomes are recorded in ba
 
 import asyncio
 import logging
+from collections import Counter
 from time import monotonic
 from uuid import uuid4
 
@@ -74,7 +75,7 @@ class Pipeline:
             while not self._over(deadline):
                 self._rung.clear()
                 await self._claim_until_nothing_is_due(deadline)
-                if await self._is_quiet(deadline) and not self._rung.is_set():
+                if await self._is_quiet(deadline) and not self._rung.is_set() and not self._over(deadline):
                     return True
         finally:
             self._claiming = False
@@ -132,20 +133,39 @@ class Pipeline:
             await self._something_moves(AWAKE_FOR / 2)
         if self._over(deadline):
             return False
+        worker_id = await self._liveness.enter()  # first, since the rates are divided by the number of workers
         await self.projects.read()
-        claim = await self._claimed(room)
+        claim = await self._claimed(worker_id, room)
         for delivery in claim.deliveries:
             self._start(delivery)
-        if claim.again_in:
-            await asyncio.sleep(min(claim.again_in, RATION_WAIT))
-        return claim.again_in is not None
+        return claim.picked > 0 or await self._wait_for_tokens()
 
-    async def _claimed(self, room: int) -> Claim:
-        worker_id = await self._liveness.enter()
+    def _limits(self) -> dict[str, int]:
+        """Return how many to claim of each project. Projects with an incident still to report are left out."""
+        now, unreported = monotonic(), self.projects.untold()
+        available = {name: int(limiter.available(now)) for name, limiter in self.projects.limiters.items()}
+        return {name: tokens for name, tokens in available.items() if tokens >= 1 and name not in unreported}
+
+    def _take_tokens(self, deliveries: list[Delivery]) -> None:
+        for project, count in Counter(delivery.project for delivery in deliveries).items():
+            if limiter := self.projects.limiters.get(project):  # else its row was deleted during the claim
+                limiter.take(count, monotonic())
+
+    async def _wait_for_tokens(self) -> bool:
+        """If something is due and only tokens are missing, wait for them a little and return True."""
+        now = monotonic()
+        waits = [wait for limiter in self.projects.limiters.values() if (wait := limiter.wait(now))]
+        if not waits or not await self._store.something_is_due():
+            return False
+        await asyncio.sleep(min(*waits, RATION_WAIT))
+        return True
+
+    async def _claimed(self, worker_id: int, room: int) -> Claim:
         start_within = self._settings.lease - self._settings.longest_attempt
         lease = uuid4()
         try:
-            claim = await self._store.claim(worker_id, lease, room, start_within, not_of=self.projects.untold())
+            claim = await self._store.claim(worker_id, lease, room, self._limits(), start_within)
+            self._take_tokens(claim.deliveries)
             await self.projects.read_what_is_claimed(claim.deliveries)
         except psycopg.errors.ObjectNotInPrerequisiteState:
             await self._liveness.lose()  # taken for dead: nothing was claimed, and another id is due

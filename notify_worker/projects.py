@@ -9,6 +9,7 @@ import psycopg
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
+from notify_worker.rate_limiter import RateLimiter
 from notify_worker.senders.opening import LazySender
 from notify_worker.standing import Standing
 from notify_worker.store import Store
@@ -30,6 +31,8 @@ class Projects:
         self._standings: dict[str, Standing] = {}
         self._senders: dict[Project, LazySender] = {}
         self._read_at = float("-inf")
+        self.limiters: dict[str, RateLimiter] = {}
+        """One a project, at the rate that was read last."""
 
     def standing(self, name: str) -> Standing | None:
         """Tell how a project stands; None: its row is gone, or not read yet."""
@@ -44,17 +47,18 @@ class Projects:
         self._read_at = monotonic()
         # Else what was read may be older than what this process has found out.
         current = self._changes() == before and not any(self.found())
-        for project, closed in rows:
+        for project, closed, worker_rate in rows:
             new = project.name not in self._standings
             self._follow(project, closed if current or new else None)
-        for gone in self._standings.keys() - {project.name for project, _ in rows}:
-            del self._standings[gone]
+            self.limiters.setdefault(project.name, RateLimiter(worker_rate)).rate = worker_rate
+        for gone in self._standings.keys() - {project.name for project, *_ in rows}:
+            del self._standings[gone], self.limiters[gone]
 
     async def read_what_is_claimed(self, claimed: Iterable[Delivery]) -> None:
-        """Read the rows again where a claim knows more: a project made just now, or a pause that is over."""
+        """Read the rows again where a claim knows more: a pause that is over."""
         for delivery in claimed:
             standing = self.standing(delivery.project)
-            if standing is None or not standing.lets(delivery):
+            if standing is not None and not standing.lets(delivery):
                 await self.read(anew=True)
                 return
 

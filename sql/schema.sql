@@ -231,17 +231,6 @@ COMMENT ON COLUMN notify_worker.stored_workers.lease_length IS 'How long the lea
 COMMENT ON COLUMN notify_worker.stored_workers.locks IS 'Whether it holds its lock while it lives; not through a pooler that shares sessions.';
 COMMENT ON COLUMN notify_worker.stored_workers.ended_at IS 'When it left, or was found dead and its work put back in line.';
 
-CREATE TABLE notify_worker.stored_allowances (
-    project text NOT NULL,
-    worker_id integer NOT NULL,
-    left_over double precision NOT NULL,
-    climbed double precision NOT NULL,
-    spent_at timestamp with time zone NOT NULL
-);
-COMMENT ON TABLE notify_worker.stored_allowances IS 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
-COMMENT ON COLUMN notify_worker.stored_allowances.left_over IS 'Messages; below zero where a receiver had more devices than the claim knew.';
-COMMENT ON COLUMN notify_worker.stored_allowances.climbed IS 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
-
 
 CREATE UNLOGGED SEQUENCE notify_worker.awake_until
     START WITH 1
@@ -317,9 +306,6 @@ ALTER TABLE ONLY notify_worker.notifications
 
 ALTER TABLE ONLY notify_worker.projects
     ADD CONSTRAINT projects_pkey PRIMARY KEY (name);
-
-ALTER TABLE ONLY notify_worker.stored_allowances
-    ADD CONSTRAINT stored_allowances_pkey PRIMARY KEY (project, worker_id);
 
 ALTER TABLE ONLY notify_worker.stored_deliveries
     ADD CONSTRAINT stored_deliveries_pkey PRIMARY KEY (id);
@@ -710,46 +696,6 @@ CREATE FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) RETURNS 
 $$;
 COMMENT ON FUNCTION notify_worker.add_deliveries(notification_ids bigint[]) IS 'Gives notifications a delivery for every live device that has none yet, or one to the address.';
 
-CREATE FUNCTION notify_worker.allowance(project text, worker_id integer, OUT left_over double precision, OUT climbed double precision, OUT fills_at double precision) RETURNS record
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-declare
-    before stored_allowances;
-    since double precision := 60;
-    at_most double precision := coalesce(share(allowance.project), 'infinity');
-begin
-    select * into before
-    from stored_allowances as stored
-    where stored.project = allowance.project
-        and stored.worker_id = allowance.worker_id;
-    if found then
-        since := greatest(0, date_part('epoch', clock_timestamp() - before.spent_at));
-    end if;
-
-    climbed := coalesce(before.climbed, 0.2) + 0.8 / 60 * case
-        -- It was all spent: more was wanted, until there was one more and a second longer.
-        when before.left_over < 1 then 2 * least(since, 1 + (1 - before.left_over) / (at_most * before.climbed)) - since
-        else - since
-    end;
-    climbed := least(1, greatest(0.2, climbed));
-    fills_at := at_most * climbed;
-    left_over := least(greatest(1, fills_at / 4), coalesce(before.left_over + fills_at * since, 'infinity'));
-end
-$$;
-COMMENT ON FUNCTION notify_worker.allowance(project text, worker_id integer, OUT left_over double precision, OUT climbed double precision, OUT fills_at double precision) IS 'Says what a worker may claim of a project just now, by its share of the project''s rate.';
-
-CREATE FUNCTION notify_worker.allowed_in(worker_id integer) RETURNS double precision
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    select min(greatest(0.005, (greatest(1, allowance.fills_at / 8) - allowance.left_over) / allowance.fills_at))
-    from projects_due(clock_timestamp()) as due (project)
-    cross join lateral allowance(due.project, allowed_in.worker_id) as allowance
-    where allowance.left_over < 1
-$$;
-COMMENT ON FUNCTION notify_worker.allowed_in(worker_id integer) IS 'Says in how many seconds this worker may claim again, where only its allowance is used up.';
-
 CREATE FUNCTION notify_worker.apply_history(notification_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -978,8 +924,6 @@ begin
     if not found then
         return 0;
     end if;
-
-    delete from stored_allowances as allowance where allowance.worker_id = bury.worker_id;
 
     select array_agg(id) into held
     from (
@@ -1260,7 +1204,7 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.check_project(project text) IS 'Refuses a project that is not there, and suggests the nearest name.';
 
-CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] DEFAULT '{}'::text[]) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, again_in double precision)
+CREATE FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, limits jsonb) RETURNS TABLE(delivery_id bigint, notification_id bigint, project text, kind text, address text, platform text, on_unknown text, priority text, attempts integer, tries integer, probe boolean, expires_in double precision, expires_at double precision, tag text, title text, body text, image text, data jsonb, message jsonb, params jsonb, campaign text, campaign_words jsonb, state text)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -1294,15 +1238,11 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and may_take_over(id))
     into fresh, again, lapsed
-    from pick(claim.worker_id, most, at, not_of);
+    from pick(most, at, limits);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
     if picked = '{}' then
-        again_in := allowed_in(claim.worker_id);
-        if again_in is not null then
-            return next;
-        end if;
         return;
     end if;
     if lapsed is not null then
@@ -1330,8 +1270,8 @@ begin
     return query
     select
         delivery.id,
-        notification.id,
-        notification.project,
+        picked_one.id,
+        picked_one.project,
         delivery.kind,
         delivery.address,
         delivery.platform,
@@ -1357,43 +1297,26 @@ begin
             'data', campaign.data,
             'message', campaign.message
         ) end,
-        null::double precision
+        picked_one.state
     from unnest(picked) as pick (id)
-    join notifications as notification
-        on notification.id = pick.id
-    join stored_deliveries as delivery
-        on delivery.notification_id = notification.id
+    join notifications as picked_one
+        on picked_one.id = pick.id
+    left join stored_deliveries as delivery
+        on delivery.notification_id = picked_one.id
         and delivery.state = 'pending'
         and delivery.due_at <= at
-    join projects as project
+        and picked_one.state = 'pending'
+    left join notifications as notification     -- only of what is sent: other content may be too big to be read
+        on notification.id = delivery.notification_id
+    left join projects as project
         on project.name = notification.project
     left join campaigns as campaign
         on campaign.name = notification.campaign
     cross join installation
-    where notification.state = 'pending'
-    order by notification.lane, notification.id;
-    if not found then
-        again_in := 0;
-        return next;
-        return;
-    end if;
-
-    perform spend(claimed.project, claim.worker_id, claimed.messages)
-    from (
-        select notification.project, count(*) as messages
-        from unnest(picked) as pick (id)
-        join notifications as notification
-            on notification.id = pick.id
-        join stored_deliveries as delivery
-            on delivery.notification_id = notification.id
-            and delivery.state = 'pending'
-            and delivery.due_at <= at
-        where notification.state = 'pending'
-        group by notification.project
-    ) as claimed;
+    order by picked_one.lane, picked_one.id;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[]) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
+COMMENT ON FUNCTION notify_worker.claim(worker_id integer, lease uuid, most integer, limits jsonb) IS 'Takes up to `most` due notifications under a lease and returns what is to be sent of them, one row a delivery.';
 
 CREATE FUNCTION notify_worker.closed(project notify_worker.projects) RETURNS text[]
     LANGUAGE sql STABLE
@@ -1875,8 +1798,6 @@ CREATE FUNCTION notify_worker.leave(worker_ids integer[]) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
-    delete from stored_allowances where worker_id = any (leave.worker_ids);
-
     update stored_workers
     set ended_at = clock_timestamp()
     where id = any (leave.worker_ids)
@@ -2068,7 +1989,7 @@ CREATE FUNCTION notify_worker.per_second(project notify_worker.projects) RETURNS
 $$;
 COMMENT ON FUNCTION notify_worker.per_second(project notify_worker.projects) IS 'Says how many messages a second all workers together may send of a project.';
 
-CREATE FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
+CREATE FUNCTION notify_worker.pick(most integer, due_by timestamp with time zone, limits jsonb) RETURNS TABLE(id bigint, expanded_at timestamp with time zone, lease uuid)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
     AS $$
@@ -2077,7 +1998,8 @@ declare
     in_line text[] := array(
         select project
         from projects_due(due_by) as due (project)
-        where project <> all (not_of)
+        where limits ? project
+            or not exists (select from projects where projects.name = due.project)
         order by random()
     );
     of_project text;
@@ -2091,9 +2013,8 @@ declare
 begin
     foreach of_project in array in_line loop
         exit when left_over < 1;
-        share := ceil(left_over::numeric / projects_left);
+        share := least(ceil(left_over::numeric / projects_left), (limits ->> of_project)::integer);
         projects_left := projects_left - 1;
-        select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
         if share >= 1 then
             allowed := probes_allowed(of_project, due_by);
             share := least(share, allowed);
@@ -2160,7 +2081,7 @@ begin
     end loop;
 end
 $$;
-COMMENT ON FUNCTION notify_worker.pick(worker_id integer, most integer, due_by timestamp with time zone, not_of text[]) IS 'Locks up to `most` due notifications and lists them: of each project its share, within this worker''s allowance, high before normal.';
+COMMENT ON FUNCTION notify_worker.pick(most integer, due_by timestamp with time zone, limits jsonb) IS 'Locks up to `most` due notifications and lists them: of each project its share, within its limit, high before normal.';
 
 CREATE FUNCTION notify_worker.presence_key() RETURNS integer
     LANGUAGE sql IMMUTABLE
@@ -2953,21 +2874,6 @@ end
 $$;
 COMMENT ON FUNCTION notify_worker.settle_unsendable(notification_ids bigint[]) IS 'Settles the notifications that can''t be sent: expired, campaign retired, campaign or project missing, too big.';
 
-CREATE FUNCTION notify_worker.share(project text) RETURNS double precision
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    select per_second(of_project) / greatest(1, (
-        select count(*)
-        from stored_workers
-        where ended_at is null
-            and seen_at > clock_timestamp() - interval '5 seconds'
-    ))
-    from projects as of_project
-    where of_project.name = share.project
-$$;
-COMMENT ON FUNCTION notify_worker.share(project text) IS 'Says how many messages a second one worker may send of a project.';
-
 CREATE FUNCTION notify_worker.somebody_writes() RETURNS boolean
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
@@ -2991,20 +2897,6 @@ CREATE FUNCTION notify_worker.something_is_due() RETURNS boolean
     select exists (select from projects_due(clock_timestamp()))
 $$;
 COMMENT ON FUNCTION notify_worker.something_is_due() IS 'Says whether a notification of a project that is not paused is due.';
-
-CREATE FUNCTION notify_worker.spend(project text, worker_id integer, messages bigint) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'notify_worker', 'pg_temp'
-    AS $$
-    insert into stored_allowances (project, worker_id, left_over, climbed, spent_at)
-    select spend.project, spend.worker_id, left_over - spend.messages, climbed, clock_timestamp()
-    from allowance(spend.project, spend.worker_id)
-    on conflict on constraint stored_allowances_pkey do update
-    set left_over = excluded.left_over,
-        climbed = excluded.climbed,
-        spent_at = excluded.spent_at
-$$;
-COMMENT ON FUNCTION notify_worker.spend(project text, worker_id integer, messages bigint) IS 'Takes what a worker has claimed from its allowance of that project.';
 
 CREATE FUNCTION notify_worker.stay_awake() RETURNS void
     LANGUAGE sql

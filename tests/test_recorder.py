@@ -135,7 +135,7 @@ async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connecti
     worker = enter(connection)
 
     async with Store(database) as store:
-        (delivery,) = (await store.claim(worker.id, uuid4(), 10, timedelta(minutes=1))).deliveries
+        (delivery,) = (await store.claim(worker.id, uuid4(), 10, {"default": 1000}, timedelta(minutes=1))).deliveries
         started = monotonic()
         gone = Attempt(delivery, Outcome(Verdict.UNREGISTERED, http_status=404), started, started, 1)
         async with store._pool.connection(), store._pool.connection():

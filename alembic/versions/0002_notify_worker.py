@@ -283,19 +283,6 @@ comment on column notify_worker.stored_incidents.until is 'When it ends by itsel
 comment on column notify_worker.stored_incidents.probes is 'How many probes have been made; the first that gets through ends it. Null: it ends at its time, or by resume.';
 comment on column notify_worker.stored_incidents.per_second is 'After FCM''s quota was exceeded: the rate at which all workers together go on, half of what it was. It doubles each minute.';
 
-create table notify_worker.stored_allowances (
-    project text,
-    worker_id integer,
-    left_over double precision not null,
-    climbed double precision not null,
-    spent_at timestamptz not null,
-    primary key (project, worker_id)
-);
-
-comment on table notify_worker.stored_allowances is 'What each worker may still claim of each project just now: its share of the project''s rate, as a token bucket. Nobody else writes its row.';
-comment on column notify_worker.stored_allowances.left_over is 'Messages; below zero where a receiver had more devices than the claim knew.';
-comment on column notify_worker.stored_allowances.climbed is 'Which part of its share it may use, from a fifth to all of it: it climbs within a minute while the share is wanted.';
-
 create unlogged sequence notify_worker.awake_until;
 
 comment on sequence notify_worker.awake_until is 'Until when a worker is awake, in milliseconds since 1970: a statement before that need not ring. Only workers move it; a crash empties it, which rings.';

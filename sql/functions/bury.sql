@@ -24,8 +24,6 @@ begin
         return 0;
     end if;
 
-    delete from stored_allowances as allowance where allowance.worker_id = bury.worker_id;
-
     select array_agg(id) into held
     from (
         select id
