@@ -14,10 +14,10 @@ from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker import schema
-from notify_worker.drain import Pipeline
 from notify_worker.ears import Ears
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.liveness import Liveness, Rescue
+from notify_worker.pipeline import Pipeline
 from notify_worker.senders.opening import open_sender
 from notify_worker.session import check, configure, is_shared, pool
 from notify_worker.settings import Settings
@@ -93,7 +93,7 @@ class Connector(procrastinate.PsycopgConnector):
     def stop(self) -> None:
         """Claim no more."""
         if self._process is not None:
-            self._process.pipeline.stop()
+            self._process.pipeline.shutdown.request()
 
     async def close_async(self) -> None:
         """Let what is in flight end and record it; then close."""

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -18,6 +17,7 @@ import psycopg
 
 from notify_worker.complaint import Complaint
 from notify_worker.session import answer_within, configure, configure_shared, connect, in_brief
+from notify_worker.slots import Outstanding
 from notify_worker.store import Store, Suspect
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class Liveness:
         self.name = ""
         self.entered = asyncio.Event()
         """Set whenever another id was taken."""
-        self.in_use: Callable[[], set[int]] = set
-        """Lists the ids under which something is still in hand, or not yet recorded."""
+        self.outstanding = Outstanding()
+        """The deliveries claimed under this id and the former ones, and not yet recorded."""
 
     @property
     def reconnected_ago(self) -> float | None:
@@ -134,7 +134,7 @@ class Liveness:
         """Say that this worker lives; also under the ids that it had, until the last of what it held then is recorded."""
         assert self._connection is not None
         async with answer_within(self._connection, MUTE_AFTER):
-            if over := self._former - self.in_use():
+            if over := self._former - self.outstanding.worker_ids():
                 await self._leave(over)
                 self._former -= over
             cursor = await self._connection.execute(

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness
+from notify_worker.pipeline import Pipeline
 from notify_worker.rate_limiter import COLD_RAMP, RateLimiter
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.opening import LazySender

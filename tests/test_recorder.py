@@ -12,9 +12,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.pipeline import Pipeline
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.opening import LazySender
 from notify_worker.settings import Settings

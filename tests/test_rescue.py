@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from notify_worker import sandbox
-from notify_worker.drain import Pipeline
 from notify_worker.liveness import Liveness, Rescue
+from notify_worker.pipeline import Pipeline
 from notify_worker.sandbox import Sandbox
 from notify_worker.senders.opening import open_sender
 from notify_worker.settings import Settings
@@ -33,6 +33,7 @@ from tests.store_words import (
     unbalanced,
     value,
 )
+from tests.test_render import DELIVERY
 from tests.waiting import auntil
 
 LEASE = timedelta(seconds=40)
@@ -218,9 +219,9 @@ async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_s
 async def test_a_process_does_not_bury_what_it_was_itself(database: str, connection: psycopg.Connection) -> None:
     async with living(database) as (_, liveness, rescue):
         former = liveness.worker_id
-        liveness.in_use = lambda: {former}  # something of it is still in hand
         insert(connection)
         claim(connection, Worker(former, ""))
+        liveness.outstanding.add(replace(DELIVERY, worker_id=former))
         await lose_its_session(connection, liveness)
 
         assert await rescue.run() == 0
