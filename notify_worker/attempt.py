@@ -1,66 +1,34 @@
-"""One attempt of a delivery: render it, send it in a place among the requests in flight, and retry it quickly."""
+"""One attempt of a delivery: render it, send it in a slot, and retry quickly what may succeed within seconds."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from types import TracebackType
 
+from notify_worker.heartbeat import Heartbeat
+from notify_worker.marker import Marker
 from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.project_state import ProjectState
 from notify_worker.render import render
 from notify_worker.retry import quick_retry
+from notify_worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
-Mark = Callable[[Delivery], Awaitable[bool]]
-"""Writes down that a request of a delivery is about to begin; says whether it is written, and so may begin."""
-
-
-class Places:
-    """The places among a process's requests in flight: `async with places` waits for one and takes it."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.waiting = 0
-        self.taken = 0
-        self._free = asyncio.Semaphore(total)
-
-    async def __aenter__(self) -> None:
-        self.waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self.waiting -= 1
-        self.taken += 1
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.taken -= 1
-        self._free.release()
-
-    def let_in_who_waits(self) -> None:
-        """Let everybody in who waits, beyond the total: the worker stops, and each will see that and leave."""
-        for _ in range(self.waiting):
-            self._free.release()
-
 
 @dataclass(slots=True)
-class Try:
-    """One attempt, while it goes on."""
+class AttemptRun:
+    """One attempt, while it goes on: of one to three requests."""
 
     delivery: Delivery
     project: ProjectState
-    places: Places
+    slots: Slots
     stopping: asyncio.Event
-    mend_for: float
+    quick_retry_window: float
     """Seconds after `delivery.start_by` for which a second or third request may still start."""
-    mark: Mark
-    holds: Callable[[int], bool] = lambda _: True
-    """Says whether the worker of this id still holds what it claimed."""
+    marks: Marker
+    heartbeat: Heartbeat
     started: float = field(default_factory=monotonic)
     requests: int = 0
     outcome: Outcome | None = None
@@ -99,7 +67,7 @@ class Try:
         """Make one request; where none may start any more, what came of the last one stays."""
         if not self._may_start():
             return self.outcome
-        async with self.places:
+        async with self.slots:
             # Asked again after the mark, for which the database may have taken its time.
             if self._may_start() and await self._is_marked() and self._may_start():
                 if not self.requests:
@@ -122,17 +90,19 @@ class Try:
         return outcome
 
     def _may_start(self) -> bool:
-        limit = self.delivery.start_by + (self.mend_for if self.requests else 0)
+        limit = self.delivery.start_by + (self.quick_retry_window if self.requests else 0)
         return (
             not self.stopping.is_set()
             and monotonic() <= min(limit, self.delivery.expires_by)
             and self.project.allows(self.delivery)
-            and self.holds(self.delivery.worker_id)
+            and self.heartbeat.holds(self.delivery.worker_id)
         )
 
     async def _is_marked(self) -> bool:
         """Have it written that a request begins, where the caller said hold: after a crash that says what may have left."""
-        return self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.mark(self.delivery)
+        return (
+            self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.marks.mark(self.delivery)
+        )
 
     def _is_quickly_retryable(self, outcome: Outcome | None) -> bool:
         """Say whether the same request may be made again within seconds."""
@@ -145,7 +115,7 @@ class Try:
         return outcome.http_status is None or self.project.stats.quick_retry_allowed(monotonic())
 
     async def _pause(self, seconds: float) -> None:
-        """Wait between two requests, in nobody's place; a worker that stops waits for nothing."""
+        """Wait between two requests, without a slot; a worker that stops waits for nothing."""
         try:
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()

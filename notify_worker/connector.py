@@ -16,10 +16,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from notify_worker import schema
 from notify_worker.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool
-from notify_worker.drain import Pipeline
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.heartbeat import Heartbeat
 from notify_worker.listen_check import ListenCheck
+from notify_worker.pipeline import Pipeline
 from notify_worker.rescuer import Rescuer
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
@@ -102,7 +102,7 @@ class Connector(procrastinate.PsycopgConnector):
     def stop(self) -> None:
         """Claim no more."""
         if self._process is not None:
-            self._process.pipeline.stop()
+            self._process.pipeline.shutdown.request()
 
     async def close_async(self) -> None:
         """Let what is in flight end and record it; then close."""

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -19,6 +18,7 @@ import psycopg
 
 from notify_worker.connections import answer_within, configure, configure_pooled, connect, summary
 from notify_worker.log_once import LogOnce
+from notify_worker.slots import Outstanding
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Heartbeat:
         self.name = ""
         self.registered = asyncio.Event()
         """Set whenever this worker got another id."""
-        self.ids_in_use: Callable[[], set[int]] = set
-        """Lists the ids under which something is still in hand, or not yet recorded."""
+        self.outstanding = Outstanding()
+        """The deliveries claimed under this id and the previous ones, and not yet recorded."""
 
     @property
     def reconnected_ago(self) -> float | None:
@@ -158,7 +158,7 @@ class Heartbeat:
         """Send a heartbeat, also under the previous ids until everything claimed under them is recorded."""
         assert self._connection is not None
         async with answer_within(self._connection, HEARTBEAT_TIMEOUT):
-            if done := self._previous_ids - self.ids_in_use():
+            if done := self._previous_ids - self.outstanding.worker_ids():
                 await self._unregister(done)
                 self._previous_ids -= done
             cursor = await self._connection.execute(

@@ -7,6 +7,7 @@ from time import monotonic
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
 from notify_worker.project_state import ProjectState
+from notify_worker.rate_limiter import RateLimiter
 from notify_worker.senders.factory import LazySender
 from notify_worker.store import Store
 
@@ -27,6 +28,8 @@ class Projects:
         self._states: dict[str, ProjectState] = {}
         self._senders: dict[Project, LazySender] = {}
         self._read_at = float("-inf")
+        self.limiters: dict[str, RateLimiter] = {}
+        """One a project, at the rate that was read last."""
 
     def state(self, name: str) -> ProjectState | None:
         """Return what is known of a project; None: its row is gone, or not read yet."""
@@ -41,17 +44,18 @@ class Projects:
         self._read_at = monotonic()
         # Else what was read may be older than what this process has found out.
         current = self._changes() == before and not any(self.unreported())
-        for project, blocked in rows:
+        for project, blocked, worker_rate in rows:
             new = project.name not in self._states
             self._sync(project, blocked if current or new else None)
-        for gone in self._states.keys() - {project.name for project, _ in rows}:
-            del self._states[gone]
+            self.limiters.setdefault(project.name, RateLimiter(worker_rate)).rate = worker_rate
+        for gone in self._states.keys() - {project.name for project, *_ in rows}:
+            del self._states[gone], self.limiters[gone]
 
     async def read_what_is_claimed(self, claimed: Iterable[Delivery]) -> None:
-        """Read the rows again where a claim knows more: a project made just now, or a pause that is over."""
+        """Read the rows again where a claim knows more: a pause that is over."""
         for delivery in claimed:
             state = self.state(delivery.project)
-            if state is None or not state.allows(delivery):
+            if state is not None and not state.allows(delivery):
                 await self.read(anew=True)
                 return
 

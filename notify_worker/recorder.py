@@ -7,7 +7,6 @@ of one must not be claimed again before it is known.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 from itertools import groupby, islice
 from time import monotonic
 from uuid import UUID
@@ -18,6 +17,7 @@ from notify_worker.connections import STATEMENT_WITHIN, summary
 from notify_worker.log_once import LogOnce
 from notify_worker.model import Attempt, Delivery
 from notify_worker.projects import Projects
+from notify_worker.slots import Outstanding, Slots
 from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,16 +35,16 @@ REFUSED = (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError)
 
 
 class Recorder:
-    """Takes what the attempts came to; a task of its own records it. `moved` is set whenever something was recorded."""
+    """Takes the results of attempts; a task of its own records them, and counts their deliveries as outstanding no longer.
 
-    def __init__(
-        self, store: Store, projects: Projects, moved: asyncio.Event, more_to_come: Callable[[], bool]
-    ) -> None:
-        """`more_to_come` says whether requests are in flight: what there is to record then waits a moment for theirs."""
+    While a slot is taken, a request is in flight: results then wait a moment for the next ones.
+    """
+
+    def __init__(self, store: Store, projects: Projects, slots: Slots, outstanding: Outstanding) -> None:
         self._store = store
         self._projects = projects
-        self._moved = moved
-        self._more_to_come = more_to_come
+        self._slots = slots
+        self._outstanding = outstanding
         self._answered: deque[Attempt] = deque()
         self._unsent: list[Delivery] = []
         self._doubtful: dict[UUID, float] = {}  # leases whose claim was not answered, and until when it may yet commit
@@ -65,17 +65,13 @@ class Recorder:
 
     @property
     def busy(self) -> bool:
-        """Whether anything at all is not recorded yet."""
-        return bool(self._answered or self._unsent or self._doubtful.keys() - self._given_back)
+        """Whether anything that was claimed is neither recorded nor given back yet."""
+        return bool(self._outstanding or self._doubtful.keys() - self._given_back)
 
     @property
     def in_doubt(self) -> bool:
         """Whether a claim whose answer was lost may yet commit."""
         return bool(self._doubtful)
-
-    def worker_ids(self) -> set[int]:
-        """List the ids under which something is not recorded yet."""
-        return {attempt.delivery.worker_id for attempt in self._answered} | {each.worker_id for each in self._unsent}
 
     def take(self, attempt: Attempt) -> None:
         """Take what an attempt came to."""
@@ -107,7 +103,7 @@ class Recorder:
         while True:
             await self._something.wait()
             self._something.clear()
-            if len(self._answered) < FLUSH and self._more_to_come():
+            if len(self._answered) < FLUSH and self._slots.taken:
                 await asyncio.sleep(FLUSH_AFTER)
             try:
                 await self._flush()
@@ -132,8 +128,7 @@ class Recorder:
             for worker_id, attempts in groupby(batch, key=lambda attempt: attempt.delivery.worker_id):
                 await self._record(worker_id, list(attempts))
             for _ in batch:
-                self._answered.popleft()
-            self._moved.set()
+                self._outstanding.remove(self._answered.popleft().delivery)
             await self._projects.report()
         await self._give_back()
         for lease, until in list(self._doubtful.items()):
@@ -143,7 +138,7 @@ class Recorder:
             if over:
                 del self._doubtful[lease]
                 self._given_back.discard(lease)
-            self._moved.set()
+            self._outstanding.progressed()
         if self._doubtful:
             asyncio.get_running_loop().call_later(DOUBT_EVERY, self._something.set)
 
@@ -151,10 +146,11 @@ class Recorder:
         """Give back what was not sent, but for projects whose incidents the others do not know yet."""
         while free := [each for each in self._unsent if each.project not in self._projects.projects_with_unreported()]:
             lease = free[0].lease
-            given_back = {each.id for each in free if each.lease == lease}
+            given_back = {each.id: each for each in free if each.lease == lease}
             await self._store.release(lease, list(given_back))
             self._unsent = [each for each in self._unsent if each.lease != lease or each.id not in given_back]
-            self._moved.set()
+            for delivery in given_back.values():
+                self._outstanding.remove(delivery)
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:
         """Record a batch. If it is refused, record its rows one by one: a row that is refused alone ends as unknown."""

@@ -4,7 +4,7 @@ Nothing here is held over a request: a method takes a connection of the pool, as
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -46,12 +46,11 @@ class Rescue(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a claim came to."""
+    """The result of a claim."""
 
     deliveries: list[Delivery]
-    again_in: float | None
-    """Seconds after which it is worth claiming again: what is due may not be sent yet, by the project's rate. None: nothing
-    is due."""
+    picked: int
+    """How many notifications were due and taken, with those that ended or were put off without a delivery to send."""
 
 
 class Store:
@@ -82,21 +81,30 @@ class Store:
         await self._pool.close()
 
     async def claim(
-        self, worker_id: int, lease: UUID, most: int, start_within: timedelta, not_of: Iterable[str] = ()
+        self, worker_id: int, lease: UUID, most: int, limits: Mapping[str, int], start_within: timedelta
     ) -> Claim:
-        """Take up to `most` due notifications under a lease, for what is to be sent of them.
+        """Claim due notifications under a lease, for what is to be sent of them.
 
-        `start_within` is how long, from before the claim, a request may still start; `not_of` are projects to leave out.
+        Args:
+            worker_id: The id under which this process is registered.
+            lease: A new token.
+            most: How many notifications to take at most.
+            limits: How many of each project at most; a project that is not in it is not claimed.
+            start_within: How long, from before the claim, a request may still start.
+
+        Raises:
+            psycopg.errors.ObjectNotInPrerequisiteState: This worker was found dead, or has left.
+            psycopg.Error: The claim may have committed all the same.
         """
         now = monotonic()
         rows = await self._rows(
-            "select * from notify_worker.claim(%s, %s, %s, %s)", worker_id, lease, most, list(not_of)
+            "select * from notify_worker.claim(%s, %s, %s, %s)", worker_id, lease, most, Jsonb(limits)
         )
-        if not rows:
-            return Claim([], None)
-        if rows[0]["delivery_id"] is None:
-            return Claim([], rows[0]["again_in"])
-        return Claim([delivery(row, lease, worker_id, now, start_within) for row in rows], 0.0)
+        to_send = [row for row in rows if row["delivery_id"] is not None]
+        return Claim(
+            deliveries=[delivery(row, lease, worker_id, now, start_within) for row in to_send],
+            picked=len({row["notification_id"] for row in rows}),
+        )
 
     async def mark(self, deliveries: list[Delivery]) -> set[int]:
         """Write down that requests of these deliveries are about to begin; return those of which that may be."""
@@ -199,18 +207,23 @@ class Store:
         await self._value("select notify_worker.drop_old_partitions(%s::text::interval)", older_than)
         return deleted
 
-    async def projects(self) -> list[tuple[Project, list[str]]]:
-        """Read the projects' rows, and which scopes of each are blocked by an open incident."""
+    async def projects(self) -> list[tuple[Project, list[str], float]]:
+        """Read the projects' rows, which scopes of each are blocked by an open incident, and each one's worker_rate.
+
+        The worker_rate is the project's rate divided by the number of workers alive, in deliveries a second.
+        """
         rows = await self._rows(
             """
             select
                 name, firebase_project_id, credentials, sender, max_attempts, first_retry_after, longest_retry_after,
-                notify_worker.blocked_scopes(name) as blocked_scopes
+                notify_worker.blocked_scopes(name) as blocked_scopes,
+                notify_worker.project_rate(projects)
+                    / greatest(1, (select count(*) from notify_worker.workers)) as worker_rate
             from notify_worker.projects
             """
         )
-        blocked = [row.pop("blocked_scopes") for row in rows]
-        return [(Project(**row), each) for row, each in zip(rows, blocked, strict=True)]
+        beside = [(row.pop("blocked_scopes"), row.pop("worker_rate")) for row in rows]
+        return [(Project(**row), *each) for row, each in zip(rows, beside, strict=True)]
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:

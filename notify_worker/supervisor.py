@@ -88,7 +88,7 @@ async def serve(stopping: asyncio.Event) -> bool:
             task.cancel()
         # The poll is not cancelled: a claim under way would be lost with its answer. It sees that the worker stops.
         await asyncio.gather(polling, *beside, return_exceptions=True)
-    return not process.pipeline.left
+    return not process.pipeline.shutdown.unfinished
 
 
 async def run_until_nothing_is_due() -> bool:
@@ -98,7 +98,7 @@ async def run_until_nothing_is_due() -> bool:
         process = await app.connector.process()
         await process.pipeline.projects.open_senders()
         await process.pipeline.drain()
-    return not process.pipeline.left
+    return not process.pipeline.shutdown.unfinished
 
 
 async def open_app(opened: contextlib.AsyncExitStack, stopping: asyncio.Event) -> None:

@@ -32,8 +32,8 @@ async def drain() -> None:
     try:
         finished = await process.pipeline.drain(within=A_JOB_LASTS)
     except asyncio.CancelledError:  # the job goes back; where the worker stops, what is in flight ends first
-        if process.pipeline.stopping:
-            await process.pipeline.finish()
+        if process.pipeline.shutdown.stopping.is_set():
+            await process.pipeline.shutdown.finish()
         raise
     if not finished:
         await process.store.ring()

@@ -213,14 +213,6 @@ CREATE TABLE notify_worker.stored_workers (
     ended_at timestamp with time zone
 );
 
-CREATE TABLE notify_worker.stored_allowances (
-    project text NOT NULL,
-    worker_id integer NOT NULL,
-    left_over double precision NOT NULL,
-    climbed double precision NOT NULL,
-    spent_at timestamp with time zone NOT NULL
-);
-
 CREATE TABLE notify_worker.stored_project_locks (
     project text NOT NULL
 );
@@ -303,9 +295,6 @@ ALTER TABLE ONLY notify_worker.notifications
 
 ALTER TABLE ONLY notify_worker.projects
     ADD CONSTRAINT projects_pkey PRIMARY KEY (name);
-
-ALTER TABLE ONLY notify_worker.stored_allowances
-    ADD CONSTRAINT stored_allowances_pkey PRIMARY KEY (project, worker_id);
 
 ALTER TABLE ONLY notify_worker.stored_deliveries
     ADD CONSTRAINT stored_deliveries_pkey PRIMARY KEY (id);

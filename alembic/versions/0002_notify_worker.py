@@ -309,19 +309,6 @@ create table notify_worker.stored_project_locks (
     project text primary key
 );
 
--- What each worker may still claim of each project just now: its share of the project's rate, as a token bucket.
--- Nobody else writes its row.
-create table notify_worker.stored_allowances (
-    project text,
-    worker_id integer,
-    -- Messages; below zero where a receiver had more devices than the claim knew.
-    left_over double precision not null,
-    -- Which part of its share it may use, from a fifth to all of it. It climbs within a minute while the share is used up.
-    climbed double precision not null,
-    spent_at timestamptz not null,
-    primary key (project, worker_id)
-);
-
 -- Until when a worker is awake, in milliseconds since 1970: a statement before that sends no wake-up. Only workers move it.
 -- A crash of the server empties it, and then every statement sends one.
 create unlogged sequence notify_worker.awake_until;

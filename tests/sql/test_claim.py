@@ -10,6 +10,7 @@ import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
 
 from tests.support.store_calls import (
+    CLAIM,
     Row,
     Worker,
     at_once,
@@ -187,18 +188,27 @@ def test_words_of_64_kilobytes_are_sent(connection: psycopg.Connection) -> None:
     assert len(claim(connection, enter(connection))) == 1
 
 
-def test_a_claim_whose_rows_were_all_unsendable_says_that_it_is_worth_looking_again(
+def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_content(
     connection: psycopg.Connection,
 ) -> None:
     worker = enter(connection)
-    insert(connection, campaign="no_such")
-    look = "select * from notify_worker.claim(%s, %s, 1)"
+    ended = insert(connection, campaign="no_such", title="Hello")
+    nowhere = insert(connection, project="no_such")
 
-    ended = rows(connection, look, worker.id, uuid4())
-    nothing = rows(connection, look, worker.id, uuid4())
+    told = rows(connection, CLAIM, worker.id, uuid4(), 10)
+    nothing = rows(connection, CLAIM, worker.id, uuid4(), 10)
 
-    assert [{name: each for name, each in line.items() if each is not None} for line in ended] == [{"again_in": 0}]
+    assert [{name: each for name, each in line.items() if each is not None} for line in told] == [
+        {"notification_id": ended, "project": "default", "probe": False, "state": "failed"},
+        {"notification_id": nowhere, "project": "no_such", "probe": False, "state": "failed"},
+    ]
     assert nothing == []
+
+
+def test_what_is_sent_is_pending_in_the_claim(connection: psycopg.Connection) -> None:
+    insert(connection)
+
+    assert claim_one(connection, enter(connection))["state"] == "pending"
 
 
 def test_what_is_scheduled_is_not_claimed_before(connection: psycopg.Connection) -> None:
@@ -331,9 +341,7 @@ def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, w
     number = insert(connection)
 
     with pytest.raises(ObjectNotInPrerequisiteState) as refused:
-        connection.execute(
-            "select notify_worker.claim(%s, %s, 1)", [worker.id if worker_id == "left" else 4711, uuid4()]
-        )
+        connection.execute(CLAIM, [worker.id if worker_id == "left" else 4711, uuid4(), 1])
 
     assert refused.value.diag.message_hint
     assert notification(connection, number)["lease"] is None
@@ -428,7 +436,7 @@ def buffers(connection: psycopg.Connection, worker: Worker, most: int = 100) -> 
     """How many pages a claim touches, in a transaction that is rolled back, in a session that has settled on its plans."""
     explain: LiteralString = """
         explain (analyze, buffers, format json)
-        select * from notify_worker.claim(%s, gen_random_uuid(), %s)
+        select * from notify_worker.claim(%s, gen_random_uuid(), %s, '{"default": 100000}')
     """
     for _ in range(6):  # five times a statement is planned for its values, then often for any
         with connection.transaction(force_rollback=True):

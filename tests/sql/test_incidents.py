@@ -9,8 +9,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.store_calls import (
+    CLAIM,
     Row,
     Worker,
     at_once,
@@ -354,7 +356,7 @@ def waits_or_ended(observer: psycopg.Connection, session: psycopg.Connection, ta
 @pytest.mark.parametrize(
     "other",
     [
-        "select * from notify_worker.claim(%s, %s, %s)",
+        CLAIM,
         "select notify_worker.close_incident('default', 'project')",
         "select notify_worker.resume('default')",
     ],
@@ -367,7 +369,7 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     insert(connection)
     begin(connection)
     let_pass(connection, seconds=11)
-    values = [worker.id, uuid4(), 10] if "claim" in other else []
+    values = [worker.id, uuid4(), 10] if other is CLAIM else []
     with (
         connected(database) as slow,
         connected(database) as first,
@@ -619,26 +621,14 @@ def test_what_was_put_off_since_its_incident_was_in_other_hands_is_looked_at_aga
     assert only_delivery(connection, number)["tries"] == 0
 
 
-def test_nothing_is_claimed_of_a_project_that_the_worker_leaves_out(connection: psycopg.Connection) -> None:
-    connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker, number = enter(connection), insert(connection)
-    insert(connection, project="orders")
-
-    claimed = rows(
-        connection, "select * from notify_worker.claim(%s, %s, 10, %s)", worker.id, uuid4(), ["orders", "no project"]
-    )
-
-    assert [each["notification_id"] for each in claimed] == [number]
-
-
 def pages(connection: psycopg.Connection, project: str) -> int:
     """How many pages it touches to pick 100, all of this project, in a session that has settled on its plans."""
     explain: LiteralString = (
-        "explain (analyze, buffers, format json) select * from notify_worker.pick(0, 100, clock_timestamp(), '{}')"
+        "explain (analyze, buffers, format json) select * from notify_worker.pick(100, clock_timestamp(), %s)"
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
-            (plan,) = value(connection, explain)
+            (plan,) = value(connection, explain, Jsonb({project: 100}))
     assert plan["Plan"]["Actual Rows"] == 100, project
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
@@ -852,17 +842,18 @@ def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -
     assert claim(connection, worker) == []
 
 
-def test_a_claim_whose_rows_were_all_put_off_says_that_it_is_worth_looking_again(
+def test_what_was_put_off_is_a_row_of_the_claim_without_a_delivery(
     connection: psycopg.Connection,
 ) -> None:
     worker = enter(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
-    insert(connection, receiver_id="u_42")
+    number = insert(connection, receiver_id="u_42")
     begin(connection, "apns_web")
-    look: LiteralString = "select delivery_id, again_in from notify_worker.claim(%s, %s, 1)"
 
-    assert rows(connection, look, worker.id, uuid4()) == [{"delivery_id": None, "again_in": 0}]
-    assert rows(connection, look, worker.id, uuid4()) == []
+    (told,) = rows(connection, CLAIM, worker.id, uuid4(), 1)
+
+    assert (told["notification_id"], told["delivery_id"], told["state"]) == (number, None, "pending")
+    assert rows(connection, CLAIM, worker.id, uuid4(), 1) == []
 
 
 def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connection: psycopg.Connection) -> None:

@@ -35,7 +35,7 @@ def pick(connection: psycopg.Connection, most: int, times: int = 1) -> Counter[s
     """Count by lane what so many claims would take, each of which finds all of it."""
     statement: LiteralString = """
         select case notification.lane when 0 then 'high' else 'normal' end as lane
-        from notify_worker.pick(0, %s, clock_timestamp(), '{}')
+        from notify_worker.pick(%s, clock_timestamp(), '{"default": 1000}')
         join notify_worker.notifications as notification using (id)
     """
     counted: Counter[str] = Counter()
@@ -143,6 +143,6 @@ def test_locked_rows_at_the_head_of_both_lanes_delay_nobody(database: str, conne
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
-        business.execute("select from notify_worker.pick(0, 80, clock_timestamp(), '{}')")
+        business.execute("select from notify_worker.pick(80, clock_timestamp(), '{\"default\": 80}')")
 
         assert pick(connection, 16, times=5) == {HIGH: 50, NORMAL: 30}

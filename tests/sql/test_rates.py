@@ -1,25 +1,37 @@
-"""What workers may claim of a project each second, together, and how they share it."""
+"""What a worker may claim of a project each second, and how all workers share a project's rate."""
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from io import StringIO
+from math import inf
 from time import monotonic
-from typing import LiteralString
+from typing import LiteralString, cast
 from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
 
+from notify_worker.heartbeat import Heartbeat
+from notify_worker.pipeline import Pipeline
+from notify_worker.rate_limiter import COLD_RAMP, RateLimiter
+from notify_worker.senders.console import ConsoleSender
+from notify_worker.senders.factory import LazySender
+from notify_worker.settings import Settings
+from notify_worker.store import Store
+from tests.support.relay import Relay
 from tests.support.store_calls import (
     Row,
     Worker,
     begin,
     bury,
-    claim,
     connected,
     enter,
     insert,
     leave,
     let_pass,
-    outcome,
-    record,
     register,
     row,
     rows,
@@ -28,58 +40,249 @@ from tests.support.store_calls import (
     unbalanced,
     value,
 )
+from tests.support.waiting import auntil
+
+# ── the bucket ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def warm(rate: float, tokens: float = inf, now: float = 0.0) -> RateLimiter:
+    """A limiter that uses all of its rate, and holds this many tokens."""
+    limiter = RateLimiter(rate)
+    limiter._taken_at, limiter._ramp, limiter._tokens = now, 1.0, tokens
+    return limiter
+
+
+def grant(limiter: RateLimiter, wanted: float, now: float) -> int:
+    """Take what is wanted and there."""
+    tokens = int(min(wanted, max(0.0, limiter.available(now))))
+    limiter.take(tokens, now)
+    return tokens
+
+
+def test_no_more_is_granted_than_there_is() -> None:
+    limiter = warm(42, tokens=7)
+
+    assert grant(limiter, 100, now=0.0) == 7
+    assert limiter.available(0.0) == 0
+
+
+def test_what_is_not_used_adds_up_to_a_quarter_of_a_second() -> None:
+    limiter = warm(42, tokens=0)
+
+    assert limiter.available(0.1) == pytest.approx(4.2)
+    assert limiter.available(0.25) == limiter.available(0.5) == pytest.approx(10.5)
+
+
+def test_a_rate_below_four_a_second_has_a_bucket_of_one() -> None:
+    assert RateLimiter(0.1).available(0.0) == warm(3).available(0.0) == 1
+
+
+def test_a_new_rate_holds_at_once() -> None:
+    limiter = warm(2_000)
+    grant(limiter, 50, now=0.0)
+
+    limiter.rate = 42
+    assert grant(limiter, 50, now=0.0) == 10
+
+    limiter.rate = 166
+    assert grant(limiter, 50, now=0.5) == 41
+
+
+def test_a_receiver_with_five_devices_makes_a_debt_that_is_paid_first() -> None:
+    limiter = warm(4, tokens=1)
+
+    limiter.take(5, now=0.0)
+
+    assert limiter.available(0.0) == -4
+    assert limiter.wait(0.0) == 1.25
+    assert limiter.available(1.0) == 0
+    assert limiter.available(1.25) == 1
+
+
+def test_a_clock_that_stands_still_gives_nothing() -> None:
+    limiter = warm(42, tokens=3, now=10.0)
+
+    assert limiter.available(10.0) == limiter.available(9.0) == 3
+
+
+# ── the ramp ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_begins_with_a_fifth() -> None:
+    limiter = RateLimiter(210)
+
+    assert int(limiter.available(1_000.0)) == 10
+    assert limiter.ramp(1_000.0) == 0.2
+
+
+def climb(limiter: RateLimiter, seconds: float, step: float, now: float = 0.0) -> list[float]:
+    """Take all that is there, each `step` of a second; return the ramp after each."""
+    ramps = []
+    for number in range(1, round(seconds / step) + 1):
+        grant(limiter, inf, now + number * step)
+        ramps.append(limiter.ramp(now + number * step))
+    return ramps
+
+
+@pytest.mark.parametrize("step", [0.05, 0.5, 1])
+@pytest.mark.parametrize("rate", [24, 2_400])
+def test_it_climbs_to_all_of_it_within_a_minute_in_which_that_is_wanted(rate: float, step: float) -> None:
+    limiter = RateLimiter(rate)
+    grant(limiter, inf, now=0.0)
+
+    ramps = climb(limiter, 66, step)
+
+    assert ramps == sorted(ramps)
+    assert ramps[round(30 / step) - 1] == pytest.approx(0.6, abs=0.1)
+    assert ramps[-1] == 1
+
+
+@pytest.mark.parametrize("rate", [0.1, 1, 2])
+def test_a_low_rate_is_climbed_to_as_well(rate: float) -> None:
+    limiter = RateLimiter(rate)
+    grant(limiter, inf, now=0.0)
+    climb(limiter, 132, 0.5)
+
+    granted = sum(grant(limiter, inf, 132 + number * 0.5) for number in range(1, 81))
+
+    assert granted >= int(0.9 * 40 * rate)
+
+
+@pytest.mark.parametrize(("tokens", "seconds", "ramp"), [(5, 30, 0.6), (5, 600, 0.2), (0, 31, 0.6), (0, 600, 0.2)])
+def test_it_sinks_while_it_is_not_wanted(tokens: float, seconds: float, ramp: float) -> None:
+    limiter = warm(200, tokens)
+
+    assert limiter.ramp(seconds) == pytest.approx(ramp, abs=0.03)
+
+
+# ── when to claim again ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_bucket_is_waited_for_until_it_is_half_full() -> None:
+    limiter = warm(42, tokens=-20)
+
+    wait = limiter.wait(0.0)
+
+    assert wait == pytest.approx((20 + 5.25) / 42)
+    assert limiter.available(wait) == pytest.approx(5.25)
+    assert limiter.wait(wait) == 0
+
+
+def test_a_rate_below_one_a_second_is_waited_for_until_there_is_one() -> None:
+    limiter = RateLimiter(1)
+    grant(limiter, 1, now=0.0)
+
+    assert limiter.wait(0.0) == pytest.approx(5)
+
+
+def test_nobody_waits_for_a_bucket_that_holds_a_token() -> None:
+    assert warm(42, tokens=1).wait(0.0) == 0
+    assert RateLimiter(42).wait(0.0) == 0
+
+
+# ── what is never exceeded ───────────────────────────────────────────────────────────────────────────────────────────
+
+CLAIMS = st.lists(st.tuples(st.floats(0, 0.3) | st.floats(0, 90), st.integers(0, 5_000)), min_size=1, max_size=40)
+"""Claims as the seconds since the last one, and what is due by then."""
+A_ROUNDING_ERROR = 1e-6
+
+
+def bucket(rate: float) -> float:
+    return max(1.0, rate / 4)
+
+
+@given(rate=st.floats(0.01, 10_000), claims=CLAIMS, wanted=st.sampled_from([0, 5_000]), is_warm=st.booleans())
+def test_over_any_window_no_more_is_granted_than_the_rate_and_one_bucket(
+    rate: float, claims: list[tuple[float, int]], wanted: int, is_warm: bool
+) -> None:
+    limiter, now = warm(rate) if is_warm else RateLimiter(rate), 0.0
+    grants: list[tuple[float, int]] = []
+    for passed, due in claims:
+        now += passed
+        grants.append((now, grant(limiter, max(due, wanted), now)))
+
+    for first, (began, _) in enumerate(grants):
+        for last in range(first, len(grants)):
+            seconds = grants[last][0] - began
+            granted = sum(tokens for _, tokens in grants[first : last + 1])
+            assert granted <= rate * seconds + bucket(rate) + A_ROUNDING_ERROR * (1 + granted)
+
+
+@given(rate=st.floats(0.01, 10_000), claims=st.lists(st.tuples(st.floats(0, 90), st.integers(1, 5_000)), max_size=40))
+def test_a_debt_is_paid_before_anything_else_is_granted(rate: float, claims: list[tuple[float, int]]) -> None:
+    """Claims take more than there is, once there is one."""
+    limiter, now, taken, last = RateLimiter(rate), 0.0, 0, 0
+    for passed, deliveries in claims:
+        now += passed
+        if limiter.available(now) >= 1:
+            limiter.take(deliveries, now)
+            taken, last = taken + deliveries, deliveries
+
+    assert taken - last <= rate * now + bucket(rate) + A_ROUNDING_ERROR * (1 + taken)
+
+
+@given(rate=st.floats(0.01, 10_000), claims=CLAIMS)
+def test_the_ramp_stays_between_a_fifth_and_all(rate: float, claims: list[tuple[float, int]]) -> None:
+    limiter, now = RateLimiter(rate), 0.0
+    for passed, due in claims:
+        now += passed
+        grant(limiter, due, now)
+
+        assert COLD_RAMP <= limiter.ramp(now) <= 1
+        assert 0 < limiter.refill_rate(now) <= rate
+        assert limiter.available(now + limiter.wait(now)) >= 1 - A_ROUNDING_ERROR
+
+
+RATE = 60
+A_ROUND = 0.1
+
+
+def run(limiters: list[RateLimiter], began: float, seconds: float) -> int:
+    """Let workers take all they can by turns, a tenth of a second a round, from `began` on; return how many tokens."""
+    return sum(
+        grant(limiter, inf, began + number * A_ROUND)
+        for number in range(1, round(seconds / A_ROUND) + 1)
+        for limiter in limiters
+    )
+
+
+def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_climbed() -> None:
+    workers = [RateLimiter(RATE / 2), RateLimiter(RATE / 2)]
+
+    cold = run(workers, 0, 8)
+    run(workers, 8, 52)
+    climbed = run(workers, 60, 16)
+
+    assert cold <= 0.5 * RATE * 8
+    assert 0.9 * RATE * 16 <= climbed <= RATE * 16 + RATE / 4
+
+
+def test_a_worker_that_comes_or_goes_changes_nothing_of_what_all_send() -> None:
+    workers = [warm(RATE / 2, tokens=0), warm(RATE / 2, tokens=0)]
+
+    two = run(workers, 0, 4)
+    for worker in workers:
+        worker.rate = RATE / 3
+    three = run([*workers, RateLimiter(RATE / 3)], 4, 4)
+    for worker in workers:
+        worker.rate = RATE / 2
+    again = run(workers, 8, 4)
+
+    assert two + three + again <= RATE * 12 + 2 * RATE / 4
+    assert again >= 0.9 * RATE * 4
+
+
+# ── a worker's share ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def limit(connection: psycopg.Connection, rate: int | None, project: str = "default") -> None:
-    """Rates in these tests are a little more than a quarter of a second makes whole: a share sinks while a claim is made."""
     connection.execute("update notify_worker.projects set max_per_second = %s where name = %s", [rate, project])
 
 
-def fill(connection: psycopg.Connection, count: int, project: str = "default") -> None:
-    connection.execute(
-        """
-        insert into notify_worker.notifications (kind, address, title, project)
-        select 'topic', 'news', 'Hello', %s from generate_series(1, %s)
-        """,
-        [project, count],
-    )
-
-
-def has(
-    connection: psycopg.Connection, worker: Worker, left_over: float, *, climbed: float = 1, project: str = "default"
-) -> None:
-    """At this moment a worker has this much left over, and uses this part of its share."""
-    connection.execute(
-        """
-        insert into notify_worker.stored_allowances (project, worker_id, left_over, climbed, spent_at)
-        values (%s, %s, %s, %s, clock_timestamp())
-        on conflict on constraint stored_allowances_pkey do update
-        set left_over = excluded.left_over, climbed = excluded.climbed, spent_at = excluded.spent_at
-        """,
-        [project, worker.id, left_over, climbed],
-    )
-
-
-def pass_by(connection: psycopg.Connection, seconds: float) -> None:
-    """Let time pass for the allowances alone."""
-    connection.execute(
-        "update notify_worker.stored_allowances set spent_at = spent_at - make_interval(secs => %s)", [seconds]
-    )
-
-
-def allowance(connection: psycopg.Connection, worker: Worker, project: str = "default") -> Row:
-    return row(
-        connection,
-        "select * from notify_worker.stored_allowances where worker_id = %s and project = %s",
-        worker.id,
-        project,
-    )
-
-
-def look(connection: psycopg.Connection, worker: Worker) -> list[float | None]:
-    """What a claim says of when to look again, a row each."""
-    statement: LiteralString = "select delivery_id, again_in from notify_worker.claim(%s, %s, 100)"
-    return [each["again_in"] for each in rows(connection, statement, worker.id, uuid4())]
+async def rates(database: str) -> dict[str, float]:
+    """What a worker reads as its share of each project's rate."""
+    async with Store(database) as store:
+        return {project.name: worker_rate for project, _, worker_rate in await store.projects()}
 
 
 def gone_for(connection: psycopg.Connection, worker: Worker, seconds: float) -> None:
@@ -93,397 +296,295 @@ def gone_for(connection: psycopg.Connection, worker: Worker, seconds: float) -> 
     )
 
 
-# ── how much ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_no_more_is_claimed_than_the_allowance(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
-    fill(connection, 100)
-    worker = enter(connection)
-    has(connection, worker, 7)
-
-    claimed = claim(connection, worker)
-
-    assert 7 <= len(claimed) <= 10
-    assert allowance(connection, worker)["left_over"] < 7
-
-
-def test_what_is_not_used_adds_up_to_a_quarter_of_a_second(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
-    fill(connection, 100)
-    worker = enter(connection)
-    has(connection, worker, 0)
-    pass_by(connection, 0.5)
-
-    assert len(claim(connection, worker)) == 10
-
-
-def test_what_was_spent_fills_at_the_rate(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
-    fill(connection, 100)
-    worker = enter(connection)
-    has(connection, worker, 0)
-    pass_by(connection, 0.1)
-
-    assert 4 <= len(claim(connection, worker)) <= 8
-
-
-def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(connection: psycopg.Connection) -> None:
+async def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(
+    database: str, connection: psycopg.Connection
+) -> None:
     limit(connection, None)
-    fill(connection, 3_000)
-    worker = enter(connection)
-    has(connection, worker, 10_000)
+    enter(connection)
 
-    assert 2_490 <= len(claim(connection, worker, most=3_000)) <= 2_500
+    assert await rates(database) == {"default": 10_000}
 
 
-def test_a_new_rate_holds_at_the_next_claim(connection: psycopg.Connection) -> None:
-    fill(connection, 200)
-    worker = enter(connection)
-    has(connection, worker, 2_000)
-    first = claim(connection, worker, most=50)
-
+async def test_before_anybody_is_registered_a_worker_has_all_of_it(
+    database: str, connection: psycopg.Connection
+) -> None:
     limit(connection, 42)
 
-    assert (len(first), len(claim(connection, worker, most=50))) == (50, 10)
-    limit(connection, 166)
-    pass_by(connection, 0.5)
-    assert len(claim(connection, worker, most=50)) == 41
+    assert await rates(database) == {"default": 42}
 
 
-def test_two_projects_have_allowances_of_their_own(connection: psycopg.Connection) -> None:
+async def test_of_two_workers_each_gets_half_of_each_project(database: str, connection: psycopg.Connection) -> None:
+    connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 7)")
+    limit(connection, 86)
+    enter(connection), enter(connection)
+
+    assert await rates(database) == {"default": 43, "orders": 3.5}
+
+
+@pytest.mark.parametrize("gone", ["for 11 seconds", "left", "dead"])
+async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: psycopg.Connection, gone: str) -> None:
+    limit(connection, 86)
+    enter(connection)
+    with connected(database) as session:
+        other = enter(session)
+
+    match gone:
+        case "left":
+            leave(connection, other)
+        case "dead":
+            bury(connection, other)
+        case _:
+            gone_for(connection, other, 11)
+
+    assert await rates(database) == {"default": 86}
+
+
+async def test_a_worker_that_was_seen_within_ten_seconds_still_has_its_share(
+    database: str, connection: psycopg.Connection
+) -> None:
+    """As the view `workers` shows it."""
+    limit(connection, 86)
+    enter(connection)
+    other = enter(connection)
+
+    gone_for(connection, other, 8)
+
+    assert len(rows(connection, "select from notify_worker.workers")) == 2
+    assert await rates(database) == {"default": 43}
+    assert still_here(connection, other)
+
+
+async def test_after_a_429_all_go_on_with_half_of_it_which_doubles_each_minute(
+    database: str, connection: psycopg.Connection
+) -> None:
+    limit(connection, 86)
+    enter(connection), enter(connection)
+
+    begin(connection, lasts=1, sent_rate=20)
+    shares = []
+    for _ in range(4):
+        let_pass(connection, seconds=2)
+        shares.append((await rates(database))["default"])
+        let_pass(connection, seconds=58)
+
+    assert shares == pytest.approx([10, 20, 40, 43], rel=0.05)
+
+
+# ── what is claimed within limits ────────────────────────────────────────────────────────────────────────────────────
+
+
+def fill(connection: psycopg.Connection, count: int, project: str = "default") -> None:
+    connection.execute(
+        """
+        insert into notify_worker.notifications (kind, address, title, project)
+        select 'topic', 'news', 'Hello', %s from generate_series(1, %s)
+        """,
+        [project, count],
+    )
+
+
+def claim(connection: psycopg.Connection, worker: Worker, limits: Mapping[str, int], most: int = 100) -> list[Row]:
+    statement: LiteralString = "select * from notify_worker.claim(%s, %s, %s, %s)"
+    return rows(connection, statement, worker.id, uuid4(), most, Jsonb(limits))
+
+
+def test_no_more_of_a_project_is_claimed_than_its_limit(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    fill(connection, 60)
+    fill(connection, 60, "orders")
     worker = enter(connection)
-    for project, rate in (("default", 42), ("orders", 86)):
-        limit(connection, rate, project)
-        fill(connection, 60, project)
-        has(connection, worker, 1_000, project=project)
 
-    claimed = claim(connection, worker)
+    claimed = claim(connection, worker, {"default": 10, "orders": 21})
 
     assert sorted(each["project"] for each in claimed) == ["default"] * 10 + ["orders"] * 21
 
 
-def test_a_project_whose_allowance_is_used_up_leaves_its_place_to_the_others(connection: psycopg.Connection) -> None:
+def test_a_project_without_a_limit_is_not_claimed(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    limit(connection, 1, "orders")
+    worker, number = enter(connection), insert(connection)
+    insert(connection, project="orders")
+
+    assert [each["notification_id"] for each in claim(connection, worker, {"default": 1})] == [number]
+    assert claim(connection, worker, {}) == []
+    assert claim(connection, worker, {"orders": 0}) == []
+
+
+def test_a_project_whose_tokens_are_used_up_leaves_its_place_to_the_others(connection: psycopg.Connection) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60, "orders")
     fill(connection, 60)
     worker = enter(connection)
-    has(connection, worker, 0, project="orders")
 
-    claimed = [each for _ in range(8) for each in claim(connection, worker, most=20)]
+    claimed = [each for _ in range(3) for each in claim(connection, worker, {"default": 2_500}, most=20)]
 
     assert [each["project"] for each in claimed] == ["default"] * 60
 
 
-def test_a_receiver_with_five_devices_makes_a_debt_that_is_paid_first(connection: psycopg.Connection) -> None:
-    limit(connection, 4)
-    for number in range(5):
-        register(connection, "u_42", f"fcm:phone-{number}")
-    for _ in range(3):
-        insert(connection, receiver_id="u_42")
-    worker = enter(connection)
-    has(connection, worker, 1)
-
-    first = claim(connection, worker)
-    debt = allowance(connection, worker)["left_over"]
-    (again_in,) = look(connection, worker)
-    pass_by(connection, 1)
-    too_early = claim(connection, worker)
-    pass_by(connection, 0.5)
-
-    assert (len(first), too_early, len(claim(connection, worker))) == (5, [], 5)
-    assert -4 <= debt < -3
-    assert again_in == pytest.approx(1.25, abs=0.25)
-
-
-def test_what_cannot_be_sent_and_what_is_put_off_costs_nothing(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
-    worker = enter(connection)
-    begin(connection, "topics", lasts=60)
-    fill(connection, 5)
-    unsendable = [insert(connection, campaign="no_such") for _ in range(3)]
-    number = insert(connection)
-    has(connection, worker, 100)
-
-    claimed = claim(connection, worker)
-
-    assert [each["notification_id"] for each in claimed] == [number]
-    assert [state(connection, each) for each in unsendable] == ["failed"] * 3
-    assert allowance(connection, worker)["left_over"] == pytest.approx(9.5, abs=0.1)
-
-
-def test_a_project_that_is_not_there_has_no_limit_since_nothing_of_it_is_sent(connection: psycopg.Connection) -> None:
+def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(connection: psycopg.Connection) -> None:
     fill(connection, 3_000, "no_such")
     worker = enter(connection)
 
-    assert claim(connection, worker, most=3_000) == []
+    claimed = claim(connection, worker, {}, most=3_000)
+
+    assert {(each["delivery_id"], each["state"]) for each in claimed} == {(None, "failed")}
+    assert len(claimed) == 3_000
     assert value(connection, "select count(*) from notify_worker.notifications where state = 'failed'") == 3_000
-    assert rows(connection, "select from notify_worker.stored_allowances") == []
 
 
-# ── among how many ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_of_two_workers_each_gets_half(connection: psycopg.Connection) -> None:
-    limit(connection, 86)
-    fill(connection, 100)
-    first, second = enter(connection), enter(connection)
-    for worker in (first, second):
-        has(connection, worker, 1_000)
-
-    assert [len(claim(connection, worker)) for worker in (first, second)] == [10, 10]
-
-
-@pytest.mark.parametrize("gone", ["for 6 seconds", "left"])
-def test_a_worker_that_is_gone_gets_no_share(connection: psycopg.Connection, gone: str) -> None:
-    limit(connection, 86)
-    fill(connection, 100)
-    other, worker = enter(connection), enter(connection)
-    has(connection, worker, 1_000)
-
-    if gone == "left":
-        leave(connection, other)
-    else:
-        gone_for(connection, other, 6)
-
-    assert len(claim(connection, worker)) == 21
-
-
-def test_a_worker_that_was_seen_within_five_seconds_still_has_its_share(connection: psycopg.Connection) -> None:
-    limit(connection, 86)
-    fill(connection, 100)
-    other, worker = enter(connection), enter(connection)
-    has(connection, worker, 1_000)
-
-    gone_for(connection, other, 3)
-
-    assert len(claim(connection, worker)) == 10
-
-
-def test_who_leaves_and_who_is_buried_has_no_allowance_any_more(database: str, connection: psycopg.Connection) -> None:
-    staying, leaving = enter(connection), enter(connection)
-    with connected(database) as session:
-        dead = enter(session)
-    for worker in (staying, leaving, dead):
-        has(connection, worker, 3)
-
-    leave(connection, leaving)
-    bury(connection, dead)
-
-    left: LiteralString = "select worker_id from notify_worker.stored_allowances"
-    assert [each["worker_id"] for each in rows(connection, left)] == [staying.id]
-
-
-# ── the climb ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_worker_begins_with_a_fifth(connection: psycopg.Connection) -> None:
-    limit(connection, 210)
-    fill(connection, 100)
-    worker = enter(connection)
-
-    assert len(claim(connection, worker)) == 10
-    assert allowance(connection, worker)["climbed"] == pytest.approx(0.2)
-
-
-def climb(connection: psycopg.Connection, worker: Worker, seconds: float, step: float = 1) -> list[float]:
-    """Claim all that may be, each `step` of a second; return which part of its share the worker used each time."""
-    climbed = []
-    for _ in range(round(seconds / step)):
-        pass_by(connection, step)
-        claim(connection, worker)
-        climbed.append(allowance(connection, worker)["climbed"])
-    return climbed
-
-
-@pytest.mark.parametrize("step", [0.5, 1])
-def test_it_climbs_to_all_of_it_within_a_minute_in_which_that_is_wanted(
-    connection: psycopg.Connection, step: float
-) -> None:
-    limit(connection, 24)
-    fill(connection, 500)
-    worker = enter(connection)
-    claim(connection, worker)
-
-    climbed = climb(connection, worker, 66, step)
-
-    assert climbed == sorted(climbed)
-    assert climbed[round(30 / step) - 1] == pytest.approx(0.6, abs=0.1)
-    assert climbed[-1] == 1
-
-
-@pytest.mark.parametrize("rate", [1, 2])
-def test_a_low_rate_is_climbed_to_as_well(connection: psycopg.Connection, rate: int) -> None:
-    limit(connection, rate)
-    fill(connection, 300)
-    worker = enter(connection)
-    claim(connection, worker)
-    climb(connection, worker, 66, 0.5)
-    before = value(connection, "select count(*) from notify_worker.notifications where lease is not null")
-
-    climb(connection, worker, 20, 0.5)
-
-    after = value(connection, "select count(*) from notify_worker.notifications where lease is not null")
-    assert after - before >= 0.9 * 20 * rate
-
-
-@pytest.mark.parametrize(
-    ("left_over", "seconds", "climbed"), [(5, 30, 0.6), (5, 600, 0.2), (0, 31, 0.6), (0, 600, 0.2)]
-)
-def test_it_sinks_while_it_is_not_wanted(
-    connection: psycopg.Connection, left_over: float, seconds: float, climbed: float
-) -> None:
-    limit(connection, 200)
-    fill(connection, 100)
-    worker = enter(connection)
-    has(connection, worker, left_over)
-    pass_by(connection, seconds)
-
-    claim(connection, worker, most=1)
-
-    assert allowance(connection, worker)["climbed"] == pytest.approx(climbed, abs=0.03)
-
-
-# ── when to look again ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_claim_that_only_lacks_allowance_says_when_to_look_again(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
-    fill(connection, 100)
-    worker = enter(connection)
-    has(connection, worker, -20)
-
-    (again_in,) = look(connection, worker)
-
-    assert again_in == pytest.approx((20 + 5.25) / 42, abs=0.2)  # until half of the bucket is there
-    assert again_in is not None
-    pass_by(connection, again_in)
-    assert len(claim(connection, worker)) >= 5
-
-
-def test_a_claim_of_a_rate_below_one_a_second_waits_for_one(connection: psycopg.Connection) -> None:
-    limit(connection, 1)
-    fill(connection, 3)
-    worker = enter(connection)
-    has(connection, worker, 0, climbed=0.2)
-
-    (again_in,) = look(connection, worker)
-
-    assert again_in == pytest.approx(5, abs=0.5)
-
-
-@pytest.mark.parametrize("why", ["nothing is there", "nothing is due", "paused", "probed"])
-def test_a_claim_that_does_not_lack_allowance_says_nothing(connection: psycopg.Connection, why: str) -> None:
-    limit(connection, 42)
-    worker = enter(connection)
-    has(connection, worker, 0)
-    if why != "nothing is there":
-        fill(connection, 5)
-    if why == "nothing is due":
-        connection.execute("update notify_worker.notifications set due_at = now() + interval '1 hour'")
-    if why == "paused":
-        connection.execute("select notify_worker.pause('default', 'maintenance')")
-    if why == "probed":
-        begin(connection)
-
-    assert look(connection, worker) == []
-
-
-def test_what_is_due_of_a_project_with_allowance_is_claimed_and_nobody_waits(connection: psycopg.Connection) -> None:
-    connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    limit(connection, 1, "orders")
-    fill(connection, 2, "orders")
-    fill(connection, 2)
-    worker = enter(connection)
-    has(connection, worker, 0, project="orders")
-
-    assert look(connection, worker) == [None, None]
-    (again_in,) = look(connection, worker)
-    assert again_in is not None
-    assert 0 < again_in <= 1
-
-
-def test_a_probe_is_made_though_the_allowance_was_spent_before_the_pause(connection: psycopg.Connection) -> None:
-    limit(connection, 42)
+def test_a_probe_needs_a_token_as_anything_else(connection: psycopg.Connection) -> None:
     fill(connection, 5)
     worker = enter(connection)
-    has(connection, worker, -3)
     begin(connection)
     let_pass(connection, seconds=11)
 
-    assert [each["probe"] for each in claim(connection, worker)] == [True]
+    assert claim(connection, worker, {}) == []
+    assert [each["probe"] for each in claim(connection, worker, {"default": 3})] == [True]
 
 
-# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a worker that claims ─────────────────────────────────────────────────────────────────────────────────────────────
 
-RATE = 60
-A_ROUND = 0.1
-
-
-def run(connection: psycopg.Connection, workers: list[Worker], seconds: float) -> tuple[int, float]:
-    """Let the workers claim and send by turns, a tenth of a second a round; return how many messages, and in what time.
-
-    Time stands still but for the rounds, and for the claims themselves.
-    """
-    now: LiteralString = "select clock_timestamp()"
-    connection.execute("update notify_worker.stored_allowances set spent_at = clock_timestamp()")
-    stands = dict.fromkeys(workers, value(connection, now))
-    sent, claims_took = 0, 0.0
-    for _ in range(round(seconds / A_ROUND)):
-        for worker in workers:
-            still_here(connection, worker)
-            began = monotonic()
-            connection.execute(
-                """
-                update notify_worker.stored_allowances
-                set spent_at = spent_at + (clock_timestamp() - %s) - make_interval(secs => %s)
-                where worker_id = %s
-                """,
-                [stands[worker], A_ROUND, worker.id],
-            )
-            claimed = claim(connection, worker)
-            stands[worker] = value(connection, now)
-            claims_took += monotonic() - began
-            sent += len(claimed)
-            if claimed:
-                record(connection, worker, *[outcome(each, verdict="sent") for each in claimed])
-    return sent, seconds + claims_took / len(workers)
+CLAIM = "notify_worker.claim("
 
 
-def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_climbed(
-    connection: psycopg.Connection,
+@asynccontextmanager
+async def working(conninfo: str) -> AsyncIterator[Pipeline]:
+    """A worker that sends everything at once."""
+    sender = cast("LazySender", ConsoleSender(StringIO()))
+    async with Store(conninfo) as store:
+        pipeline = Pipeline(store, Heartbeat(conninfo, Settings().lease), lambda _: sender, Settings())
+        await pipeline.projects.read()
+        try:
+            yield pipeline
+        finally:
+            await pipeline.close()
+
+
+def sent(connection: psycopg.Connection, project: str = "default") -> int:
+    counting: LiteralString = "select count(*) from notify_worker.notifications where state = 'sent' and project = %s"
+    return int(value(connection, counting, project))
+
+
+async def drained(pipeline: Pipeline, connection: psycopg.Connection, project: str = "default", count: int = 1) -> bool:
+    """Drain as each poll does; tell whether so many are sent."""
+    await pipeline.drain(within=0.2)
+    return sent(connection, project) == count
+
+
+async def test_a_worker_sends_no_more_than_its_tokens_and_all_in_the_end(
+    database: str, connection: psycopg.Connection
 ) -> None:
-    limit(connection, RATE)
-    fill(connection, 1_800)
-    workers = [enter(connection), enter(connection)]
-    buckets = RATE / 4
+    limit(connection, 100)
+    fill(connection, 40)
 
-    cold, took = run(connection, workers, 8)
-    assert cold <= RATE * took + buckets
-    assert cold <= 0.5 * RATE * took
-    connection.execute("update notify_worker.stored_allowances set climbed = 1")
-    climbed, took = run(connection, workers, 16)
+    counts: list[tuple[int, float]] = []
 
-    assert 0.9 * RATE * 16 <= climbed <= RATE * took + buckets
+    async with working(database) as pipeline:
+        began = monotonic()
+
+        async def all_are_sent() -> bool:
+            await pipeline.drain(within=0.2)
+            counts.append((sent(connection), monotonic() - began))
+            return counts[-1][0] == 40
+
+        await auntil("all are sent", all_are_sent, within=20)
+
+    assert all(count <= 5 + 30 * seconds for count, seconds in counts)
     assert unbalanced(connection) == []
 
 
-def test_a_worker_that_comes_or_goes_changes_nothing_of_what_all_send(
+async def test_each_device_is_a_token_though_a_claim_counts_notifications(
     database: str, connection: psycopg.Connection
 ) -> None:
-    limit(connection, RATE)
-    fill(connection, 1_500)
-    workers = [enter(connection), enter(connection)]
-    for worker in workers:
-        has(connection, worker, 0)
+    limit(connection, 1)
+    for number in range(5):
+        register(connection, "u_42", f"fcm:phone-{number}")
+    insert(connection, receiver_id="u_42")
+    insert(connection, receiver_id="u_42")
 
-    two, first_took = run(connection, workers, 4)
-    workers.append(enter(connection))
-    three, second_took = run(connection, workers, 4)
-    leave(connection, workers.pop())
-    again, third_took = run(connection, workers, 4)
+    async with working(database) as pipeline:
+        await auntil("the first is sent", lambda: drained(pipeline, connection), within=10)
+        debt = pipeline.projects.limiters["default"].available(monotonic())
 
-    assert two + three + again <= RATE * (first_took + second_took + third_took) + 2 * RATE / 4
-    assert again >= 0.9 * RATE * 4
+    assert sent(connection) == 1
+    assert -4 <= debt < -3
+
+
+async def test_what_cannot_be_sent_and_what_is_put_off_costs_no_token(
+    database: str, connection: psycopg.Connection
+) -> None:
+    limit(connection, 40)
+    begin(connection, "topics", lasts=60)
+    fill(connection, 5)
+    unsendable = [insert(connection, campaign="no_such") for _ in range(5)]
+
+    async with working(database) as pipeline:
+        assert await pipeline.drain(within=5)
+        assert pipeline.projects.limiters["default"].available(monotonic()) == 2
+
+    assert [state(connection, each) for each in unsendable] == ["failed"] * 5
+    assert row(connection, "select count(*) from notify_worker.notifications where state = 'pending'")["count"] == 5
+
+
+async def test_a_worker_without_tokens_claims_ten_times_a_second_at_most(
+    database: str, connection: psycopg.Connection
+) -> None:
+    limit(connection, 1)
+    fill(connection, 3)
+
+    with Relay(database) as relay:
+        async with working(relay.conninfo) as pipeline:
+            began = monotonic()
+            assert not await pipeline.drain(within=1)
+            took = monotonic() - began
+
+        assert 2 <= relay.asked(CLAIM) <= 3 + 10 * took
+    assert sent(connection) == 1
+
+
+@pytest.mark.parametrize("why", ["nothing is there", "nothing is due", "paused", "probed"])
+async def test_a_worker_without_tokens_does_not_wait_for_them_where_nothing_is_due(
+    database: str, connection: psycopg.Connection, why: str
+) -> None:
+    limit(connection, 1)
+    insert(connection)
+
+    async with working(database) as pipeline:
+        await auntil("its token is taken", lambda: drained(pipeline, connection), within=10)
+        if why != "nothing is there":
+            fill(connection, 5)
+        if why == "nothing is due":
+            connection.execute("update notify_worker.notifications set due_at = now() + interval '1 hour'")
+        if why == "paused":
+            connection.execute("select notify_worker.pause('default', 'maintenance')")
+        if why == "probed":
+            begin(connection)
+        began = monotonic()
+
+        assert await pipeline.drain(within=4)
+
+    assert monotonic() - began < 3, "a token comes after five seconds"
+
+
+async def test_a_project_without_tokens_keeps_nobody_from_the_others(
+    database: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 1)")
+    fill(connection, 300, "orders")
+
+    async with working(database) as pipeline:
+        await pipeline.drain(within=0.5)
+        fill(connection, 300)
+        await pipeline.drain(within=2)
+
+    assert sent(connection) == 300
+    assert sent(connection, "orders") == 1
+
+
+async def test_what_is_of_a_project_made_just_now_is_claimed_within_seconds(
+    database: str, connection: psycopg.Connection
+) -> None:
+    async with working(database) as pipeline:
+        connection.execute("insert into notify_worker.projects (name) values ('orders')")
+        fill(connection, 5, "orders")
+
+        await auntil("all are sent", lambda: drained(pipeline, connection, "orders", 5), within=3)

@@ -642,7 +642,7 @@ class Database:
         self.connection.execute(
             """
             truncate notifications, stored_deliveries, stored_attempts, devices, campaigns, projects,
-                stored_incidents, stored_project_locks, stored_allowances, stored_workers, procrastinate_jobs cascade
+                stored_incidents, stored_project_locks, stored_workers, procrastinate_jobs cascade
             """
         )
         for project in PROJECTS:

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.store_calls import Row, enter, outcome, rows, value
+from tests.support.store_calls import CLAIM, Row, enter, outcome, rows, value
 
 RECEIVERS, AT_ONCE = 2000, 100
 
@@ -62,13 +62,13 @@ def held(connection: psycopg.Connection) -> list[Row]:
 def test_a_claim_and_a_record_touch_what_they_are_about(connection: psycopg.Connection, verdict: str) -> None:
     worker = enter(connection)
     for _ in range(3):  # some history, and plans that have settled
-        connection.execute("select count(*) from notify_worker.claim(%s, %s, %s)", [worker.id, uuid4(), AT_ONCE])
+        connection.execute(CLAIM, [worker.id, uuid4(), AT_ONCE])
         outcomes = [
             outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)
         ]
         connection.execute("select notify_worker.record(%s, %s)", [worker.id, Jsonb(outcomes)])
 
-    claiming = pages(connection, "select * from notify_worker.claim(%s, %s, %s)", worker.id, uuid4(), AT_ONCE)
+    claiming = pages(connection, CLAIM, worker.id, uuid4(), AT_ONCE)
     outcomes = [outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)]
     recording = pages(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(outcomes))
 

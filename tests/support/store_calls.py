@@ -119,10 +119,18 @@ def still_here(connection: psycopg.Connection, worker: Worker) -> bool:
     return bool(alive)
 
 
+CLAIM: LiteralString = """
+    select claimed.*
+    from (select jsonb_object_agg(name, 1000000) as limits from notify_worker.projects) as every_project
+    cross join lateral notify_worker.claim(%s, %s, %s, every_project.limits) as claimed
+"""
+"""A claim of every project, with no limit but `most`."""
+
+
 def claim(connection: psycopg.Connection, worker: Worker, most: int = 100) -> list[Row]:
-    """Claim under a new lease, and return the deliveries with it; the row of nulls is left out."""
+    """Claim of every project under a new lease, and return the deliveries with it; what ended or waits is left out."""
     lease = uuid4()
-    claimed = rows(connection, "select * from notify_worker.claim(%s, %s, %s)", worker.id, lease, most)
+    claimed = rows(connection, CLAIM, worker.id, lease, most)
     return [each | {"lease": str(lease)} for each in claimed if each["delivery_id"] is not None]
 
 
@@ -235,7 +243,6 @@ def let_pass(connection: psycopg.Connection, **time: float) -> None:
         "notifications": ["created_at", "due_at", "send_at", "expires_at", "expanded_at", "leased_at", "settled_at"],
         "stored_deliveries": ["created_at", "due_at", "settled_at"],
         "stored_incidents": ["began_at", "ends_at", "next_probe_at", "ended_at"],
-        "stored_allowances": ["spent_at"],
     }.items():
         earlier = [SQL("{0} = {0} - %(time)s").format(Identifier(column)) for column in columns]
         connection.execute(

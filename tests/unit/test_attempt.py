@@ -1,4 +1,4 @@
-"""One attempt of a delivery, with a provider that plays a script: places, quick retries, stopping, and bugs."""
+"""One attempt of a delivery, with a provider that plays a script: slots, quick retries, stopping, and bugs."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from notify_worker.attempt import Mark, Places, Try
+from notify_worker.attempt import AttemptRun
+from notify_worker.heartbeat import Heartbeat
+from notify_worker.marker import Marker
 from notify_worker.model import (
     Attempt,
     Change,
@@ -24,6 +26,7 @@ from notify_worker.model import (
     Verdict,
 )
 from notify_worker.project_state import ProjectState
+from notify_worker.slots import Slots
 from tests.support.waiting import auntil
 from tests.unit.test_render import DELIVERY
 
@@ -75,25 +78,33 @@ def attempt(
     sender: ScriptedSender,
     address: str = "a",
     *,
-    places: Places | None = None,
+    slots: Slots | None = None,
     stopping: asyncio.Event | None = None,
-    mend_for: float = 60,
+    quick_retry_window: float = 60,
     state: ProjectState | None = None,
-    mark: Mark | None = None,
+    marks: Marker | None = None,
+    alive: bool = True,
     **delivery: Any,
-) -> Try:
-    return Try(
+) -> AttemptRun:
+    return AttemptRun(
         replace(DELIVERY, address=address, **delivery),
         state or ProjectState(Project("default"), sender),
-        places=places or Places(100),
+        slots=slots or Slots(100),
         stopping=stopping or asyncio.Event(),
-        mend_for=mend_for,
-        mark=mark or allowed,
+        quick_retry_window=quick_retry_window,
+        marks=marks or Book(sender, Slots(1)),
+        heartbeat=Alive(alive=alive),
     )
 
 
-async def allowed(delivery: Delivery) -> bool:
-    return True
+class Alive(Heartbeat):
+    """The heartbeat of a worker that holds what it has claimed, or no more."""
+
+    def __init__(self, *, alive: bool) -> None:
+        self._alive = alive
+
+    def holds(self, worker_id: int) -> bool:
+        return self._alive
 
 
 def project(sender: ScriptedSender, *answered: Outcome, blocked: tuple[Scope, ...] = ()) -> ProjectState:
@@ -104,7 +115,7 @@ def project(sender: ScriptedSender, *answered: Outcome, blocked: tuple[Scope, ..
     return state
 
 
-async def made(attempt: Try) -> Attempt:
+async def made(attempt: AttemptRun) -> Attempt:
     result = await attempt.run()
     assert result is not None
     return result
@@ -120,47 +131,47 @@ async def test_a_message_that_is_sent_is_one_request_and_never_due_again() -> No
     assert before <= result.started <= result.finished <= monotonic()
 
 
-async def test_no_more_are_in_flight_than_there_are_places() -> None:
-    sender, places = ScriptedSender(), Places(3)
-    tries = [asyncio.create_task(made(attempt(sender, places=places))) for _ in range(20)]
-    await auntil("every place is taken and the others wait", lambda: places.waiting == 17, within=5)
-    assert (places.taken, sender.busy) == (3, 3)
+async def test_no_more_are_in_flight_than_there_are_slots() -> None:
+    sender, slots = ScriptedSender(), Slots(3)
+    tries = [asyncio.create_task(made(attempt(sender, slots=slots))) for _ in range(20)]
+    await auntil("every slot is taken and the others wait", lambda: slots.waiting == 17, within=5)
+    assert (slots.taken, sender.busy) == (3, 3)
 
     sender.go.set()
     results = await asyncio.gather(*tries)
 
     assert [result.outcome for result in results] == [SENT] * 20
     assert sender.most_busy == 3
-    assert (places.taken, places.waiting) == (0, 0)
+    assert (slots.taken, slots.waiting) == (0, 0)
 
 
-async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_for_a_place() -> None:
-    sender, places = ready(), Places(1)
-    async with places:
-        waiting = asyncio.create_task(made(attempt(sender, places=places)))
-        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_for_a_slot() -> None:
+    sender, slots = ready(), Slots(1)
+    async with slots:
+        waiting = asyncio.create_task(made(attempt(sender, slots=slots)))
+        await auntil("it waits for the slot", lambda: slots.waiting == 1, within=5)
         freed = monotonic()
 
     assert (await waiting).started >= freed
 
 
-async def test_quick_retries_take_seconds_and_hold_no_place_meanwhile() -> None:
+async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
     """Side by side, since the waits of quick retries are real: 1 s and 2 s."""
     begun = monotonic()
-    one_place = Places(1)
+    one_slot = Slots(1)
     in_turn = ready(first=[MENDABLE])
     again_and_again = ready(a=[MENDABLE] * 3)
     lease_over = ready(a=[MENDABLE])
 
     first, second, given_up, cut_short, mended_late = await asyncio.gather(
-        made(attempt(in_turn, "first", places=one_place)),
-        made(attempt(in_turn, "second", places=one_place)),
+        made(attempt(in_turn, "first", slots=one_slot)),
+        made(attempt(in_turn, "second", slots=one_slot)),
         made(attempt(again_and_again)),
-        made(attempt(lease_over, start_by=begun + 0.5, mend_for=0)),
-        made(attempt(ready(a=[MENDABLE]), start_by=begun + 0.5, mend_for=60)),
+        made(attempt(lease_over, start_by=begun + 0.5, quick_retry_window=0)),
+        made(attempt(ready(a=[MENDABLE]), start_by=begun + 0.5, quick_retry_window=60)),
     )
 
-    assert in_turn.asked == ["first", "second", "first"]  # with one place, the second one left while the first waited
+    assert in_turn.asked == ["first", "second", "first"]  # with one slot, the second one left while the first waited
     assert (first.outcome, first.requests) == (SENT, 2)
     assert second.finished < begun + A_BLIP
     assert (given_up.outcome, given_up.requests) == (MENDABLE, 3)
@@ -202,9 +213,9 @@ async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
 
 
 async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() -> None:
-    sender, stopping, places = ready(a=[MENDABLE]), asyncio.Event(), Places(1)
-    running = asyncio.create_task(made(attempt(sender, stopping=stopping, places=places)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
+    sender, stopping, slots = ready(a=[MENDABLE]), asyncio.Event(), Slots(1)
+    running = asyncio.create_task(made(attempt(sender, stopping=stopping, slots=slots)))
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
 
     stopping.set()
     async with asyncio.timeout(A_BLIP):
@@ -213,15 +224,15 @@ async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() ->
     assert (result.outcome, result.requests, len(sender.asked)) == (MENDABLE, 1, 1)
 
 
-async def test_who_waits_for_a_place_when_the_worker_stops_leaves_without_a_request() -> None:
-    sender, stopping, places = ScriptedSender(), asyncio.Event(), Places(1)
-    in_flight = asyncio.create_task(made(attempt(sender, "in flight", places=places, stopping=stopping)))
-    await auntil("the place is taken", lambda: sender.busy == 1, within=5)
-    waiting = [asyncio.create_task(attempt(sender, places=places, stopping=stopping).run()) for _ in range(3)]
-    await auntil("the others wait", lambda: places.waiting == 3, within=5)
+async def test_who_waits_for_a_slot_when_the_worker_stops_leaves_without_a_request() -> None:
+    sender, stopping, slots = ScriptedSender(), asyncio.Event(), Slots(1)
+    in_flight = asyncio.create_task(made(attempt(sender, "in flight", slots=slots, stopping=stopping)))
+    await auntil("the slot is taken", lambda: sender.busy == 1, within=5)
+    waiting = [asyncio.create_task(attempt(sender, slots=slots, stopping=stopping).run()) for _ in range(3)]
+    await auntil("the others wait", lambda: slots.waiting == 3, within=5)
 
     stopping.set()
-    places.let_in_who_waits()
+    slots.wake_waiters()
 
     assert await asyncio.gather(*waiting) == [None] * 3
     assert sender.asked == ["in flight"]
@@ -229,22 +240,29 @@ async def test_who_waits_for_a_place_when_the_worker_stops_leaves_without_a_requ
     assert (await in_flight).outcome is SENT
 
 
-async def test_a_place_that_comes_too_late_is_not_used() -> None:
-    sender, places, start_by = ready(), Places(1), monotonic() + 0.05
+async def test_a_slot_that_comes_too_late_is_not_used() -> None:
+    sender, slots, start_by = ready(), Slots(1), monotonic() + 0.05
 
-    async with places:
-        late = asyncio.create_task(attempt(sender, places=places, start_by=start_by).run())
+    async with slots:
+        late = asyncio.create_task(attempt(sender, slots=slots, start_by=start_by).run())
         await auntil("its time is over", lambda: monotonic() > start_by, within=5)
 
     assert await late is None
     assert sender.asked == []
 
 
+async def test_a_worker_whose_heartbeat_has_ended_starts_no_request() -> None:
+    sender = ready()
+
+    assert await attempt(sender, alive=False).run() is None
+    assert sender.asked == []
+
+
 async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog: pytest.LogCaptureFixture) -> None:
-    sender, places = ready(broken=[RuntimeError("a bug")]), Places(1)
+    sender, slots = ready(broken=[RuntimeError("a bug")]), Slots(1)
 
     broken, *others = await asyncio.gather(
-        *(made(attempt(sender, address, places=places)) for address in ("broken", "a", "b"))
+        *(made(attempt(sender, address, slots=slots)) for address in ("broken", "a", "b"))
     )
 
     assert broken.outcome.verdict is Verdict.UNKNOWN
@@ -252,7 +270,7 @@ async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog:
     assert broken.retry_in is not None
     assert "a bug" not in (broken.outcome.error or "")
     assert [other.outcome for other in others] == [SENT, SENT]
-    assert places.taken == 0
+    assert slots.taken == 0
     assert "delivery 7 broke" in caplog.text
     assert "RuntimeError: a bug" in caplog.text
 
@@ -311,7 +329,7 @@ async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) ->
         case "the worker stops":
             stopping.set()
         case "it is not marked":
-            delivery |= {"on_unknown": OnUnknown.HOLD, "mark": Book(sender, Places(1), allows=False).mark}
+            delivery |= {"on_unknown": OnUnknown.HOLD, "marks": Book(sender, Slots(1), allows=False)}
 
     await attempt(sender, state=state, stopping=stopping, **delivery).run()
 
@@ -328,20 +346,20 @@ async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> Non
     assert (state.unreported, state.blocked) == ([], frozenset({Scope.PROJECT}))
 
 
-async def test_who_waits_for_a_place_when_a_pause_begins_leaves_without_a_request() -> None:
-    sender, places = ScriptedSender({"a": [QUOTA]}), Places(1)
+async def test_who_waits_for_a_slot_when_a_pause_begins_leaves_without_a_request() -> None:
+    sender, slots = ScriptedSender({"a": [QUOTA]}), Slots(1)
     state = project(sender)
-    in_flight = asyncio.create_task(made(attempt(sender, state=state, places=places)))
-    await auntil("the place is taken", lambda: sender.busy == 1, within=5)
-    waiting = [asyncio.create_task(attempt(sender, state=state, places=places).run()) for _ in range(3)]
-    await auntil("the others wait", lambda: places.waiting == 3, within=5)
+    in_flight = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
+    await auntil("the slot is taken", lambda: sender.busy == 1, within=5)
+    waiting = [asyncio.create_task(attempt(sender, state=state, slots=slots).run()) for _ in range(3)]
+    await auntil("the others wait", lambda: slots.waiting == 3, within=5)
 
     sender.go.set()
 
     assert await asyncio.gather(*waiting) == [None] * 3
     assert (await in_flight).outcome is QUOTA
     assert sender.asked == ["a"]
-    assert (places.taken, places.waiting) == (0, 0)
+    assert (slots.taken, slots.waiting) == (0, 0)
 
 
 async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
@@ -373,11 +391,11 @@ async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
 
 async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
     """Side by side, since the waits of quick retries are real."""
-    sender, lapsing, places = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Places(1)
+    sender, lapsing, slots = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Slots(1)
     state = project(sender)
-    running = asyncio.create_task(made(attempt(sender, state=state, places=places)))
+    running = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
     expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not places.taken, within=A_BLIP)
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
 
     state.sync(state.project, ["project"])
     paused, expired = await asyncio.gather(running, expiring)
@@ -407,11 +425,11 @@ async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
     assert sender.asked == []
 
 
-async def test_what_expires_while_it_waits_for_a_place_leaves_without_a_request() -> None:
-    sender, places, expires_by = ready(), Places(1), monotonic() + 0.05
+async def test_what_expires_while_it_waits_for_a_slot_leaves_without_a_request() -> None:
+    sender, slots, expires_by = ready(), Slots(1), monotonic() + 0.05
 
-    async with places:
-        late = asyncio.create_task(attempt(sender, places=places, expires_by=expires_by).run())
+    async with slots:
+        late = asyncio.create_task(attempt(sender, slots=slots, expires_by=expires_by).run())
         await auntil("it has expired", lambda: monotonic() > expires_by, within=5)
 
     assert await late is None
@@ -446,26 +464,26 @@ async def test_a_probe_to_ios_that_succeeded_recently_does_not_end_a_pause_that_
 
 
 @dataclass
-class Book:
-    """Writes down which deliveries are marked, what had been asked by then, and in how many places."""
+class Book(Marker):
+    """Writes down which deliveries are marked, what had been asked by then, and in how many slots."""
 
     sender: ScriptedSender
-    places: Places
+    slots: Slots
     allows: bool = True
     written: list[tuple[int, int, int]] = field(default_factory=list)
 
     async def mark(self, delivery: Delivery) -> bool:
-        self.written.append((delivery.id, len(self.sender.asked), self.places.taken))
+        self.written.append((delivery.id, len(self.sender.asked), self.slots.taken))
         return self.allows
 
 
-async def test_what_must_not_be_sent_twice_is_marked_in_its_place_just_before_its_request() -> None:
-    sender, places = ready(), Places(1)
-    book = Book(sender, places)
+async def test_what_must_not_be_sent_twice_is_marked_in_its_slot_just_before_its_request() -> None:
+    sender, slots = ready(), Slots(1)
+    book = Book(sender, slots)
 
-    async with places:
-        waiting = asyncio.create_task(made(attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)))
-        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+    async with slots:
+        waiting = asyncio.create_task(made(attempt(sender, slots=slots, marks=book, on_unknown=OnUnknown.HOLD)))
+        await auntil("it waits for the slot", lambda: slots.waiting == 1, within=5)
         too_early = list(book.written)
     result = await waiting
 
@@ -475,20 +493,20 @@ async def test_what_must_not_be_sent_twice_is_marked_in_its_place_just_before_it
 
 
 async def test_what_can_not_be_marked_is_not_sent() -> None:
-    sender, places = ready(), Places(1)
-    book = Book(sender, places, allows=False)
+    sender, slots = ready(), Slots(1)
+    book = Book(sender, slots, allows=False)
 
-    assert await attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD).run() is None
-    assert (sender.asked, places.taken) == ([], 0)
+    assert await attempt(sender, slots=slots, marks=book, on_unknown=OnUnknown.HOLD).run() is None
+    assert (sender.asked, slots.taken) == ([], 0)
     assert len(book.written) == 1
 
 
 async def test_what_does_not_leave_is_not_marked() -> None:
-    sender, places, stopping = ready(), Places(1), asyncio.Event()
-    book, state = Book(sender, places), project(sender, blocked=(Scope.PROJECT,))
+    sender, slots, stopping = ready(), Slots(1), asyncio.Event()
+    book, state = Book(sender, slots), project(sender, blocked=(Scope.PROJECT,))
     stopping.set()
 
-    hold: dict[str, Any] = {"places": places, "mark": book.mark, "on_unknown": OnUnknown.HOLD}
+    hold: dict[str, Any] = {"slots": slots, "marks": book, "on_unknown": OnUnknown.HOLD}
     await attempt(sender, state=state, **hold).run()
     await attempt(sender, stopping=stopping, **hold).run()
     await attempt(sender, expires_by=monotonic() - 1, **hold).run()
@@ -498,14 +516,14 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     assert (book.written, sender.asked) == ([], [])
 
 
-async def test_what_waits_for_a_place_when_a_pause_begins_is_not_marked() -> None:
-    sender, places = ready(), Places(1)
-    book, state = Book(sender, places), project(sender)
+async def test_what_waits_for_a_slot_when_a_pause_begins_is_not_marked() -> None:
+    sender, slots = ready(), Slots(1)
+    book, state = Book(sender, slots), project(sender)
 
-    async with places:
-        hold = attempt(sender, state=state, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)
+    async with slots:
+        hold = attempt(sender, state=state, slots=slots, marks=book, on_unknown=OnUnknown.HOLD)
         waiting = asyncio.create_task(hold.run())
-        await auntil("it waits for the place", lambda: places.waiting == 1, within=5)
+        await auntil("it waits for the slot", lambda: slots.waiting == 1, within=5)
         state.sync(state.project, ["project"])
 
     assert await waiting is None
@@ -513,10 +531,10 @@ async def test_what_waits_for_a_place_when_a_pause_begins_is_not_marked() -> Non
 
 
 async def test_what_may_be_sent_twice_is_not_marked() -> None:
-    sender, places = ready(), Places(1)
-    book = Book(sender, places, allows=False)
+    sender, slots = ready(), Slots(1)
+    book = Book(sender, slots, allows=False)
 
-    result = await made(attempt(sender, places=places, mark=book.mark, on_unknown=OnUnknown.RESEND))
+    result = await made(attempt(sender, slots=slots, marks=book, on_unknown=OnUnknown.RESEND))
 
     assert result.outcome is SENT
     assert book.written == []
@@ -527,19 +545,22 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
     sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05
     state = project(sender)
 
-    async def slow(delivery: Delivery) -> bool:
-        if what == "the worker stops":
-            stopping.set()
-        if what == "a pause begins":
-            state.sync(state.project, ["project"])
-        await auntil("it is over", lambda: monotonic() > soon, within=5)
-        return True
+    class Slow(Marker):
+        def __init__(self) -> None: ...
+
+        async def mark(self, delivery: Delivery) -> bool:
+            if what == "the worker stops":
+                stopping.set()
+            if what == "a pause begins":
+                state.sync(state.project, ["project"])
+            await auntil("it is over", lambda: monotonic() > soon, within=5)
+            return True
 
     result = await attempt(
         sender,
         state=state,
         stopping=stopping,
-        mark=slow,
+        marks=Slow(),
         on_unknown=OnUnknown.HOLD,
         expires_by=soon if what == "it expires" else float("inf"),
         start_by=soon if what == "its lease ends" else float("inf"),
@@ -554,15 +575,15 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
 
 async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
     """Side by side, since the waits of quick retries are real."""
-    places = Places(100)
+    slots = Slots(100)
     hold, probing, busy, never_left, calm = (
         ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
     )
-    book = Book(hold, places)
+    book = Book(hold, slots)
     many_are_5xx = [SENT] * 17 + [MENDABLE] * 3
 
     of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
-        made(attempt(hold, places=places, mark=book.mark, on_unknown=OnUnknown.HOLD)),
+        made(attempt(hold, slots=slots, marks=book, on_unknown=OnUnknown.HOLD)),
         made(attempt(probing, probe=True)),
         made(attempt(busy, state=project(busy, *many_are_5xx))),
         made(attempt(never_left, state=project(never_left, *many_are_5xx))),

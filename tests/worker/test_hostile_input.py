@@ -184,7 +184,7 @@ async def test_a_retry_beyond_the_end_of_all_times_is_refused_or_recorded(databa
                 "update notify_worker.projects set first_retry_after = %s, longest_retry_after = %s", [wait, wait]
             )
         async with Store(database) as store:
-            ((project, _),) = await store.projects()
+            ((project, *_),) = await store.projects()
         worker = enter(connection)
         claimed = claim(connection, worker)
 
@@ -202,7 +202,7 @@ async def test_a_campaign_that_can_not_be_read_fails_its_own_rows_alone(database
         worker = enter(connection)
 
     async with Store(database) as store:
-        claimed = await store.claim(worker.id, uuid4(), 100, timedelta(seconds=60))
+        claimed = await store.claim(worker.id, uuid4(), 100, {"default": 1000}, timedelta(seconds=60))
 
     rendered = {delivery.notification_id: render(delivery) for delivery in claimed.deliveries}
     assert isinstance(rendered[healthy], Message)

@@ -46,7 +46,7 @@ async def held(connection: psycopg.Connection, store: Store, count: int, lease: 
         [count],
     )
     worker = enter(connection, lease)
-    claim = await store.claim(worker.id, uuid4(), count, lease)
+    claim = await store.claim(worker.id, uuid4(), count, {"default": 1000}, lease)
     assert len(claim.deliveries) == count
     return claim.deliveries
 
@@ -139,7 +139,7 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
 ) -> None:
     (before,) = await held(connection, store, 1, A_MOMENT)
     await_end_of_lease(connection, before.notification_id)
-    (now,) = (await store.claim(before.worker_id, uuid4(), 1, A_MINUTE)).deliveries
+    (now,) = (await store.claim(before.worker_id, uuid4(), 1, {"default": 1000}, A_MINUTE)).deliveries
     assert now.id == before.id
     connection.execute("update notify_worker.notifications set due_at = now() + interval '1 minute'")
     marker = Marker(store)

@@ -2,10 +2,12 @@
 
 import random
 from datetime import timedelta
+from uuid import uuid4
 
 import psycopg
 
 from tests.support.shop import LEASE, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.store_calls import CLAIM
 from tests.support.waiting import until
 
 
@@ -17,7 +19,7 @@ def claim_and_die(shop: Shop) -> str:
         ).fetchone()
         assert row is not None
         worker_id, name = row
-        session.execute("select notify_worker.claim(%s, gen_random_uuid(), 10)", [worker_id])
+        session.execute(CLAIM, [worker_id, uuid4(), 10])
     return str(name)
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from time import monotonic
 from typing import LiteralString
 from uuid import uuid4
 
@@ -181,31 +182,36 @@ async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(stor
     assert relay.asked(READING) == 2
 
 
-async def test_a_project_made_just_now_is_read_when_a_claim_names_it(
-    connection: psycopg.Connection, store: Store, relay: Relay
+async def test_a_project_made_just_now_has_a_limiter_once_it_is_read(
+    connection: psycopg.Connection, store: Store
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     connection.execute("insert into notify_worker.projects (name, max_attempts) values ('orders', 4)")
-    insert(connection, project="orders")
-    insert(connection)
-    worker = enter(connection)
 
-    claim = await store.claim(worker.id, uuid4(), 10, A_MINUTE)
     await projects.read()
-    too_early = projects.state("orders")
-    await projects.read_what_is_claimed(claim.deliveries)
+    too_early = projects.state("orders"), "orders" in projects.limiters
+    await projects.read(anew=True)
 
-    assert {delivery.project for delivery in claim.deliveries} == {"default", "orders"}
-    assert too_early is None
+    assert too_early == (None, False)
     assert knows(projects, "orders").policy.max_attempts == 4
-    assert relay.asked(READING) == 2
-    await projects.read_what_is_claimed(claim.deliveries)
-    assert relay.asked(READING) == 2
+    assert projects.limiters["orders"].available(monotonic()) >= 1
+
+
+async def test_a_new_rate_is_that_of_the_same_limiter(connection: psycopg.Connection, store: Store) -> None:
+    projects = Projects(store, Post().open_sender)
+    await projects.read()
+    limiter = projects.limiters["default"]
+
+    connection.execute("update notify_worker.projects set max_per_second = 42")
+    await projects.read(anew=True)
+
+    assert projects.limiters["default"] is limiter
+    assert limiter.rate == 42
 
 
 async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
-    connection: psycopg.Connection, store: Store
+    connection: psycopg.Connection, store: Store, relay: Relay
 ) -> None:
     projects = Projects(store, Post().open_sender)
     connection.execute("select notify_worker.pause('default', 'maintenance')")
@@ -214,12 +220,14 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     connection.execute("select notify_worker.resume('default')")
     insert(connection)
 
-    claim = await store.claim(enter(connection).id, uuid4(), 10, A_MINUTE)
+    claim = await store.claim(enter(connection).id, uuid4(), 10, {"default": 10}, A_MINUTE)
+    await projects.read_what_is_claimed(claim.deliveries)
     await projects.read_what_is_claimed(claim.deliveries)
 
     (delivery,) = claim.deliveries
     assert stopped == {Scope.PROJECT}
     assert knows(projects).allows(delivery)
+    assert relay.asked(READING) == 2
 
 
 async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.Connection, store: Store) -> None:
@@ -232,6 +240,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
     await projects.read(anew=True)
 
     assert projects.state("orders") is None
+    assert list(projects.limiters) == ["default"]
     knows(projects)
 
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from notify_worker.drain import Pipeline
 from notify_worker.heartbeat import Heartbeat
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
+from notify_worker.pipeline import Pipeline
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
@@ -159,7 +159,7 @@ async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connecti
     worker = enter(connection)
 
     async with Store(database) as store:
-        (delivery,) = (await store.claim(worker.id, uuid4(), 10, timedelta(minutes=1))).deliveries
+        (delivery,) = (await store.claim(worker.id, uuid4(), 10, {"default": 1000}, timedelta(minutes=1))).deliveries
         started = monotonic()
         gone = Attempt(delivery, Outcome(Verdict.UNREGISTERED, http_status=404), started, started, 1)
         async with store._pool.connection(), store._pool.connection():

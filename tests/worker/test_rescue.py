@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from notify_worker import sandbox
-from notify_worker.drain import Pipeline
 from notify_worker.heartbeat import Heartbeat
+from notify_worker.pipeline import Pipeline
 from notify_worker.rescuer import Rescuer
 from notify_worker.sandbox import Sandbox
 from notify_worker.senders.factory import open_sender
@@ -38,6 +38,7 @@ from tests.support.store_calls import (
     value,
 )
 from tests.support.waiting import auntil
+from tests.unit.test_render import DELIVERY
 
 LEASE = timedelta(seconds=40)
 SOON, HALF_A_LEASE = 3, LEASE.total_seconds() / 2
@@ -399,9 +400,9 @@ async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_s
 async def test_a_process_does_not_rescue_what_it_was_itself(database: str, connection: psycopg.Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
         former = heartbeat.worker_id
-        heartbeat.ids_in_use = lambda: {former}  # something of it is still in hand
         insert(connection)
         claim(connection, Worker(former, ""))
+        heartbeat.outstanding.add(replace(DELIVERY, worker_id=former))
         await lose_its_session(connection, heartbeat)
 
         assert await rescuer.rescue() == 0

@@ -1,8 +1,8 @@
--- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, nor in `not_of`, its share,
--- and no more than this worker's allowance of it; high before normal, but an eighth is normal's where it has any; the longest due
--- first. Of a project whose probe is due it is one notification: postpone_blocked decides whether it is the probe. One that somebody
--- else has locked is skipped: it delays nobody.
-create or replace function notify_worker.pick(worker_id integer, most integer, due_by timestamptz, not_of text[])
+-- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, its share, and no more than
+-- its limit in `limits` (a project without one is left out, a name that no project has needs none); high before normal, but an
+-- eighth is normal's where it has any; the longest due first. Of a project whose probe is due it is one notification:
+-- postpone_blocked decides whether it is the probe. One that somebody else has locked is skipped: it delays nobody.
+create or replace function notify_worker.pick(most integer, due_by timestamptz, limits jsonb)
 returns table (id bigint, expanded_at timestamptz, lease uuid)
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -12,7 +12,8 @@ declare
     in_line text[] := array(
         select project
         from projects_due(due_by) as due (project)
-        where project <> all (not_of)
+        where limits ? project
+            or not exists (select from projects where projects.name = due.project)
         order by random()
     );
     of_project text;
@@ -26,9 +27,8 @@ declare
 begin
     foreach of_project in array in_line loop
         exit when left_over < 1;
-        share := ceil(left_over::numeric / projects_left);
+        share := least(ceil(left_over::numeric / projects_left), (limits ->> of_project)::integer);
         projects_left := projects_left - 1;
-        select least(share, floor(allowance.left_over)) into share from allowance(of_project, pick.worker_id);
         continue when share < 1;
         select max(incident.probe_count) into probes
         from open_incidents as incident

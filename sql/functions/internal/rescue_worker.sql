@@ -26,8 +26,6 @@ begin
         return null;
     end if;
 
-    delete from stored_allowances as allowance where allowance.worker_id = rescue_worker.worker_id;
-
     select array_agg(id) into held
     from (
         select id

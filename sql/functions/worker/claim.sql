@@ -1,11 +1,11 @@
 -- Takes up to `most` due notifications under `lease`, a token that the caller chose, for the lease length that the worker
 -- entered with, and returns what is to be sent of them: one row a delivery, with the words that make its message. A device
--- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody; where all that was due
--- ended so, or only this worker's allowance is used up, one row of nulls says in how many seconds it is worth looking again.
--- Of the projects in `not_of` it takes nothing: this worker knows that they are stopped, and could not tell yet.
--- Whoever calls this answers every bell that waits. Refuses a worker that has unregistered or was rescued
+-- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody: it is one row with its state
+-- and no delivery_id, and so is what was postponed. `limits` holds how many notifications may be claimed of each project at most;
+-- a project that is not in it is not claimed. A name that no project has needs no limit, since nothing of it is sent.
+-- A claim answers every wake-up that waits. Refuses a worker that has unregistered or was rescued
 -- (object_not_in_prerequisite_state).
-create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, not_of text[] default '{}')
+create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, limits jsonb)
 returns table (
     delivery_id bigint,
     notification_id bigint,
@@ -29,7 +29,7 @@ returns table (
     params jsonb,
     campaign text,
     campaign_content jsonb,
-    again_in double precision
+    state text
 )
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -64,15 +64,11 @@ begin
         array_agg(id) filter (where expanded_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and try_lock_lapsed_lease(id))
     into fresh, again, lapsed
-    from pick(claim.worker_id, most, at, not_of);
+    from pick(most, at, limits);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
     if picked = '{}' then
-        again_in := allowed_in(claim.worker_id);
-        if again_in is not null then
-            return next;
-        end if;
         return;
     end if;
     if lapsed is not null then
@@ -100,8 +96,8 @@ begin
     return query
     select
         delivery.id,
-        notification.id,
-        notification.project,
+        picked_one.id,
+        picked_one.project,
         delivery.kind,
         delivery.address,
         delivery.platform,
@@ -127,39 +123,22 @@ begin
             'data', campaign.data,
             'message', campaign.message
         ) end,
-        null::double precision
+        picked_one.state
     from unnest(picked) as pick (id)
-    join notifications as notification
-        on notification.id = pick.id
-    join stored_deliveries as delivery
-        on delivery.notification_id = notification.id
+    join notifications as picked_one
+        on picked_one.id = pick.id
+    left join stored_deliveries as delivery
+        on delivery.notification_id = picked_one.id
         and delivery.state = 'pending'
         and delivery.due_at <= at
-    join projects as project
+        and picked_one.state = 'pending'
+    left join notifications as notification     -- only of what is sent: other content may be too big to be read
+        on notification.id = delivery.notification_id
+    left join projects as project
         on project.name = notification.project
     left join campaigns as campaign
         on campaign.name = notification.campaign
     cross join installation
-    where notification.state = 'pending'
-    order by notification.lane, notification.id;
-    if not found then
-        again_in := 0;
-        return next;
-        return;
-    end if;
-
-    perform spend(claimed.project, claim.worker_id, claimed.messages)
-    from (
-        select notification.project, count(*) as messages
-        from unnest(picked) as pick (id)
-        join notifications as notification
-            on notification.id = pick.id
-        join stored_deliveries as delivery
-            on delivery.notification_id = notification.id
-            and delivery.state = 'pending'
-            and delivery.due_at <= at
-        where notification.state = 'pending'
-        group by notification.project
-    ) as claimed;
+    order by picked_one.lane, picked_one.id;
 end
 $$;

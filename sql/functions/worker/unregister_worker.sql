@@ -5,8 +5,6 @@ returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    delete from stored_allowances where worker_id = any (unregister_worker.worker_ids);
-
     update stored_workers
     set ended_at = clock_timestamp()
     where id = any (unregister_worker.worker_ids)
