@@ -11,7 +11,7 @@ import psycopg
 import notify_worker
 
 CHECKOUT = Path(__file__).parents[2]
-FOLDERS = ("notify_worker", "alembic", "sql", "tests", "benchmarks")
+FOLDERS = ("notify_worker", "alembic", "sql", "tests", "chaos", "benchmarks")
 
 
 def files(*suffixes: str) -> list[Path]:

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 from notify_worker import embedded
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
 from notify_worker.session import is_shared
-from tests.conftest import memory
+from tests.support.server import memory
 from tests.support.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
 from tests.support.waiting import until
 

@@ -16,7 +16,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import embedded, schema
-from tests.conftest import created, memory
+from tests.support.server import created, memory
 from tests.support.shop import Row, Shop, Worker, a_shop
 from tests.support.store_calls import enter
 from tests.support.waiting import until

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import CheckViolation, InsufficientPrivilege
 
 from notify_worker import embedded, schema
-from tests.conftest import FAST, administer, created, memory
+from tests.support.server import FAST, administer, created, memory
 from tests.support.store_calls import (
     bury,
     claim,

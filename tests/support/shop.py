@@ -25,7 +25,7 @@ from notify_worker import sandbox
 from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox.switches import Changes
-from tests.conftest import created
+from tests.support.server import created
 from tests.support.waiting import until
 
 PROCRASTINATE = [sys.executable, "-m", "procrastinate", "--app=notify_worker.worker.app"]

@@ -39,8 +39,8 @@ from notify_worker.senders.opening import open_sender
 from notify_worker.senders.transport import AiohttpTransport
 from notify_worker.settings import Settings
 from notify_worker.store import Store
-from tests.conftest import created
 from tests.support.hostile import Act, HostileServer, answer, in_turn, then_close, then_stall
+from tests.support.server import created
 from tests.support.shop import Shop, a_shop
 from tests.support.store_calls import (
     as_stored,

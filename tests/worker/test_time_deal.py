@@ -6,7 +6,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import demo, sandbox
-from tests.conftest import created
+from tests.support.server import created
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ from time import monotonic, sleep
 
 import psycopg
 
+from chaos.book import Fault
+from chaos.harness import AFTER_A_KILL, Chaos, Kind, NotMet
+from chaos.relay import Moment
+from chaos.systems import LEASE
+from chaos.workers import Catch, Slot
 from notify_worker.sandbox.switches import Changes
-from tests.faults.chaos import AFTER_A_KILL, Chaos, Kind, NotMet
-from tests.faults.chaos_book import Fault
-from tests.faults.chaos_pooler import program
-from tests.faults.chaos_relay import Moment
-from tests.faults.chaos_systems import LEASE
-from tests.faults.chaos_workers import Catch, Slot
 from tests.support.cluster import FAST, IMMEDIATE
+from tests.support.pooler import program
 from tests.support.waiting import until
 
 MET_WITHIN = 20.0

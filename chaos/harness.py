@@ -1,7 +1,7 @@
 """Chaos: producers commit, workers send, and faults come at random moments; at the end everything has to add up.
 
 A run has a seed, which is printed: the same seed draws the same faults in the same order. What happened stands in a book
-(`chaos_book.py`); what the system says stands in its tables; what phones show, in the local FCM.
+(`book.py`); what the system says stands in its tables; what phones show, in the local FCM.
 """
 
 from collections import Counter
@@ -20,16 +20,16 @@ from typing import Any, Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from chaos.book import Book, Fault
+from chaos.producers import Producer
+from chaos.relay import Relay, Relays
+from chaos.result import Left, Result, count_doubles, count_faults, count_notifications
+from chaos.systems import System
+from chaos.workers import Catch, Slot, Supervisor
 from notify_worker import sandbox
 from notify_worker.sandbox import Shown
-from tests.faults.chaos_book import Book, Fault
-from tests.faults.chaos_pooler import Pooler, program
-from tests.faults.chaos_producers import Producer
-from tests.faults.chaos_relay import Relay, Relays
-from tests.faults.chaos_result import Left, Result, count_doubles, count_faults, count_notifications
-from tests.faults.chaos_systems import System
-from tests.faults.chaos_workers import Catch, Slot, Supervisor
 from tests.support.cluster import Cluster
+from tests.support.pooler import Pooler, program
 from tests.support.waiting import until
 
 LATENCY = 0.15

@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
 
-from tests.faults.chaos_relay import Moment, Relay, Trap
-from tests.faults.chaos_result import Left
+from chaos.relay import Moment, Relay, Trap
+from chaos.result import Left
 
 RESTARTED_AFTER = 0.5
 SHUTDOWN = 28.0
