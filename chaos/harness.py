@@ -22,14 +22,14 @@ from psycopg.conninfo import make_conninfo
 
 from chaos.book import Book, Fault
 from chaos.producers import Producer
-from chaos.relay import Relay, Relays
 from chaos.result import Left, Result, count_doubles, count_faults, count_notifications
 from chaos.systems import System
 from chaos.workers import Catch, Slot, Supervisor
 from notify_worker import sandbox
 from notify_worker.sandbox import Shown
 from tests.support.cluster import Cluster
-from tests.support.pooler import Pooler, program
+from tests.support.pooler import IMPATIENT, Pooler, program
+from tests.support.relay import Relay
 from tests.support.waiting import until
 
 LATENCY = 0.15
@@ -99,11 +99,10 @@ class Chaos:
         self.box = ends.enter_context(
             sandbox.start(self._folder / "sandbox.json", on_show=self._on_show, seed=self.seed, latency=LATENCY)
         )
-        self.relays = ends.enter_context(Relays())
         self._open_pooler(ends)
-        self.slots = [self._slot(number, kind) for number, kind in enumerate(self.system.slots)]
+        self.slots = [self._slot(ends, number, kind) for number, kind in enumerate(self.system.slots)]
         if self.pooler and self.system.pooled:
-            self.slots.append(self._slot(len(self.slots), self.system.pooled, through=self.pooler))
+            self.slots.append(self._slot(ends, len(self.slots), self.system.pooled, through=self.pooler))
         ends.callback(self._say_what_workers_logged)
         for slot in self.slots:
             slot.start()
@@ -120,21 +119,21 @@ class Chaos:
     def _open_pooler(self, ends: ExitStack) -> None:
         if program() is None:
             return
-        way = self.relays.relay(lambda: self.cluster.primary.port)
+        way = ends.enter_context(Relay(lambda: self.cluster.primary.conninfo))
         self.pooler = Pooler(
-            self._folder, make_conninfo(self.direct, host="127.0.0.1", port=way.port, target_session_attrs="any")
+            make_conninfo(self.direct, host="127.0.0.1", port=way.port, target_session_attrs="any"),
+            self._folder,
+            more=IMPATIENT,
         )
         self.pooler.start()
         ends.callback(self.pooler.stop)
 
-    def _slot(self, number: int, kind: str, through: Pooler | None = None) -> Slot:
+    def _slot(self, ends: ExitStack, number: int, kind: str, through: Pooler | None = None) -> Slot:
         """Make a place for a worker: it reaches both servers by relays of its own, or the primary by PgBouncer."""
         ways: list[Relay] = []
         if through is None:
-            ways = [self.relays.relay(lambda node=node: node.port) for node in self.cluster.nodes]  # type: ignore[misc]
-            conninfo = make_conninfo(
-                self.direct, port=",".join(str(way.port) for way in ways), sslmode="disable", gssencmode="disable"
-            )
+            ways = [ends.enter_context(Relay(node.conninfo)) for node in self.cluster.nodes]
+            conninfo = make_conninfo(self.direct, port=",".join(str(way.port) for way in ways))
         else:
             conninfo = through.conninfo
         conninfo = make_conninfo(conninfo, application_name="worker")

@@ -10,9 +10,9 @@ import psycopg
 
 from chaos.book import Event, Push
 from chaos.producers import RECEIVERS, devices_of
-from chaos.relay import Moment
 from notify_worker import schema
 from notify_worker.sandbox import Sandbox
+from tests.support.relay import Moment
 
 Cursor = psycopg.Cursor[Any]
 Connection = psycopg.Connection[Any]
