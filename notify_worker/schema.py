@@ -114,7 +114,7 @@ def apply_sql() -> None:
     """
     root = sql_folder()
     run("set local check_function_bodies = off;")
-    for pattern in ("functions/*.sql", "triggers/*.sql", "views/*.sql", "grants.sql"):
+    for pattern in ("functions/*/*.sql", "triggers/*.sql", "views/*.sql", "grants.sql"):
         for path in sorted(root.glob(pattern)):
             apply_file(path)
     run("select notify_worker.keep_partitions();")
