@@ -18,8 +18,10 @@ from time import monotonic, sleep
 
 import psycopg
 
-from notify_worker import embedded, schema
-from notify_worker.demo import Shop, register
+from notify_worker import schema
+from notify_worker.dev import postgres
+from notify_worker.dev.demo import register
+from notify_worker.dev.shop import Shop
 from notify_worker.producer import defer
 from notify_worker.sandbox import start as start_sandbox
 
@@ -36,10 +38,10 @@ def main() -> None:
     with ExitStack() as ends:
         home = Path(ends.enter_context(TemporaryDirectory(prefix="notify-worker-latency-")))
         home.chmod(0o711)
-        server = ends.enter_context(embedded.start(home))
+        server = ends.enter_context(postgres.start(home))
         box = ends.enter_context(start_sandbox(home / "sandbox.json"))
         schema.migrate(server.conninfo)
-        shop = Shop(server.conninfo, box, print, home / "worker.log")
+        shop = Shop(server.conninfo, box, home / "worker.log")
         ends.callback(shop.close)
         if options.without_notify:
             shop.connection.execute(

@@ -29,7 +29,8 @@ import psutil
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 
 COLUMNS = "(event_id, receiver_id, campaign, params)"
 ROW = """('order:' || :random, 'u_42', 'order_paid', '{"order_id": 42}')"""
@@ -83,7 +84,7 @@ class Bench:
         before = self.cpu()
         said = subprocess.run(
             [
-                *(embedded.binaries() / "pgbench", "-n", "-M", "prepared", "-f", self.scripts[table]),
+                *(postgres.binaries() / "pgbench", "-n", "-M", "prepared", "-f", self.scripts[table]),
                 *("-c", str(clients), "-j", "1", "-T", str(seconds)),
                 *("-h", str(parts["host"]), "-p", str(parts["port"]), "-U", str(parts["user"]), str(parts["dbname"])),
             ],
@@ -194,7 +195,7 @@ def main() -> None:
     with ExitStack() as ends:
         home = Path(ends.enter_context(TemporaryDirectory(prefix="notify-worker-producer-")))
         home.chmod(0o711)
-        server = ends.enter_context(embedded.start(home, {"max_wal_size": "4GB", "max_connections": "100"}))
+        server = ends.enter_context(postgres.start(home, {"max_wal_size": "4GB", "max_connections": "100"}))
         schema.migrate(server.conninfo)
         bench = Bench(server.conninfo, home)
         under_load(bench, bench.worker_awake, "awake", options)

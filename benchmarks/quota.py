@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 
-from notify_worker import embedded, schema
-from notify_worker.demo import Shop
+from notify_worker import schema
+from notify_worker.dev import postgres
+from notify_worker.dev.shop import Shop
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox import start as start_sandbox
 
@@ -68,11 +69,11 @@ def main() -> None:
     with ExitStack() as ends:
         home = Path(ends.enter_context(TemporaryDirectory(prefix="notify-worker-quota-")))
         home.chmod(0o711)
-        server = ends.enter_context(embedded.start(home))
+        server = ends.enter_context(postgres.start(home))
         credentials = home / "sandbox.json"
         box = ends.enter_context(start_sandbox(credentials, quota=options.quota, retry_after=options.retry_after))
         schema.migrate(server.conninfo)
-        shop = Shop(server.conninfo, box, print, home / "worker.log")
+        shop = Shop(server.conninfo, box, home / "worker.log")
         ends.callback(shop.close)
         shop.connection.execute("update notify_worker.projects set max_per_second = %s", [options.max_per_second])
         for _ in range(options.workers):

@@ -14,7 +14,8 @@ from threading import Event
 
 import psycopg
 
-from notify_worker import demo, schema, supervision, verbs
+from notify_worker import schema, supervision, verbs
+from notify_worker.dev import demo
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.model import ADDRESS_KINDS
 from notify_worker.sandbox import start as start_sandbox
@@ -169,7 +170,7 @@ def rate(text: str) -> tuple[str, float]:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Tell the whole story on an embedded PostgreSQL and a local FCM; ends by itself, in less than 30 seconds."""
+    """Show all of it on an embedded PostgreSQL and a local FCM; ends by itself, in less than 30 seconds."""
     configure_logging(Settings(), logging.DEBUG if options.verbose else logging.ERROR)
     with TemporaryDirectory(prefix="notify-worker-demo-") as home:
         return WELL if demo.run(Path(home), tell=lambda line: print(line, flush=True)) else FAILED

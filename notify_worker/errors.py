@@ -6,7 +6,7 @@
     ├── SchemaMismatch          the schema in the database is missing, older or newer than this release
     │   └── SchemaIsOlder       it was not migrated yet
     ├── CredentialsError        the credentials of a project can't be used
-    ├── EmbeddedServerError     the embedded PostgreSQL does not start, or can't be reached
+    ├── EmbeddedServerError     the embedded PostgreSQL does not start, or another process runs it
     └── BrokenInstallation      files of this package are missing
 
 What FCM answers is never an exception: it is an `Outcome`.
@@ -38,7 +38,7 @@ class CredentialsError(NotifyWorkerError):
 
 
 class EmbeddedServerError(NotifyWorkerError):
-    """The embedded PostgreSQL does not start, or can't be reached."""
+    """The embedded PostgreSQL does not start, or another process runs it."""
 
 
 class BrokenInstallation(NotifyWorkerError):

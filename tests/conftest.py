@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, forget_the_shell, memory
 
 
@@ -28,7 +29,7 @@ def server() -> Iterator[str]:
         return
     with TemporaryDirectory(prefix="notify-worker-", dir=memory()) as home:
         Path(home).chmod(0o711)  # under root the server runs as nobody, who has to pass through
-        with embedded.start(Path(home), FAST) as started:
+        with postgres.start(Path(home), FAST) as started:
             yield started.conninfo
 
 

@@ -1,4 +1,4 @@
-"""The sandbox's service account: its key file, the OAuth2 grant, and the bearers that it has given out."""
+"""The sandbox's service account: its key file, the OAuth2 grant, and the bearer tokens that were granted."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from google.auth.exceptions import GoogleAuthError
 
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Json
-from notify_worker.sandbox.answers import Answer, RefusedError, told
-from notify_worker.sandbox.catalogue import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEARER
+from notify_worker.sandbox.answers import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEARER, Answer, RefusedError, ok
 
 EMAIL = "sandbox@sandbox.iam.gserviceaccount.com"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -30,14 +29,14 @@ SCOPES = {
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """A bearer that was given out."""
+    """A bearer token that was granted."""
 
     number: int
     ends_at: float
 
 
 class Account:
-    """The one service account that may send here."""
+    """The one service account that may send."""
 
     def __init__(self, path: Path, url: str, project: str) -> None:
         self._token_uri = f"{url}/token"
@@ -48,9 +47,15 @@ class Account:
         write(path, account_info(key_id, private_key, self._token_uri, project))
 
     def grant(self, form: Mapping[str, str], lifetime: int, *, refuse: bool = False) -> Answer:
-        """Answer a token request; the bearer is good for `lifetime` seconds. `refuse`: as if the key had been deleted.
+        """Grant a bearer token for a signed JWT.
 
-        Raises RefusedError as OAuth2 asks for it.
+        Args:
+            form: the form that was posted.
+            lifetime: seconds for which the token is valid.
+            refuse: refuse the grant, as Google does for a deleted key.
+
+        Raises:
+            RefusedError: with the error that OAuth 2.0 asks for (RFC 6749, section 5.2).
         """
         if form.get("grant_type") != GRANT:
             raise refusal("unsupported_grant_type", "Invalid grant_type.")
@@ -63,7 +68,7 @@ class Account:
             raise refusal("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
         token = f"ya29.{token_urlsafe(48)}"
         self._bearers[f"Bearer {token}"] = Bearer(len(self._bearers) + 1, monotonic() + lifetime)
-        return told({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"})
+        return ok({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"})
 
     def _claims(self, assertion: str) -> Mapping[str, Json]:
         try:
@@ -76,26 +81,27 @@ class Account:
         return claims
 
     def refuse(self, authorization: str | None) -> Answer | None:
-        """Say what is wrong with an `Authorization` header; None: nothing."""
+        """Return the answer to a wrong `Authorization` header; None if the header is right."""
         bearer = self._bearers.get(authorization or "")
         if bearer and bearer.number > self._revoked:
             return EXPIRED_BEARER if bearer.ends_at <= monotonic() else None
         return UNKNOWN_BEARER if authorization and authorization.startswith("Bearer ") else NO_BEARER
 
     def revoke(self, *, revoked: bool) -> None:
-        """Let every bearer given out so far be unknown, or good again."""
+        """Refuse every bearer token that was granted so far, or accept them again."""
         self._revoked = len(self._bearers) if revoked else 0
 
 
 def refusal(code: str, description: str) -> RefusedError:
-    """Refuse a grant."""
+    """Build the refusal of a grant."""
     return RefusedError(Answer(400, json.dumps({"error": code, "error_description": description}).encode()))
 
 
 def own_key(path: Path) -> tuple[str, str] | None:
-    """Read the key of an earlier run, so that workers that know it go on after a restart of the sandbox.
+    """Read the key of an earlier run, so that workers that have it go on after a restart of the sandbox.
 
-    Raises CredentialsError where the file is somebody else's: a real key must not be overwritten.
+    Raises:
+        CredentialsError: another program wrote the file. A real key must not be overwritten.
     """
     if not path.exists():
         return None
@@ -111,20 +117,20 @@ def own_key(path: Path) -> tuple[str, str] | None:
 
 
 def new_key() -> tuple[str, str]:
-    """Make a key and its id."""
+    """Generate a key and its id."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return token_hex(20), pem.decode()
 
 
 def public_half(private_key: str) -> bytes:
-    """Derive what signatures are verified with."""
+    """Derive the public key, with which signatures are verified."""
     key = serialization.load_pem_private_key(private_key.encode(), password=None)
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def account_info(key_id: str, private_key: str, token_uri: str, project: str) -> Mapping[str, str]:
-    """Write what stands in a service-account file."""
+    """Return the content of a service-account file."""
     return {
         "type": "service_account",
         "project_id": project,
@@ -137,9 +143,10 @@ def account_info(key_id: str, private_key: str, token_uri: str, project: str) ->
 
 
 def write(path: Path, info: Mapping[str, str]) -> None:
-    """Write the file whole, readable by its owner alone.
+    """Write the file atomically, readable by its owner alone.
 
-    Raises CredentialsError where that can't be.
+    Raises:
+        CredentialsError: the file can't be written.
     """
     draft = path.with_name(f".{path.name}.{token_hex(4)}")
     try:

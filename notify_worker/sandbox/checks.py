@@ -1,4 +1,4 @@
-"""What FCM asks of a message beyond the types of its fields: one target, sizes, reserved keys, ranges, patterns."""
+"""FCM's rules for a message beyond the types of its fields: one target, sizes, reserved keys, ranges, patterns."""
 
 import json
 import re
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from notify_worker.model import Json
-from notify_worker.sandbox.answers import RefusedError, error, invalid, malformed
-from notify_worker.sandbox.catalogue import NO_TARGET, TOO_BIG
+from notify_worker.sandbox.answers import NO_TARGET, TOO_BIG, RefusedError, error, invalid, malformed
 from notify_worker.sandbox.fields import REQUEST
 
 KINDS = ("token", "fid", "topic", "condition")
@@ -25,7 +24,7 @@ MOST_TERMS = 5
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that FCM would take."""
+    """A send request that FCM would accept."""
 
     kind: str
     address: str = field(repr=False)
@@ -34,9 +33,10 @@ class Request:
 
 
 def read(body: bytes) -> Request:
-    """Read a request.
+    """Read a send request.
 
-    Raises RefusedError with FCM's answer.
+    Raises:
+        RefusedError: carries FCM's answer.
     """
     try:
         asked = json.loads(body)
@@ -54,7 +54,7 @@ def read(body: bytes) -> Request:
 
 
 def target(message: Mapping[str, Json]) -> str:
-    """Name the one kind of address that the message has."""
+    """Return the one kind of address that the message has."""
     kinds = [kind for kind in message if kind in KINDS and message[kind]]
     if not kinds:
         raise RefusedError(NO_TARGET)
@@ -65,12 +65,12 @@ def target(message: Mapping[str, Json]) -> str:
 
 
 def refuse(path: str, description: str) -> RefusedError:
-    """Refuse a field for its value."""
+    """Build the refusal of a field's value."""
     return RefusedError(invalid(f"message.{path}", description))
 
 
 def data_keys(message: Mapping[str, Json]) -> None:
-    """Refuse data keys that FCM keeps for itself, in its wider reading."""
+    """Refuse data keys that FCM reserves, in the wider reading of its documentation."""
     for path, part in (
         ("data", message),
         ("android.data", message.get("android")),
@@ -82,13 +82,13 @@ def data_keys(message: Mapping[str, Json]) -> None:
 
 
 def ttl(message: Mapping[str, Json]) -> None:
-    """Refuse an android.ttl outside of 0 s to 28 days."""
+    """Refuse an android.ttl that is not between 0 s and 28 days."""
     if not 0 <= message.get("android", {}).get("ttl", 0) <= LONGEST_TTL:
         raise refuse("android.ttl", f"Invalid ttl: it has to be between 0s and {LONGEST_TTL}s")
 
 
 def labels(message: Mapping[str, Json]) -> None:
-    """Refuse an analytics label with other characters or more than 50."""
+    """Refuse an analytics label with forbidden characters, or with more than 50."""
     for path, part in (
         ("", message),
         *((name + ".", message.get(name, {})) for name in ("android", "apns", "webpush")),
@@ -106,13 +106,13 @@ def color(message: Mapping[str, Json]) -> None:
 
 
 def topic(message: Mapping[str, Json]) -> None:
-    """Refuse a topic with other characters, or with the prefix /topics/."""
+    """Refuse a topic with forbidden characters; the prefix /topics/ has one."""
     if message.get("topic") and not TOPIC.fullmatch(message["topic"]):
         raise refuse("topic", "Malformed topic name")
 
 
 def condition(message: Mapping[str, Json]) -> None:
-    """Refuse a condition that is not made of one to five topics."""
+    """Refuse a condition that does not consist of one to five topics."""
     asked = message.get("condition")
     if not asked:
         return
@@ -124,6 +124,6 @@ def condition(message: Mapping[str, Json]) -> None:
 
 
 def size(message: Mapping[str, Json]) -> int:
-    """Count the bytes of the keys and values of `data` and `notification`; all that FCM counts is not documented."""
+    """Count the bytes of the keys and values in `data` and `notification`. FCM does not document all that it counts."""
     parts = (message.get("data"), message.get("notification"))
     return sum(len(f"{key}{value}".encode(errors="replace")) for part in parts if part for key, value in part.items())

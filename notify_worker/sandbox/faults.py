@@ -1,7 +1,8 @@
-"""Faults by address: an address that begins with the name of a fault behaves accordingly.
+"""The faults that the sandbox can play: by address, or by rate for addresses that name none.
 
-`[once|twice]FAULT:anything`, for example `dead:x`, `hang0.5:x`, `once503:phone-1`; in a topic, which can't have a colon,
-`topicquota~news`, and a condition is read by its first topic. FAULT is one of
+An address that begins with the name of a fault gets that fault: `[once|twice]FAULT:anything`, for example `dead:x`,
+`hang0.5:x`, `once503:phone-1`. A topic can't have a colon and is written `topicquota~news`; of a condition the first topic
+counts. FAULT is one of
 
     dead, apnsgone                    404 UNREGISTERED, the second with Apple's words
     malformed, oldmalformed           400 for a token that is none, in two forms
@@ -23,19 +24,22 @@
     cut200                            the message is accepted, and the connection closed in the middle of the answer
 
 With `once` and `twice` only the first or the first two requests for the address get the fault. A request that hangs
-is received, and counts as in flight; its message is shown only when its turn to be answered comes. One that is
-dropped is never shown. What is `accepted…` or cut is shown at once: the phone has it, and the client can't know.
+is received and counts as in flight; its message is shown only once it is answered. A request that is dropped is never
+shown. With `accepted…` and `cut200` the message is shown at once: the phone has it, and the client can't know.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
+from hashlib import blake2b
 from math import inf
+from random import Random
+from secrets import randbits
 
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.sandbox.answers import Answer
-from notify_worker.sandbox.catalogue import LATER, NAMED, by_status, unavailable_until
+from notify_worker.sandbox.answers import NAMED, Answer, by_status, unavailable_with_retry_after
 from notify_worker.sandbox.checks import Request
 
 ADDRESS = re.compile(r"(?P<times>once|twice)?(?P<name>[a-z0-9.]+)[:~]")
@@ -43,7 +47,7 @@ FIRST_TOPIC = re.compile(r"'([^']*)'")
 HANG = re.compile(r"(?P<accepted>accepted)?hang(?P<seconds>\d+(?:\.\d+)?)?", re.ASCII)
 STATUS = re.compile(r"[45]\d\d", re.ASCII)
 TIMES = {"once": 1, "twice": 2, None: inf}
-PATIENCE = timedelta(seconds=60)
+LONGEST_HANG = timedelta(seconds=60)
 """How long a plain `hang` waits for the client to leave."""
 
 
@@ -56,7 +60,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Answer only after this many seconds; accepted before them, or after."""
+    """Answer only after this many seconds; the message is accepted before them, or after."""
 
     seconds: float
     accepted: bool
@@ -72,44 +76,78 @@ Fault = Answer | Drop | Hang | Cut
 WITHOUT_ANSWER: dict[str, Fault] = {"drop": Drop(accepted=False), "accepteddrop": Drop(accepted=True), "cut200": Cut()}
 LATER_503 = {"later503": False, "datelater503": True}
 DEVICE_FAULTS = frozenset({"dead", "404", "malformed", "oldmalformed", "apnsdead", "apnsgone", "mismatch", "403"})
-"""What is wrong with a device each time, not with a request."""
+"""Faults of a device, which it has each time, rather than of a request."""
+DEVICE_KINDS = frozenset({"token", "fid"})
+
+
+def fault_named(name: str) -> Fault | None:
+    """Return the fault of this name; None if there is none."""
+    if known := NAMED.get(name) or WITHOUT_ANSWER.get(name):
+        return known
+    if name in LATER_503:
+        return unavailable_with_retry_after(as_date=LATER_503[name])
+    if hang := HANG.fullmatch(name):
+        return Hang(float(hang["seconds"] or LONGEST_HANG.total_seconds()), accepted=bool(hang["accepted"]))
+    return by_status(int(name)) if STATUS.fullmatch(name) else None
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no fault has.
+
+    Raises:
+        NotifyWorkerError: suggests the nearest name.
+    """
+    if fault_named(name) is None:
+        known = (*NAMED, *WITHOUT_ANSWER, *LATER_503, "hang", "acceptedhang", "500", "503", "504")
+        nearest = get_close_matches(name, known, n=1)
+        hint = f'Did you mean "{nearest[0]}"?' if nearest else "Take one such as 503, dead or hang."
+        raise NotifyWorkerError(f'"{name}" is no fault. {hint}')
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The fault that an address asks for, and how many requests get it."""
+class AddressFault:
+    """The fault that an address names, and how many of its requests get it."""
 
     name: str
     times: float
 
 
-def asked_by(request: Request) -> Asked | None:
-    """Read the fault in an address; None: it asks for none."""
+def fault_of_address(request: Request) -> AddressFault | None:
+    """Read the fault from an address; None if it names none."""
     first_topic = FIRST_TOPIC.search(request.address) if request.kind == "condition" else None
     found = ADDRESS.match(first_topic[1] if first_topic else request.address)
-    if found is None or behaviour(found["name"]) is None:
+    if found is None or fault_named(found["name"]) is None:
         return None
-    return Asked(found["name"], TIMES[found["times"]])
+    return AddressFault(found["name"], TIMES[found["times"]])
 
 
-def behaviour(name: str) -> Fault | None:
-    """Say what a fault of this name does; None: no fault has this name."""
-    if known := NAMED.get(name) or WITHOUT_ANSWER.get(name):
-        return known
-    if name in LATER_503:
-        return unavailable_until(LATER, as_date=LATER_503[name])
-    if hang := HANG.fullmatch(name):
-        return Hang(float(hang["seconds"] or PATIENCE.total_seconds()), accepted=bool(hang["accepted"]))
-    return by_status(int(name)) if STATUS.fullmatch(name) else None
+class RandomFaults:
+    """Faults by rate: a request's is drawn each time, a device's follows from its address, so that a dead one stays dead."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = randbits(32) if seed is None else seed
+        self._random = Random(self._seed)  # noqa: S311  no secret depends on it
+
+    def draw(self, request: Request, rates: Mapping[str, float]) -> str | None:
+        """Name the fault that this request meets. Faults of the request come first: a 503 does not say a device is dead."""
+        of_requests = {name: rate for name, rate in rates.items() if name not in DEVICE_FAULTS}
+        if fault := pick(of_requests.items(), self._random.random()):
+            return fault
+        if request.kind not in DEVICE_KINDS:
+            return None
+        of_devices = ((name, rate) for name, rate in rates.items() if name in DEVICE_FAULTS)
+        return pick(of_devices, self._number_of(request.address))
+
+    def _number_of(self, address: str) -> float:
+        """Turn an address into a number in [0, 1), always the same."""
+        digest = blake2b(f"{self._seed}:{address}".encode(errors="replace"), digest_size=6).digest()
+        return int.from_bytes(digest) / (1 << 48)
 
 
-def check_name(name: str) -> None:
-    """Refuse the name of a fault that is none.
-
-    Raises NotifyWorkerError.
-    """
-    if behaviour(name) is None:
-        known = (*NAMED, *WITHOUT_ANSWER, *LATER_503, "hang", "acceptedhang", "500", "503", "504")
-        nearest = get_close_matches(name, known, n=1)
-        hint = f'Did you mean "{nearest[0]}"?' if nearest else "Take one such as 503, dead or hang."
-        raise NotifyWorkerError(f'"{name}" is no fault. {hint}')
+def pick(rates: Iterable[tuple[str, float]], number: float) -> str | None:
+    """Name the fault whose share of [0, 1) contains the number; None where the shares end before it."""
+    for name, rate in rates:
+        if number < rate:
+            return name
+        number -= rate
+    return None

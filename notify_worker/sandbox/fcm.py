@@ -1,48 +1,36 @@
-"""`messages:send`: who may send, the project's quota, the message, the fault that it meets; all of it counted."""
+"""`messages:send`: checks the bearer token, the project's quota and the message, plays the fault, and counts."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from time import time_ns
 
 from notify_worker.sandbox.account import Account
-from notify_worker.sandbox.answers import Answer, RefusedError, accepted
-from notify_worker.sandbox.catalogue import QUOTA, WRONG_PROJECT, asking_to_wait
+from notify_worker.sandbox.answers import QUOTA, WRONG_PROJECT, Answer, RefusedError, accepted, with_retry_after
 from notify_worker.sandbox.checks import Request, read
-from notify_worker.sandbox.counts import Counts
-from notify_worker.sandbox.dice import Dice
-from notify_worker.sandbox.faults import Cut, Drop, Hang, asked_by, behaviour
+from notify_worker.sandbox.faults import Cut, Drop, Hang, RandomFaults, fault_named, fault_of_address
 from notify_worker.sandbox.phones import Phones
-from notify_worker.sandbox.quota import Bucket
+from notify_worker.sandbox.projects import Counts, Project
 from notify_worker.sandbox.switches import Switches
 
 
-@dataclass(slots=True)
-class Project:
-    """A Firebase project that may be sent for."""
-
-    name: str
-    counts: Counts = field(default_factory=Counts)
-    bucket: Bucket = field(default_factory=Bucket)
-
-
 class Fcm:
-    """Answers sends."""
+    """Answers send requests."""
 
-    def __init__(self, account: Account, phones: Phones, projects: Iterable[str], dice: Dice) -> None:
+    def __init__(self, account: Account, phones: Phones, projects: Iterable[str], random_faults: RandomFaults) -> None:
         self.counts = Counts()
         self.projects = {name: Project(name) for name in projects}
         self._account = account
         self.phones = phones
-        self._dice = dice
+        self._random_faults = random_faults
         self._serial = count(1)
 
     async def send(self, project: str, authorization: str | None, body: bytes, switches: Switches) -> Answer | None:
-        """Answer a send; None: close the connection without a word.
+        """Answer a send request; None closes the connection without an answer.
 
-        What is accepted is shown before the latency: a client that is killed while it waits has sent its message.
+        An accepted message is shown before the latency: a client that is killed while it waits has sent its message.
         """
         known = self.projects.get(project)
         counted = [self.counts, known.counts] if known else [self.counts]
@@ -62,12 +50,12 @@ class Fcm:
             return refused
         if project is None:
             return WRONG_PROJECT
-        has_quota = project.bucket.take(switches.quota)
+        has_quota = project.quota.take(switches.quota)
         answer = await self._within_quota(project, body, switches) if has_quota else QUOTA
         if has_quota and answer and answer.status == 429:
-            project.bucket.give_back()
+            project.quota.put_back()
         if answer is QUOTA and switches.retry_after is not None:
-            return asking_to_wait(QUOTA, str(switches.retry_after))
+            return with_retry_after(QUOTA, str(switches.retry_after))
         return answer
 
     async def _within_quota(self, project: Project, body: bytes, switches: Switches) -> Answer | None:
@@ -76,17 +64,17 @@ class Fcm:
         except RefusedError as refused:
             return refused.answer
         fault = self._fault(project, request, switches)
-        return await behave(fault, lambda: self._accept(project, request))
+        return await apply_fault(fault, lambda: self._accept(project, request))
 
     def _fault(self, project: Project, request: Request, switches: Switches) -> str | None:
-        """Name the fault that a request meets, and count both."""
+        """Name the fault that a request meets, and count it."""
         both = (self.counts, project.counts)
         for counts in both:
             counts.requests[request.address] += 1
-        if asked := asked_by(request):
-            name = asked.name if self.counts.requests[request.address] <= asked.times else None
+        if fault := fault_of_address(request):
+            name = fault.name if self.counts.requests[request.address] <= fault.times else None
         else:
-            name = self._dice.fault(request, switches.fail)
+            name = self._random_faults.draw(request, switches.fail)
         if name:
             for counts in both:
                 counts.by_fault[name] += 1
@@ -102,9 +90,9 @@ class Fcm:
         return accepted(f"projects/{project.name}/messages/0:{time_ns() // 1000}%{next(self._serial):016x}")
 
 
-async def behave(fault: str | None, accept: Callable[[], Answer]) -> Answer | None:
-    """Behave as the fault of this name has it, or well; None: close the connection without a word."""
-    match behaviour(fault) if fault else None:
+async def apply_fault(fault: str | None, accept: Callable[[], Answer]) -> Answer | None:
+    """Play the fault of this name, or accept without one; None closes the connection without an answer."""
+    match fault_named(fault) if fault else None:
         case Answer() as answer:
             return answer
         case Drop(accepted=was_accepted):
@@ -124,7 +112,7 @@ async def behave(fault: str | None, accept: Callable[[], Answer]) -> Answer | No
 
 @contextmanager
 def in_flight(counted: Iterable[Counts]) -> Iterator[None]:
-    """Count a request that has been read, and hold it as long as it is being answered."""
+    """Count a request as received, and as in flight until it is answered."""
     for counts in counted:
         counts.received += 1
         counts.in_flight += 1

@@ -1,6 +1,6 @@
-"""The fields that FCM knows and their types: reads a request as proto3 JSON, and refuses what Google's reader refuses.
+"""The fields of an FCM request and their types, read as proto3 JSON: refuses what Google's reader refuses.
 
-Both `snake_case` and `lowerCamelCase` are read; what comes out has snake_case names. Fields that are null are absent.
+Names may be written in `snake_case` or `lowerCamelCase`; the result has snake_case names. Fields that are null are left out.
 """
 
 import json
@@ -11,16 +11,16 @@ from notify_worker.model import Json
 from notify_worker.sandbox.answers import RefusedError, malformed
 
 Read = Callable[[Json, str], Json]
-"""Takes a value and its path, gives the value; raises RefusedError."""
+"""Takes a value and its path, returns the value as read; raises RefusedError."""
 
 
 def wrong(path: str, wanted: str, value: Json) -> RefusedError:
-    """Refuse a value for its type."""
+    """Build the refusal of a value's type."""
     return RefusedError(malformed(path, f"Invalid value at '{path}' ({wanted}), {json.dumps(value)}"))
 
 
 def unknown(path: str, name: str) -> RefusedError:
-    """Refuse a name that is no field."""
+    """Build the refusal of a name that no field has."""
     place = f" at '{path}'" if path else ""
     return RefusedError(
         malformed(path, f"Invalid JSON payload received. Unknown name {json.dumps(name)}{place}: Cannot find field.")
@@ -28,7 +28,7 @@ def unknown(path: str, name: str) -> RefusedError:
 
 
 def of_type(wanted: str, *types: type) -> Read:
-    """Read a plain value. A boolean is never a number, though Python says so."""
+    """Read a plain value. A boolean is not a number, although Python's is an int."""
 
     def read(value: Json, path: str) -> Json:
         if type(value) not in types:
@@ -46,7 +46,7 @@ anything = of_type("google.protobuf.Struct", dict)
 
 
 def text_map(value: Json, path: str) -> Json:
-    """Read string to string."""
+    """Read a map from string to string."""
     for at, each in enumerate(anything(value, path).values()):
         text(each, f"{path}[{at}].value")
     return value
@@ -64,7 +64,7 @@ def many(item: Read) -> Read:
 
 
 def choice(*names: str) -> Read:
-    """Read an enum, in either case: the documentation has capitals, Google's own SDKs send lower case."""
+    """Read an enum in upper or lower case: the documentation has upper case, Google's SDKs send lower case."""
 
     def read(value: Json, path: str) -> Json:
         if text(value, path).upper() not in names:
@@ -75,7 +75,7 @@ def choice(*names: str) -> Read:
 
 
 def duration(value: Json, path: str) -> Json:
-    """Read a length such as `3.5s`, into seconds."""
+    """Read a duration such as `3.5s` as seconds."""
     if not re.fullmatch(r"-?\d{1,12}(\.\d{1,9})?s", text(value, path), re.ASCII):
         raise wrong(path, "google.protobuf.Duration", value)
     return float(value[:-1])
@@ -88,7 +88,7 @@ def camel(name: str) -> str:
 
 
 def record(fields: Mapping[str, Read]) -> Read:
-    """Read an object of known fields."""
+    """Read an object that has these fields and no others."""
     known = {form: (name, read) for name, read in fields.items() for form in (name, camel(name))}
 
     def read(value: Json, path: str) -> Json:

@@ -1,4 +1,4 @@
-"""The page that shows what phones would show, and the same as JSON."""
+"""The page of messages that phones would show, and the same as JSON."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -7,7 +7,7 @@ from notify_worker.model import Json
 from notify_worker.sandbox.phones import Shown, end_of
 
 LATEST = 200
-"""So many fit on a page."""
+"""Messages on the page, newest first."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -27,21 +27,21 @@ PAGE = """<!DOCTYPE html>
 </table>
 </html>
 """
-ROW = "<tr><td><small>{time}</small><td><small>{kind} …{end}</small><td>{words}"
+ROW = "<tr><td><small>{time}</small><td><small>{kind} …{end}</small><td>{text}"
 
 
 def page(latest: Iterable[Shown], counts: Mapping[str, Json], switches: Mapping[str, Json]) -> bytes:
-    """Write the page."""
+    """Return the page as HTML."""
     text = PAGE.format(
-        counts=escape(in_words(counts)), switches=escape(in_words(switches)), rows="\n".join(map(row, latest))
+        counts=escape(one_line(counts)), switches=escape(one_line(switches)), rows="\n".join(map(row, latest))
     )
     return text.encode(errors="replace")
 
 
-def in_words(named: Mapping[str, Json]) -> str:
-    """Write what is named in one line, without what is off; of what is counted by name, each."""
+def one_line(named: Mapping[str, Json]) -> str:
+    """Write names and values in one line; leave out those that are off or empty."""
     parts = (
-        f"{name} ({in_words(value)})" if isinstance(value, Mapping) else f"{name} {value}"
+        f"{name} ({one_line(value)})" if isinstance(value, Mapping) else f"{name} {value}"
         for name, value in named.items()
         if value not in (None, False, {})
     )
@@ -49,17 +49,17 @@ def in_words(named: Mapping[str, Json]) -> str:
 
 
 def row(shown: Shown) -> str:
-    """Write one line of the page."""
+    """Return a message as a row of the table."""
     return ROW.format(
         time=f"{shown.at.astimezone():%H:%M:%S}",
         kind=shown.kind,
         end=escape(end_of(shown.address)),
-        words=escape(shown.words),
+        text=escape(shown.text),
     )
 
 
 def as_json(shown: Shown) -> Json:
-    """Write one as JSON, like the page with only the end of its address."""
+    """Return a message as JSON; like the page, it shows only the end of the address."""
     return {
         "at": shown.at.isoformat(),
         "project": shown.project,

@@ -1,4 +1,4 @@
-"""What phones would show, and how often they would show it twice. Written by the sandbox's thread, read by any."""
+"""The messages that phones would show, and which they would show twice. The sandbox's thread writes, any thread reads."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -10,12 +10,12 @@ from notify_worker.model import Json
 from notify_worker.sandbox.checks import Request
 
 KEPT = 100_000
-"""So many of the latest are kept to be looked at; the counts go on."""
+"""Latest messages that are kept to be shown; the counts include all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a phone shows of one accepted message. As text it is one line, with only the end of the address."""
+    """One accepted message as a phone shows it. Its str() is one line, with only the end of the address."""
 
     at: datetime
     project: str
@@ -28,48 +28,50 @@ class Shown:
     notification_id: str | None
 
     @property
-    def words(self) -> str:
-        """What there is to read, in one harmless line; of a silent message the names of its data."""
-        words = ": ".join(filter(None, (self.title, self.body))) or f"(data only: {', '.join(self.data)})"
-        return "".join(letter if letter.isprintable() else " " for letter in words)
+    def text(self) -> str:
+        """Title and body in one printable line; for a silent message the names of its data."""
+        text = ": ".join(filter(None, (self.title, self.body))) or f"(data only: {', '.join(self.data)})"
+        return "".join(letter if letter.isprintable() else " " for letter in text)
 
     def __str__(self) -> str:
-        return f"{self.at.astimezone():%H:%M:%S}  {self.kind} …{end_of(self.address)}  {self.words}"
+        return f"{self.at.astimezone():%H:%M:%S}  {self.kind} …{end_of(self.address)}  {self.text}"
 
 
 def end_of(address: str) -> str:
-    """Show what follows the colon if that is short, else six characters: nobody can send to so little."""
+    """Return the part after the colon if it is short, else the last six characters: too little to send to."""
     name = address.rpartition(":")[2]
     return name if ":" in address and 0 < len(name) <= 12 else address[-6:]
 
 
 def shown(request: Request, project: str) -> Shown:
-    """Pick out of a message what a phone shows. The overrides of Android win, as they do there."""
+    """Read from a message what a phone shows. Android's overrides win, as on an Android phone."""
     message = request.message
     android = message.get("android", {})
-    words = {**message.get("notification", {}), **android.get("notification", {})}
+    notification = {**message.get("notification", {}), **android.get("notification", {})}
     data = android.get("data") or message.get("data", {})
     return Shown(
         at=datetime.now(UTC),
         project=project,
         kind=request.kind,
         address=request.address,
-        title=words.get("title"),
-        body=words.get("body"),
+        title=notification.get("title"),
+        body=notification.get("body"),
         data=data,
-        tag=words.get("tag") or message.get("apns", {}).get("headers", {}).get("apns-collapse-id") or web_tag(message),
+        tag=notification.get("tag")
+        or message.get("apns", {}).get("headers", {}).get("apns-collapse-id")
+        or web_tag(message),
         notification_id=data.get("notification_id"),
     )
 
 
 def web_tag(message: Mapping[str, Json]) -> str | None:
-    """Find the tag of a message for the web, where it is free JSON."""
+    """Return the tag of a web message, whose notification is free JSON."""
     tag = message.get("webpush", {}).get("notification", {}).get("tag")
     return tag if isinstance(tag, str) else None
 
 
 class Phones:
-    """All phones of the world, as far as this sandbox has sent to them."""
+    """All phones to which this sandbox has sent."""
 
     def __init__(self, on_show: Callable[[Shown], None] | None) -> None:
         self._on_show = on_show
@@ -78,7 +80,7 @@ class Phones:
         self._seen: set[tuple[str, str, str]] = set()
 
     def show(self, request: Request, project: str) -> bool:
-        """Take an accepted message; say whether the phone has shown it before."""
+        """Show an accepted message; return whether the phone has shown it before."""
         new = shown(request, project)
         with self._lock:
             self._latest.append(new)
@@ -95,6 +97,6 @@ class Phones:
         return double
 
     def latest(self) -> list[Shown]:
-        """What phones show, oldest first."""
+        """Return the messages that phones show, oldest first."""
         with self._lock:
             return list(self._latest)

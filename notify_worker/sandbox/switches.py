@@ -1,4 +1,4 @@
-"""What can be changed while the sandbox runs: faults by rate, latency, quota, bearers and grants."""
+"""The settings that can be changed while the sandbox runs: faults by rate, latency, quota, bearer tokens and grants."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +14,7 @@ ROUNDING = 1e-9
 
 
 class Changes(TypedDict, total=False):
-    """What `switch` takes. What is not named stays as it is; None is as if nobody had ever touched it."""
+    """The arguments of `Sandbox.switch`. A switch that is not named keeps its value; None resets it to its default."""
 
     fail: Mapping[str, float] | None
     latency: float | None
@@ -24,60 +24,59 @@ class Changes(TypedDict, total=False):
     refuse_grants: bool | None
     grant_fault: str | None
     revoked: bool | None
-    goaway: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How the switches stand."""
+    """The values of all switches."""
 
     fail: Mapping[str, float] = field(default_factory=dict)
-    """How likely each fault is, for a request whose address asks for none."""
+    """The probability of each fault, for requests whose address names none."""
     latency: float = 0.0
-    """Seconds before each answer to a send."""
+    """Seconds before each answer to a send request."""
     quota: float | None = None
     """How many messages a second a project may send."""
     retry_after: int | None = None
-    """Seconds of the Retry-After that goes with the answer for a project's quota."""
+    """`Retry-After`, in seconds, of the answer that a project's quota is used up."""
     token_lifetime: int = 3599
-    """Seconds that a new bearer is good for."""
+    """Seconds for which a new bearer token is valid."""
     refuse_grants: bool = False
-    """The token endpoint answers invalid_grant, as for a key that was deleted."""
+    """The token endpoint answers invalid_grant, as it does for a deleted key."""
     grant_fault: str | None = None
-    """The fault that requests to the token endpoint meet, such as 503 or hang."""
+    """The fault of requests to the token endpoint, such as 503 or hang."""
     revoked: bool = False
-    """The bearers that had been given out when this was switched on are unknown; newer ones are not."""
-    goaway: bool = False
-    """Tell the clients on HTTP/2 that are connected now to go away. It is done at once, and off again."""
+    """Bearer tokens that were granted before this was switched on are refused; newer ones are not."""
 
     def changed(self, changes: Mapping[str, Json]) -> "Switches":
-        """Make these changes.
+        """Return the switches with these changes.
 
-        Raises NotifyWorkerError where a name or a value is none.
+        Raises:
+            NotifyWorkerError: a name or a value is wrong.
         """
         for name, value in changes.items():
             check(name, value)
-        return replace(self, **{name: kept(name, value) for name, value in changes.items()})
+        return replace(self, **{name: value_or_default(name, value) for name, value in changes.items()})
 
     def as_json(self) -> dict[str, Json]:
-        """Write them as JSON."""
+        """Return the switches as JSON."""
         return asdict(self)
 
 
 DEFAULTS: Mapping[str, Json] = {each.name: getattr(Switches(), each.name) for each in fields(Switches)}
 
 
-def kept(name: str, value: Json) -> Json:
-    """Say what is kept of a value: a mapping might be changed by whoever gave it."""
+def value_or_default(name: str, value: Json) -> Json:
+    """Return the value to store. A mapping is copied, since the caller might change it later."""
     if value is None:
         return DEFAULTS[name]
     return dict(value) if isinstance(value, Mapping) else value
 
 
 def check(name: str, value: Json) -> None:
-    """Refuse a change that can't be made.
+    """Refuse a wrong name or value.
 
-    Raises NotifyWorkerError.
+    Raises:
+        NotifyWorkerError: says what is allowed.
     """
     if name not in CHECKS:
         nearest = get_close_matches(name, CHECKS, n=1)
@@ -88,33 +87,33 @@ def check(name: str, value: Json) -> None:
 
 
 def seconds(name: str, value: Json) -> None:
-    """Refuse what is no number from 0."""
+    """Refuse a value that is not a number from 0 on."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
         raise NotifyWorkerError(f"{name} is {value!r}. Give it a number from 0 on.")
 
 
 def whole_seconds(name: str, value: Json) -> None:
-    """Refuse what is no whole number from 0."""
+    """Refuse a value that is not a whole number from 0 on."""
     seconds(name, value)
     if not isinstance(value, int):
         raise NotifyWorkerError(f"{name} is {value!r}. Give it a whole number of seconds.")
 
 
 def on_or_off(name: str, value: Json) -> None:
-    """Refuse what is neither true nor false."""
+    """Refuse a value that is neither true nor false."""
     if not isinstance(value, bool):
         raise NotifyWorkerError(f"{name} is {value!r}. It is either on (true) or off (false).")
 
 
 def fault_name(name: str, value: Json) -> None:
-    """Refuse what is no fault."""
+    """Refuse a value that is not the name of a fault."""
     if not isinstance(value, str):
         raise NotifyWorkerError(f"{name} is {value!r}. Give it the name of a fault, such as 503.")
     check_name(value)
 
 
 def rates(name: str, value: Json) -> None:
-    """Refuse what is no likelihood of faults."""
+    """Refuse a value that does not map faults to probabilities."""
     if not isinstance(value, Mapping):
         raise NotifyWorkerError(f'{name} is {value!r}. Give it faults and how likely they are, such as {{"503": 0.1}}.')
     for fault, likelihood in value.items():
@@ -136,5 +135,4 @@ CHECKS: Mapping[str, Callable[[str, Json], None]] = {
     "refuse_grants": on_or_off,
     "grant_fault": fault_name,
     "revoked": on_or_off,
-    "goaway": on_or_off,
 }

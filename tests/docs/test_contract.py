@@ -13,7 +13,8 @@ import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
 import notify_worker
-from notify_worker import cli, embedded, producer, worker
+from notify_worker import cli, producer, worker
+from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql
 from tests.support.store_calls import insert, rows, state, value
@@ -407,7 +408,7 @@ def test_variables_have_the_defaults_of_the_page() -> None:
 def test_the_schema_for_people_is_that_of_the_database(database: str, connection: psycopg.Connection) -> None:
     program = schema_sql.pg_dump("--version").split()[2]
     if not program.startswith("18.") or connection.info.server_version // 10_000 != 18:
-        pytest.skip(f"sql/schema.sql is written by PostgreSQL 18; here are {embedded.binaries()} and another server")
+        pytest.skip(f"sql/schema.sql is written by PostgreSQL 18; here are {postgres.binaries()} and another server")
 
     generated = schema_sql.generate(database)
 

@@ -21,8 +21,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import notify_worker
-from notify_worker import embedded, sandbox
+from notify_worker import sandbox
 from notify_worker.cli import SANDBOX_PORT
+from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES
 from tests.support.waiting import until
 
@@ -70,7 +71,7 @@ class Reader:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         words = shlex.split(command)
-        known = PROGRAMS if (PROGRAMS / words[0]).exists() else embedded.binaries()
+        known = PROGRAMS if (PROGRAMS / words[0]).exists() else postgres.binaries()
         return subprocess.Popen(
             [known / words[0], *words[1:]],
             env=self.environment,

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 from tests.support.server import created, memory
 from tests.support.shop import Row, Shop, Worker, a_shop
 from tests.support.store_calls import enter
@@ -42,7 +43,7 @@ class Server:
     def __init__(self, home: Path) -> None:
         home.chmod(0o711)
         self._home = home
-        self._owned = embedded.start(home, SETTINGS)
+        self._owned = postgres.start(home, SETTINGS)
         self.conninfo = self._owned.conninfo
 
     def restart(self, mode: str) -> None:
@@ -61,9 +62,9 @@ class Server:
     def _control(self, *command: str) -> None:
         (data,) = self._home.glob("pg*/data")
         copied = [path.parent for path in self._home.glob("postgres-*/*/*/bin/pg_ctl")]
-        program = (copied or [embedded.binaries()])[0] / "pg_ctl"
-        embedded.output(
-            program, "-D", data, "-w", "-l", data.with_name("restarts.log"), *command, **embedded.unprivileged()
+        program = (copied or [postgres.binaries()])[0] / "pg_ctl"
+        postgres.output(
+            program, "-D", data, "-w", "-l", data.with_name("restarts.log"), *command, **postgres.unprivileged()
         )
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import embedded
+from notify_worker.dev import postgres
 from tests.support.server import created
 from tests.support.store_calls import (
     Row,
@@ -113,7 +113,7 @@ def live(database: str, connection: psycopg.Connection) -> None:
 def psql(database: str, name: str, *options: str) -> list[dict[str, str]]:
     """Run a query of the folder as its first line says to; give its rows."""
     script = AUDIT / f"{name}.sql"
-    program = [str(embedded.binaries() / "psql"), "-X", "--csv", "-v", "ON_ERROR_STOP=1", "-d", database]
+    program = [str(postgres.binaries() / "psql"), "-X", "--csv", "-v", "ON_ERROR_STOP=1", "-d", database]
     told = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
     assert told.stderr == ""
     return list(csv.DictReader(told.stdout.splitlines()))

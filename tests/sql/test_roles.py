@@ -14,7 +14,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import CheckViolation, InsufficientPrivilege
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, memory
 from tests.support.store_calls import (
     bury,
@@ -575,7 +576,7 @@ def cluster() -> Iterator[str]:
     """The conninfo of a server of its own: roles belong to all databases of a server."""
     with TemporaryDirectory(prefix="notify-worker-", dir=memory()) as home:
         Path(home).chmod(0o711)
-        with embedded.start(Path(home), FAST) as started:
+        with postgres.start(Path(home), FAST) as started:
             yield started.conninfo
 
 
@@ -633,7 +634,7 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
 
     with owned_by_the_shopkeeper(bare) as database:
         program = [
-            str(embedded.binaries() / "psql"),
+            str(postgres.binaries() / "psql"),
             "-X",
             "-q",
             "-v",

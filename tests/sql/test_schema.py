@@ -16,7 +16,8 @@ from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 from notify_worker.errors import BrokenInstallation, DatabaseUnavailable, NotifyWorkerError, SchemaMismatch
 
 CHECKOUT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ Dump = Callable[..., list[str]]
 @pytest.fixture(scope="session")
 def dump(server: str) -> Dump:
     """Say what a database is made of, line by line."""
-    program = embedded.binaries() / "pg_dump"
+    program = postgres.binaries() / "pg_dump"
     with psycopg.connect(server) as connection:
         major = connection.info.server_version // 10_000
     if major > major_of(program):
@@ -86,7 +87,7 @@ def test_the_printed_script_makes_the_schema_that_migrate_makes(
     script = tmp_path / "migrate.sql"
     script.write_text(printed())
 
-    run(embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), "-d", empty_database)
+    run(postgres.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), "-d", empty_database)
 
     assert dump(empty_database) == dump(database)
     schema.verify(empty_database)

@@ -17,14 +17,14 @@ from typing import Any, LiteralString, Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import embedded
+from notify_worker.dev import postgres
 from tests.support.server import memory
 from tests.support.waiting import until
 
 FAST, IMMEDIATE = signal.SIGINT, signal.SIGQUIT
 """The two ways to stop: sessions end and all is written; or everything stops as in a crash, and the next start recovers."""
 SETTINGS = {
-    **embedded.SETTINGS,
+    **postgres.SETTINGS,
     "fsync": "off",  # a process that dies loses nothing; only a machine would
     "full_page_writes": "off",
     "synchronous_commit": "on",
@@ -43,22 +43,22 @@ class Node:
     def __init__(self, programs: Path, folder: Path) -> None:
         folder.mkdir(mode=0o711)
         self.place = folder / "pg"
-        self.port = embedded.free_port()
+        self.port = postgres.free_port()
         self._programs = programs
         self._ends = ExitStack()
         self._server: Popen[Any] | None = None
 
     @property
     def conninfo(self) -> str:
-        return embedded.conninfo(self.place, self.port)
+        return postgres.conninfo(self.place, self.port)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         settings = {**SETTINGS, "port": str(self.port)}
         log = self.place.with_name("postgres.log")
-        server = self._server = embedded.spawn(self._programs, self.place, settings, log, self._ends)
+        server = self._server = postgres.spawn(self._programs, self.place, settings, log, self._ends)
         until("the server answers", lambda: server.poll() is not None or self.answers(), within=STARTS_WITHIN)
-        assert server.poll() is None, f"the server does not start: {embedded.last_lines(log.read_text())}"
+        assert server.poll() is None, f"the server does not start: {postgres.last_lines(log.read_text())}"
 
     def stop(self, how: signal.Signals) -> None:
         """Stop it, and wait until it has ended."""
@@ -87,12 +87,12 @@ class Cluster:
     """A primary and its synchronous standby: what is committed is on both."""
 
     def __init__(self, home: Path) -> None:
-        programs = embedded.binaries()
-        version = embedded.version_of(programs)
-        self._programs = embedded.within_reach(programs, home / "programs")
+        programs = postgres.binaries()
+        version = postgres.version_of(programs)
+        self._programs = postgres.within_reach(programs, home / "programs")
         self.nodes = [Node(self._programs, home / name) for name in ("first", "second")]
         self.primary, self.standby = self.nodes
-        embedded.initialise(self._programs, int(version.partition(".")[0]), self.primary.place)
+        postgres.initialise(self._programs, int(version.partition(".")[0]), self.primary.place)
         self.primary.start()
         self.rebuild_standby()
 
@@ -120,12 +120,12 @@ class Cluster:
 
     def rebuild_standby(self) -> None:
         """Make the other server a copy of the primary, and let each commit wait for it from then on."""
-        new = embedded.empty(self.standby.place.with_name("pg.new"))
-        embedded.give(new)
-        embedded.output(
+        new = postgres.empty(self.standby.place.with_name("pg.new"))
+        postgres.give(new)
+        postgres.output(
             *(self._programs / "pg_basebackup", "--pgdata", new / "data", "--dbname", self.primary.conninfo),
             *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
-            **embedded.unprivileged(),
+            **postgres.unprivileged(),
         )
         shutil.copy(self.primary.place / "password", new / "password")
         shutil.rmtree(self.standby.place, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from notify_worker import embedded
+from notify_worker.dev import postgres
 from tests.support.waiting import until
 
 HOW_TO_HAVE_IT = "there is no PgBouncer here: install it, or say in PGBOUNCER where it is"
@@ -36,7 +36,7 @@ class Pooler:
 
     def __init__(self, server: str, folder: Path, mode: str = "transaction", size: int = 20, more: str = "") -> None:
         its = conninfo_to_dict(server)
-        port = embedded.free_port()
+        port = postgres.free_port()
         folder.chmod(0o711)  # under root PgBouncer runs as nobody, who has to pass through
         self.conninfo = make_conninfo(
             server, host="127.0.0.1", port=port, password="", sslmode="disable", target_session_attrs="any"
@@ -57,7 +57,7 @@ default_pool_size = {size}
 max_client_conn = 200
 {more}"""
         )
-        embedded.give(self._settings)
+        postgres.give(self._settings)
         self._process: Popen[Any] | None = None
 
     def start(self) -> None:
@@ -65,7 +65,7 @@ max_client_conn = 200
         assert name is not None, HOW_TO_HAVE_IT
         with self._log.open("ab") as log:
             process = self._process = Popen(
-                [name, self._settings], stdin=DEVNULL, stdout=log, stderr=log, cwd="/", **embedded.unprivileged()
+                [name, self._settings], stdin=DEVNULL, stdout=log, stderr=log, cwd="/", **postgres.unprivileged()
             )
         until("PgBouncer answers", lambda: process.poll() is not None or self.answers(), within=20)
         assert process.poll() is None, self._log.read_text()

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from notify_worker import embedded, schema
+from notify_worker import schema
+from notify_worker.dev import postgres
 
 FILE = Path(__file__).parents[2] / "sql" / "schema.sql"
 HEAD = """\
@@ -24,7 +25,7 @@ ORDER = ("SCHEMA", "TABLE", "SEQUENCE", "CONSTRAINT", "INDEX", "VIEW", "FUNCTION
 
 def pg_dump(*arguments: str) -> str:
     return subprocess.run(
-        [embedded.binaries() / "pg_dump", *arguments], check=True, stdout=subprocess.PIPE, encoding="utf-8"
+        [postgres.binaries() / "pg_dump", *arguments], check=True, stdout=subprocess.PIPE, encoding="utf-8"
     ).stdout
 
 
@@ -54,7 +55,7 @@ def statements(text: str) -> str:
 def main() -> None:
     with TemporaryDirectory(prefix="notify-worker-") as home:
         Path(home).chmod(0o711)  # under root the server runs as nobody, who has to pass through
-        with embedded.start(Path(home)) as server:
+        with postgres.start(Path(home)) as server:
             schema.migrate(server.conninfo)
             FILE.write_text(generate(server.conninfo), encoding="utf-8")
 

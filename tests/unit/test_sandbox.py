@@ -1,6 +1,7 @@
 """The sandbox behaves like FCM, as far as a sender can tell: over real sockets, with Google's own credentials."""
 
 import json
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -545,6 +546,30 @@ def test_a_taken_port_is_named(open_box: Sandbox, key: Path) -> None:
 
     with pytest.raises(NotifyWorkerError, match=rf"can't listen on 127\.0\.0\.1:{port}: .*in use"):
         sandbox.start(key, port=port)
+
+
+@pytest.mark.parametrize("first", [b"", b"P", b"POST /token HTTP/1.1\r\n"])
+def test_a_connection_without_a_whole_request_delays_neither_others_nor_the_stop(key: Path, first: bytes) -> None:
+    with sandbox.start(key) as box, client_of(box) as client:
+        port = httpx.URL(box.url).port or 0
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as silent:
+            silent.sendall(first)
+            assert send(client, "phone").status_code == 200
+
+            box.stop()
+
+            assert silent.recv(1) == b""
+
+
+def test_a_request_may_arrive_byte_by_byte(key: Path) -> None:
+    with sandbox.start(key) as box:
+        port = httpx.URL(box.url).port or 0
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
+            slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in b"PUT /batch HTTP/1.1\r\nHost: x\r\n\r\n":
+                slow.sendall(bytes([byte]))
+
+            assert slow.recv(65536).startswith(b"HTTP/1.1 404 Not Found\r\n")
 
 
 def test_a_sandbox_can_be_stopped_twice_and_started_again_on_its_port(key: Path) -> None:

@@ -16,7 +16,7 @@ from google.auth.exceptions import RefreshError
 from notify_worker import sandbox
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox import Sandbox
-from notify_worker.sandbox.quota import Bucket
+from notify_worker.sandbox.projects import TokenBucket
 from tests.support.waiting import until
 from tests.unit.test_sandbox import SEND, GoogleAuthTransport, account, client_of, message_to, send
 
@@ -430,9 +430,9 @@ def test_what_is_refused_for_its_quota_uses_none_up_and_other_errors_do(box: San
     assert statuses(client, "devicequota:x", "bare429:x", "quota:x", "dead:x", "phone") == [429, 429, 429, 404, 429]
 
 
-def test_a_bucket_holds_one_second_and_is_refilled_all_the_time() -> None:
+def test_a_bucket_holds_one_second_and_is_refilled_continuously() -> None:
     now = 0.0
-    bucket = Bucket(lambda: now)
+    bucket = TokenBucket(lambda: now)
 
     assert [bucket.take(10) for _ in range(11)] == [True] * 10 + [False]
     now = 0.25

@@ -17,8 +17,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import defer, embedded, schema
+from notify_worker import defer, schema
 from notify_worker.cli import JsonFormatter, main
+from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
 from tests.support.waiting import until
 
@@ -154,7 +155,7 @@ def test_what_migrate_prints_makes_the_schema_through_psql(cli: Cli, empty_datab
     assert (printed.code, printed.err) == (0, "")
 
     fed = subprocess.run(
-        [embedded.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
+        [postgres.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
         input=printed.out,
         check=False,
         stdout=subprocess.DEVNULL,

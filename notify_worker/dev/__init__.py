@@ -1,0 +1,1 @@
+"""For trying and testing: the demo, the shop that it is about, and an embedded PostgreSQL."""

@@ -1,0 +1,129 @@
+"""A shop for the demo, benchmarks and tests: its database, its workers as processes, and the phones of its customers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import psycopg
+
+from notify_worker.errors import NotifyWorkerError
+from notify_worker.sandbox import Sandbox, Shown
+
+TIMEOUT = 15.0
+"""Seconds for which `until` waits."""
+POLL_INTERVAL = 0.002
+
+
+class ShopError(NotifyWorkerError):
+    """Something that the shop expects did not happen."""
+
+
+class Shop:
+    """A database with our schema, a local FCM, and as many workers as are started.
+
+    Args:
+        conninfo: the database; it has our schema.
+        box: the local FCM, to which the workers send.
+        log: the file to which the workers log.
+
+    Example:
+        shop = Shop(server.conninfo, box, folder / "workers.log")
+        shop.start_worker()
+        ...  # commit a notification
+        shop.until("the push", lambda: len(shop.shown_to("app:phone")) == 1)
+        shop.close()
+    """
+
+    def __init__(self, conninfo: str, box: Sandbox, log: Path) -> None:
+        self.conninfo = conninfo
+        self.box = box
+        self.log = log
+        self.connection = psycopg.connect(conninfo, autocommit=True)
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def start_worker(self, **settings: object) -> subprocess.Popen[bytes]:
+        """Start `notify-worker worker` and wait until it has registered.
+
+        Args:
+            settings: further variables of its environment.
+
+        Raises:
+            ShopError: it has not registered in time.
+        """
+        with self.log.open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "notify_worker", "worker"],
+                env=self._environment(settings),
+                stderr=log,
+                stdout=log,
+                cwd="/",
+            )
+        self._workers.append(worker)
+        self.until("a worker has registered", lambda: worker.poll() is not None or self._is_registered(worker))
+        return worker
+
+    def oldest_worker(self) -> subprocess.Popen[bytes]:
+        """Return the running worker that was started first."""
+        return next(worker for worker in self._workers if worker.poll() is None)
+
+    def number(self, query: str, *values: object) -> int:
+        """Return the number that a query selects; 0 where it selects no row."""
+        row = self.connection.execute(query.encode(), values).fetchone()
+        return int(row[0]) if row else 0
+
+    def state(self, event_id: str) -> str | None:
+        """Return the state of an event's notification; None if there is no such notification."""
+        row = self.connection.execute(
+            "select state from notify_worker.notifications where event_id = %s", [event_id]
+        ).fetchone()
+        return row[0] if row else None
+
+    def shown_to(self, address: str) -> list[Shown]:
+        """Return the messages that a phone shows, oldest first."""
+        return [shown for shown in self.box.shown if shown.address == address]
+
+    def until(self, what: str, holds: Callable[[], bool], *, within: float = TIMEOUT) -> float:
+        """Wait until a condition holds and return the seconds that it took.
+
+        Args:
+            what: the condition in words, for the error.
+            holds: the condition.
+            within: seconds.
+
+        Raises:
+            ShopError: it does not hold in time.
+        """
+        began = monotonic()
+        while not holds():
+            if monotonic() - began > within:
+                raise ShopError(f"not within {within:g} s: {what}. The workers' log ends:\n{self.last_lines()}")
+            sleep(POLL_INTERVAL)
+        return monotonic() - began
+
+    def last_lines(self) -> str:
+        """Return the end of the workers' log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+    def close(self) -> None:
+        """Stop the workers with SIGTERM and close the connection."""
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            worker.wait()
+        self.connection.close()
+
+    def _environment(self, settings: dict[str, object]) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOTIFY_WORKER_")}
+        ours = {
+            "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
+            "NOTIFY_WORKER_FCM_URL": self.box.url,
+            "GOOGLE_APPLICATION_CREDENTIALS": self.box.credentials,
+        }
+        return {**inherited, **{name: str(value) for name, value in (ours | settings).items()}}
+
+    def _is_registered(self, worker: subprocess.Popen[bytes]) -> bool:
+        """A count of workers would not do: a killed one is counted until it is found dead."""
+        return self.number("select count(*) from notify_worker.workers where pid = %s", worker.pid) > 0
