@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from notify_worker import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, forget_the_shell, memory
+from tests.support.shop import Shop, a_shop
 
 
 def pytest_configure() -> None:
@@ -62,3 +63,10 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
     """A connection to `database` that commits each statement."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
+    """A shop on a database of its own, without a worker yet."""
+    with a_shop(server, template, tmp_path) as shop:
+        yield shop

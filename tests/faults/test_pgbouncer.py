@@ -14,11 +14,12 @@ from time import monotonic
 import psycopg
 import pytest
 
+from notify_worker.dev.shop import Worker
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
 from notify_worker.session import is_shared
 from tests.support.pooler import HOW_TO_HAVE_IT, Pooler, program
 from tests.support.server import memory
-from tests.support.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import PROCRASTINATE, Shop
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(program() is None, reason=HOW_TO_HAVE_IT)

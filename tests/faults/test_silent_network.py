@@ -12,7 +12,7 @@ import pytest
 from notify_worker.liveness import MUTE_AFTER, SEEN_EVERY, Liveness
 from notify_worker.session import answer_within, connect
 from tests.support.relay import Relay
-from tests.support.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import COMMANDS, Shop
 from tests.support.waiting import auntil, until
 
 IMPATIENT = """
@@ -93,7 +93,7 @@ def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_
     until("the worker sleeps", shop.sleeps, within=10)
 
     with relay.silence():
-        worker.process.terminate()
+        worker.terminate()
 
         until("it has left", lambda: worker.has_left, within=GRACE)
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import psycopg
 
-from tests.support.shop import LEASE, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import LEASE, Shop
 from tests.support.waiting import until
 
 

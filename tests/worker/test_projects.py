@@ -17,10 +17,10 @@ from notify_worker.senders import Sender
 from notify_worker.senders.opening import LazySender
 from notify_worker.standing import Standing
 from notify_worker.store import Store
+from tests.support.messages import DELIVERY
 from tests.support.relay import Relay
 from tests.support.store_calls import connected, enter, insert, row, rows, value
 from tests.support.waiting import auntil
-from tests.unit.test_render import DELIVERY
 
 READING = "from notify_worker.projects"
 WITHIN_A_SECOND = 1.5
