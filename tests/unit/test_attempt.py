@@ -11,8 +11,8 @@ import pytest
 from notify_worker.attempt import Mark, Places, Try
 from notify_worker.model import Attempt, Delivery, Message, OnUnknown, Outcome, Pause, Project, Scope, Verdict, Words
 from notify_worker.standing import Standing
+from tests.support.messages import DELIVERY
 from tests.support.waiting import auntil
-from tests.unit.test_render import DELIVERY
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)

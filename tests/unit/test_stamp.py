@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from notify_worker.model import Json, Words
-from tests.unit.test_render import DELIVERY, ID, TAG, body
+from tests.support.messages import DELIVERY, ID, TAG, body
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
 SILENT = Words(data={"order": "42"})
