@@ -8,8 +8,13 @@ from psycopg import IntegrityError
 from psycopg.errors import CheckViolation, NotNullViolation
 
 from tests.support.store_calls import (
+    LATER,
+    RETRY,
+    SENT,
+    UNREGISTERED,
     Row,
     Worker,
+    bury,
     claim,
     claim_one,
     connected,
@@ -23,14 +28,11 @@ from tests.support.store_calls import (
     register,
     row,
     rows,
+    send,
     state,
     unbalanced,
     value,
 )
-
-SENT = {"verdict": "sent", "sent_as": "projects/p/messages/1"}
-RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
-UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 
 
 def device(connection: psycopg.Connection, address: str) -> Row:
@@ -332,7 +334,7 @@ def test_who_has_no_other_device_is_unreachable_after_that_look(connection: psyc
     worker = enter(connection)
     register(connection, "u_42", "fcm:old")
     number = insert(connection, receiver_id="u_42")
-    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+    send(connection, worker, UNREGISTERED)
 
     ended = notification(connection, number)
     assert (ended["state"], ended["lease"]) == ("unreachable", None)
@@ -390,7 +392,7 @@ def live_with(connection: psycopg.Connection, worker: Worker, receiver_id: str) 
     register(connection, receiver_id, f"secret old phone of {receiver_id}")
     retire(connection, f"secret old phone of {receiver_id}")
     numbers = []
-    came_to: list[Row] = [SENT, RETRY | {"retry_in": 3600}, {"verdict": "unknown"}]
+    came_to: list[Row] = [SENT, LATER, {"verdict": "unknown"}]
     for became in came_to:
         numbers.append(insert(connection, receiver_id=receiver_id, on_unknown="hold", **WORDS))
         record(connection, worker, *[outcome(each, **became) for each in claim(connection, worker)])
@@ -456,9 +458,7 @@ def test_what_a_dead_worker_held_of_a_forgotten_person_is_not_sent(
         dead = enter(session)
         claim_one(session, dead)
     forget(connection, "u_42")
-    connection.execute(
-        "select notify_worker.bury(id, seen_at) from notify_worker.stored_workers where id = %s", [dead.id]
-    )
+    bury(connection, dead)
 
     assert claim(connection, enter(connection)) == []
     assert state(connection, number) == "cancelled"
