@@ -30,7 +30,7 @@ from psycopg.sql import SQL, Identifier, Placeholder
 
 from notify_worker.cli import main
 from notify_worker.errors import SettingsError
-from notify_worker.model import Message, Outcome
+from notify_worker.model import Message, Outcome, Verdict
 from notify_worker.projects import Projects
 from notify_worker.render import render
 from notify_worker.retry import RetryPolicy
@@ -654,14 +654,18 @@ async def test_a_pipe_that_nobody_writes_keeps_no_worker_from_starting(database:
 
 
 async def open_both(database: str, **columns: str) -> None:
-    """Open the senders of a healthy project and of a hostile one, as a worker does at its start."""
+    """Open the senders of a healthy project and of a hostile one, as a worker does at its start; the healthy one sends."""
     with connected(database) as connection:
         connection.execute("update notify_worker.projects set sender = 'console'")
         put(connection, "projects", {"name": "hostile", **columns})
     async with Store(database) as store:
         projects = Projects(store, lambda project: open_sender(project, Settings()))
         await projects.open_senders()
+        healthy = projects.standing("default")
+        assert healthy is not None
+        sent = await healthy.sender.send(Message("token", {"token": "app:phone"}))
         await projects.aclose()
+    assert sent.verdict is Verdict.SENT
 
 
 # ── a body that is larger than it looks ─────────────────────────────────────────────────────────────────────────────────
