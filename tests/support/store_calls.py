@@ -19,6 +19,7 @@ from tests.support.waiting import until
 Row = dict[str, Any]
 Result = TypeVar("Result")
 
+EVENT = "order:42:paid"
 A_MOMENT = timedelta(milliseconds=50)
 """A lease that a test can wait for."""
 PAST, FUTURE = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -262,3 +263,19 @@ def let_pass(connection: psycopg.Connection, **time: float) -> None:
             SQL("update notify_worker.{} set {}").format(Identifier(table), SQL(", ").join(earlier)),
             {"time": timedelta(**time)},
         )
+
+
+def settled(connection: psycopg.Connection, verdict: str, **columns: object) -> int:
+    """Insert a notification to a token and let a worker bring it to this verdict; return its number."""
+    number = insert(connection, **columns)
+    worker = enter(connection)
+    error = None if verdict == "sent" else f"FCM said {verdict}"
+    record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, error=error))
+    leave(connection, worker)
+    return number
+
+
+def move(connection: psycopg.Connection, number: int, column: LiteralString, ago: timedelta) -> None:
+    """Move a time of a notification into the past."""
+    statement = f"update notify_worker.notifications set {column} = {column} - %s where id = %s"
+    connection.execute(statement, [ago, number])

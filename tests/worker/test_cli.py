@@ -2,13 +2,10 @@
 
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE
 from urllib.request import urlopen
@@ -18,79 +15,16 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import defer, schema
-from notify_worker.cli import JsonFormatter, main
+from notify_worker.cli import JsonFormatter
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
+from tests.support import cli_process
+from tests.support.cli_process import HELLO, Cli, Ended, ended, lets_in, start
 from tests.support.waiting import until
 
 VERBS = ("demo", "migrate", "worker", "sandbox", "send", "explain")
-CHECKOUT = Path(__file__).parents[2]
-HELLO = ("send", "--receiver", "u_42", "--title", "Hello")
 
-
-@dataclass(frozen=True)
-class Ended:
-    """What a verb left behind."""
-
-    code: object
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line that says what is wrong."""
-        assert self.code == 2, self
-        assert self.out == ""
-        [line] = self.err.splitlines()
-        assert line.startswith("notify-worker: ")
-        return line.removeprefix("notify-worker: ")
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a verb; in this process, unless it sets up logging or signals for all of it."""
-
-    def run(*arguments: str) -> Ended:
-        if arguments[:1] in (("worker",), ("sandbox",)) and "--help" not in arguments:
-            return ended(start(*arguments))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        return Ended(left.value.code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def shop(database: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> psycopg.Connection:
-    """A connection to the database that the verbs work on."""
-    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", database)
-    return connection
-
-
-def start(*arguments: str, **env: str) -> "subprocess.Popen[str]":
-    """Run a verb in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "notify_worker", *arguments],
-        cwd=CHECKOUT,
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: "subprocess.Popen[str]", *, within: float = 20) -> Ended:
-    try:
-        out, err = process.communicate(timeout=within)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"{process.args!r} has not ended within {within} s:\n{out}\n{err}")
-    return Ended(process.returncode, out, err)
+cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
 
 def count(connection: psycopg.Connection) -> int:
@@ -183,14 +117,6 @@ def test_without_a_database_every_verb_says_so(
     assert complaint.startswith("No connection to the database: ")
     assert complaint.endswith("Is it up, and is NOTIFY_WORKER_DATABASE_URL right (or libpq's own PG*)?")
     assert "sesame" not in complaint
-
-
-def lets_in(conninfo: str) -> bool:
-    try:
-        psycopg.connect(conninfo).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])

@@ -13,9 +13,8 @@ from procrastinate.jobs import Job
 
 from notify_worker.worker import app
 from tests.support.shop import Row, Shop
-from tests.support.store_calls import insert
+from tests.support.store_calls import EVENT, insert, move, settled
 from tests.support.waiting import until
-from tests.worker.test_verbs import EVENT, move, settled
 
 TASKS = {
     f"notify_worker.{name}": app.tasks[f"notify_worker.{name}"]

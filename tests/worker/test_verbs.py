@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import LiteralString
 
 import psutil
 import psycopg
@@ -22,29 +21,27 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import schema
+from tests.support import cli_process
+from tests.support.cli_process import HELLO, Cli, Ended, ended, lets_in, start
 from tests.support.store_calls import (
+    EVENT,
     attempts,
     claim,
-    claim_one,
     deliveries,
     enter,
     insert,
-    leave,
-    outcome,
-    record,
+    move,
     row,
     rows,
+    settled,
     state,
     value,
 )
 from tests.support.waiting import until
-from tests.worker import test_cli
-from tests.worker.test_cli import HELLO, Cli, Ended, ended, lets_in, start
 
-cli, shop = test_cli.cli, test_cli.shop  # fixtures
+cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
 PROGRAMS = Path(sys.executable).parent
-EVENT = "order:42:paid"
 ASKS: list[tuple[str, ...]] = [
     ("status",),
     ("history", "u_42"),
@@ -58,22 +55,6 @@ NEEDS_THE_SCHEMA: list[tuple[str, ...]] = [*ASKS, HELLO, ("explain", EVENT), ("w
 
 each_that_asks = pytest.mark.parametrize("arguments", ASKS, ids=lambda arguments: arguments[0])
 each_that_needs_the_schema = pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
-
-
-def settled(connection: psycopg.Connection, verdict: str, **columns: object) -> int:
-    """Insert a notification to a token and let a worker bring it to this verdict; return its number."""
-    number = insert(connection, **columns)
-    worker = enter(connection)
-    error = None if verdict == "sent" else f"FCM said {verdict}"
-    record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, error=error))
-    leave(connection, worker)
-    return number
-
-
-def move(connection: psycopg.Connection, number: int, column: LiteralString, ago: timedelta) -> None:
-    """Move a time of a notification into the past."""
-    statement = f"update notify_worker.notifications set {column} = {column} - %s where id = %s"
-    connection.execute(statement, [ago, number])
 
 
 # ── status ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
