@@ -4,37 +4,22 @@ Rollback would not do: NOTIFY and `skip locked` need commits. Tests of pure Pyth
 """
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import LiteralString
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from psycopg.sql import SQL, Identifier
 
 from notify_worker import schema
 from notify_worker.dev import postgres
-
-MEMORY = Path("/dev/shm")
-ENOUGH_MEMORY = 1 << 30
-FAST = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
-    "max_connections": "200",
-}
+from tests.support.server import FAST, administer, created, forget_the_shell, memory
+from tests.support.shop import Shop, a_shop
 
 
 def pytest_configure() -> None:
-    """Forget what the developer's shell says: no test may reach a database or an account that is not the test's own."""
-    for name in list(os.environ):
-        if name.startswith(("NOTIFY_WORKER_", "PG")) or name == "GOOGLE_APPLICATION_CREDENTIALS":
-            del os.environ[name]
+    forget_the_shell()
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +32,6 @@ def server() -> Iterator[str]:
         Path(home).chmod(0o711)  # under root the server runs as nobody, who has to pass through
         with postgres.start(Path(home), FAST) as started:
             yield started.conninfo
-
-
-def memory() -> Path | None:
-    """A folder in memory, where there is one with room; a container's is often too small."""
-    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY
-    return MEMORY if roomy else None
 
 
 @pytest.fixture(scope="session")
@@ -86,17 +65,8 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-@contextmanager
-def created(server: str, template: str = "template1") -> Iterator[str]:
-    """Create a database and give its name; drop it at the end, whoever is still connected."""
-    name = f"test_{token_hex(4)}"
-    administer(server, "create database {} template {} strategy file_copy", name, template)
-    try:
-        yield name
-    finally:
-        administer(server, "drop database {} with (force)", name)
-
-
-def administer(server: str, statement: LiteralString, *names: str) -> None:
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(SQL(statement).format(*map(Identifier, names)))
+@pytest.fixture
+def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
+    """A shop on a database of its own, without a worker yet."""
+    with a_shop(server, template, tmp_path) as shop:
+        yield shop

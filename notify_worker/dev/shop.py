@@ -11,15 +11,39 @@ import psycopg
 
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox import Sandbox, Shown
-from notify_worker.settings import PREFIX
 
 TIMEOUT = 15.0
 """Seconds for which `until` waits."""
 POLL_INTERVAL = 0.002
+SHUTDOWN_TIMEOUT = 25.0
+"""Seconds for which `Worker.stop` waits; platforms allow 30."""
 
 
 class ShopError(NotifyWorkerError):
     """Something that the shop expects did not happen."""
+
+
+class Worker(subprocess.Popen[bytes]):
+    """A worker process that a `Shop` has started."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the process has ended."""
+        return self.poll() is not None
+
+    def kill(self) -> None:
+        """Send SIGKILL and wait until the process has ended."""
+        super().kill()
+        self.wait()
+
+    def stop(self) -> int:
+        """Send SIGTERM, as a platform does, and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended within 25 s.
+        """
+        self.terminate()
+        return self.wait(SHUTDOWN_TIMEOUT)
 
 
 class Shop:
@@ -43,9 +67,9 @@ class Shop:
         self.box = box
         self.log = log
         self.connection = psycopg.connect(conninfo, autocommit=True)
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: list[Worker] = []
 
-    def start_worker(self, **settings: object) -> subprocess.Popen[bytes]:
+    def start_worker(self, **settings: object) -> Worker:
         """Start `notify-worker worker` and wait until it has registered.
 
         Args:
@@ -54,21 +78,23 @@ class Shop:
         Raises:
             ShopError: it has not registered in time.
         """
-        with self.log.open("ab") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "notify_worker", "worker"],
-                env=self._environment(settings),
-                stderr=log,
-                stdout=log,
-                cwd="/",
-            )
-        self._workers.append(worker)
-        self.until("a worker has registered", lambda: worker.poll() is not None or self._is_registered(worker))
+        worker = self._spawn([sys.executable, "-m", "notify_worker", "worker"], settings)
+        self.until("a worker has registered", lambda: worker.has_left or self._is_registered(worker))
         return worker
 
-    def oldest_worker(self) -> subprocess.Popen[bytes]:
+    def oldest_worker(self) -> Worker:
         """Return the running worker that was started first."""
-        return next(worker for worker in self._workers if worker.poll() is None)
+        return next(worker for worker in self._workers if not worker.has_left)
+
+    def environment(self, **settings: object) -> dict[str, str]:
+        """Return the environment of a worker: what this process inherited, the shop's own variables, and `settings`."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOTIFY_WORKER_")}
+        ours = {
+            "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
+            "NOTIFY_WORKER_FCM_URL": self.box.url,
+            "GOOGLE_APPLICATION_CREDENTIALS": self.box.credentials,
+        }
+        return {**inherited, **{name: str(value) for name, value in (ours | settings).items()}}
 
     def number(self, query: str, *values: object) -> int:
         """Return the number that a query selects; 0 where it selects no row."""
@@ -116,15 +142,12 @@ class Shop:
             worker.wait()
         self.connection.close()
 
-    def _environment(self, settings: dict[str, object]) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        ours = {
-            "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
-            "NOTIFY_WORKER_FCM_URL": self.box.url,
-            "GOOGLE_APPLICATION_CREDENTIALS": self.box.credentials,
-        }
-        return {**inherited, **{name: str(value) for name, value in (ours | settings).items()}}
+    def _spawn(self, command: list[str], settings: dict[str, object]) -> Worker:
+        with self.log.open("ab") as log:
+            worker = Worker(command, env=self.environment(**settings), stdout=log, stderr=log, cwd=self.log.parent)
+        self._workers.append(worker)
+        return worker
 
-    def _is_registered(self, worker: subprocess.Popen[bytes]) -> bool:
+    def _is_registered(self, worker: Worker) -> bool:
         """A count of workers would not do: a killed one is counted until it is found dead."""
         return self.number("select count(*) from notify_worker.workers where pid = %s", worker.pid) > 0

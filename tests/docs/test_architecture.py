@@ -1,6 +1,7 @@
 """What holds the house together: which way imports run, what importing costs, and that everything says what it is for."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import psycopg
 import notify_worker
 
 CHECKOUT = Path(__file__).parents[2]
-FOLDERS = ("notify_worker", "alembic", "sql", "tests", "benchmarks")
+FOLDERS = ("notify_worker", "alembic", "sql", "tests", "chaos", "benchmarks")
 
 
 def files(*suffixes: str) -> list[Path]:
@@ -64,6 +65,28 @@ def test_every_module_begins_with_what_it_is_for() -> None:
     silent = [path for path, module in modules.items() if module.body and not ast.get_docstring(module)]
 
     assert silent == []
+
+
+def test_no_test_module_imports_from_another() -> None:
+    """What tests share lies in tests/support, and fixtures in a conftest.py."""
+    found = [
+        f"{name(path)} imports {imported}"
+        for path in files(".py")
+        for imported in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if re.fullmatch(r"(tests\.(?!support\.)|.*\btest_).*", imported)
+    ]
+
+    assert found == []
+
+
+def imports(module: ast.Module) -> list[str]:
+    """Name the modules that a module imports, each with what it takes from there."""
+    return [
+        f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(module)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
 
 
 def test_nothing_is_left_to_be_done_later() -> None:

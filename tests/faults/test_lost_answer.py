@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from notify_worker.dev.shop import Worker
 from tests.support.relay import Relay
-from tests.support.shop import LEASE, Shop, Worker, both_kinds, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import LEASE, Shop, both_kinds
 from tests.support.waiting import until
 
 MANY = 250

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from notify_worker.retry import QUICK_REQUESTS
-from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Shop
 from tests.support.waiting import until
 
 WORKERS = 2

@@ -3,9 +3,6 @@
 Needs PgBouncer: the binary that PGBOUNCER names, else the one in PATH.
 """
 
-import os
-import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +13,16 @@ from time import monotonic
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from notify_worker.connections import is_transaction_pooled
-from notify_worker.dev import postgres
+from notify_worker.dev.shop import Worker
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
-from tests.conftest import memory
-from tests.support.shop import PROCRASTINATE, Shop, Worker, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.pooler import HOW_TO_HAVE_IT, Pooler, program
+from tests.support.server import memory
+from tests.support.shop import PROCRASTINATE, Shop
 from tests.support.waiting import until
 
-PGBOUNCER = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="there is no PgBouncer: neither PGBOUNCER nor PATH names one")
+pytestmark = pytest.mark.skipif(program() is None, reason=HOW_TO_HAVE_IT)
 
 LOSES = "PgBouncer's transaction mode"
 FOUND_WITHIN = 2.0
@@ -36,50 +32,11 @@ SESSION = "select current_setting(name) from unnest(%s::text[]) as name"
 NAMES = ["search_path", "application_name", "timezone", "statement_timeout", "synchronous_commit"]
 
 
-class Pooler:
-    """A PgBouncer before one database."""
-
-    def __init__(self, conninfo: str, folder: Path, mode: str, size: int = 20) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        folder.chmod(0o711)  # under root PgBouncer runs as nobody, who has to pass through
-        server = conninfo_to_dict(conninfo)
-        its = " ".join(f"{name}={server[name]}" for name in ("host", "port", "dbname", "user", "password"))
-        self._settings = folder / "pgbouncer.ini"
-        self._settings.write_text(
-            f"[databases]\nshop = {its}\n[pgbouncer]\n"
-            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = {mode}\ndefault_pool_size = {size}\nmax_client_conn = 200\n"
-        )
-        self.conninfo = f"host=127.0.0.1 port={port} dbname=shop user={server['user']} sslmode=disable"
-        self._log = folder / "pgbouncer.log"
-        self.start()
-
-    def start(self) -> None:
-        assert PGBOUNCER is not None
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [PGBOUNCER, self._settings], stdout=log, stderr=log, cwd="/", **postgres.unprivileged()
-            )
-        until("PgBouncer is up", lambda: self._process.poll() is not None or self.is_up(), within=10)
-        assert self._process.poll() is None, self._log.read_text()
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def is_up(self) -> bool:
-        try:
-            psycopg.connect(self.conninfo).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-
 @contextmanager
 def pooled(shop: Shop, mode: str, size: int = 20) -> Iterator[Pooler]:
     with TemporaryDirectory(prefix="notify-worker-pgbouncer-", dir=memory()) as folder:
         pooler = Pooler(shop.conninfo, Path(folder), mode, size)
+        pooler.start()
         try:
             yield pooler
         finally:

@@ -17,8 +17,9 @@ from psycopg.conninfo import make_conninfo
 
 from notify_worker import schema
 from notify_worker.dev import postgres
-from tests.conftest import created, memory
-from tests.support.shop import Row, Shop, Worker, a_shop
+from notify_worker.dev.shop import Worker
+from tests.support.server import created, memory
+from tests.support.shop import Row, Shop, a_shop
 from tests.support.store_calls import enter
 from tests.support.waiting import until
 
@@ -327,7 +328,7 @@ def test_a_worker_that_cannot_start_says_why_and_fails(mortal: Server, shop: Sho
         mortal.start()
         shop.connect_again()
 
-    assert worker.process.poll() == 2
+    assert worker.poll() == 2
     assert shop.said("No connection to the database")
     assert "Traceback" not in shop.log.read_text()
 

@@ -1,21 +1,18 @@
 """The network goes silent, or is slow: connections stay open, and little comes through. The worker waits, not for ever."""
 
-import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import timedelta
-from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from notify_worker.connections import answer_within, connect
 from notify_worker.heartbeat import HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, Heartbeat
-from tests.support.shop import COMMANDS, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.relay import Relay
+from tests.support.shop import COMMANDS, Shop
 from tests.support.waiting import auntil, until
 
 IMPATIENT = """
@@ -36,65 +33,11 @@ GRACE = 29.0
 HEARD_WITHIN = timedelta(milliseconds=300)
 
 
-class Wire:
-    """What lies between clients and a server. What it has swallowed once it never passes on: those connections are lost."""
-
-    def __init__(self, conninfo: str) -> None:
-        server = conninfo_to_dict(conninfo)
-        self._server = (str(server["host"]), int(str(server["port"])))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.conninfo = make_conninfo(conninfo, host="127.0.0.1", port=self._listener.getsockname()[1])
-        self._is_silent = Event()
-        self._dead: list[Event] = []
-        self._sides: list[socket.socket] = []
-        Thread(target=self._accept, name="wire", daemon=True).start()
-
-    @contextmanager
-    def silence(self) -> Iterator[None]:
-        """Swallow everything, of those that are connected for ever, of those that come for the time being."""
-        self._is_silent.set()
-        for dead in self._dead:
-            dead.set()
-        try:
-            yield
-        finally:
-            self._is_silent.clear()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for side in (self._listener, *self._sides):
-            side.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # the listener is closed
-            while True:
-                client, _ = self._listener.accept()
-                dead = Event()
-                if self._is_silent.is_set():
-                    dead.set()
-                server = socket.create_connection(self._server)
-                self._dead.append(dead)
-                self._sides += [client, server]
-                for one, other in ((client, server), (server, client)):
-                    Thread(target=pass_on, args=[one, other, dead], name="wire", daemon=True).start()
-
-
-def pass_on(one: socket.socket, other: socket.socket, dead: Event) -> None:
-    """Pass on what one side says. Where the wire is dead, the other does not even hear that it has hung up."""
-    with suppress(OSError):
-        while data := one.recv(65536):
-            if not dead.is_set():
-                other.sendall(data)
-        if not dead.is_set():
-            other.shutdown(socket.SHUT_WR)
-
-
 @pytest.fixture
-def wire(shop: Shop) -> Iterator[Wire]:
+def relay(shop: Shop) -> Iterator[Relay]:
     """What stands between the shop's workers and its database."""
-    wire = Wire(shop.conninfo)
-    yield wire
-    wire.close()
+    with Relay(shop.conninfo) as relay:
+        yield relay
 
 
 @pytest.fixture(autouse=True)
@@ -111,12 +54,12 @@ def assert_it_hears(shop: Shop, *, times: int = 4) -> None:
         assert shop.box.shown[-1].at - committed_at < HEARD_WITHIN
 
 
-def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_once(shop: Shop, wire: Wire) -> None:
-    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_once(shop: Shop, relay: Relay) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     shop.notify_many(150, "hang1")
     until("a hundred hang", lambda: shop.box.in_flight == 100, within=10)
 
-    with wire.silence():
+    with relay.silence():
         until("FCM has answered", lambda: shop.box.in_flight == 0, within=10)
         until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
         assert not worker.has_left
@@ -129,14 +72,14 @@ def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_onc
     assert not shop.said("ERROR event=")
 
 
-def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, wire: Wire) -> None:
-    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, relay: Relay) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     shop.notify("app:first")
     until("the first is sent", lambda: shop.all_sent(1), within=10)
     until("the worker sleeps", shop.sleeps, within=10)
     deaf = shop.listeners()
 
-    with wire.silence():
+    with relay.silence():
         until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
         shop.notify("app:during")
 
@@ -146,19 +89,19 @@ def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, wire: W
     assert worker.stop() == 0
 
 
-def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_grace(shop: Shop, wire: Wire) -> None:
-    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=wire.conninfo, **PATIENT)
+def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_grace(shop: Shop, relay: Relay) -> None:
+    worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     until("the worker sleeps", shop.sleeps, within=10)
 
-    with wire.silence():
-        worker.process.terminate()
+    with relay.silence():
+        worker.terminate()
 
         until("it has left", lambda: worker.has_left, within=GRACE)
 
 
-async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(shop: Shop, wire: Wire) -> None:
-    connection = await connect(wire.conninfo)
-    with wire.silence():
+async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(shop: Shop, relay: Relay) -> None:
+    connection = await connect(relay.conninfo)
+    with relay.silence():
         began = monotonic()
 
         with pytest.raises(psycopg.OperationalError):
@@ -170,13 +113,13 @@ async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(s
 
 
 async def test_a_worker_whose_session_is_silent_starts_nothing_of_its_claims_after_four_seconds(
-    shop: Shop, wire: Wire
+    shop: Shop, relay: Relay
 ) -> None:
-    heartbeat = Heartbeat(wire.conninfo, timedelta(seconds=20))
+    heartbeat = Heartbeat(relay.conninfo, timedelta(seconds=20))
     former = await heartbeat.ensure_registered()
     assert heartbeat.holds(former)
 
-    with wire.silence():
+    with relay.silence():
         await auntil(
             "it holds nothing", lambda: not heartbeat.holds(former), within=HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + 1
         )
@@ -192,10 +135,8 @@ SLOW = 0.15
 
 
 @pytest.mark.slow
-def test_a_worker_whose_database_is_far_away_starts_and_sends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.faults.test_silent_network.pass_on", pass_on_slowly)
-    far = Wire(shop.conninfo)
-    try:
+def test_a_worker_whose_database_is_far_away_starts_and_sends(shop: Shop) -> None:
+    with Relay(shop.conninfo, delay=SLOW) as far:
         worker = shop.launch(NOTIFY_WORKER_DATABASE_URL=far.conninfo, **PATIENT)
         until("it listens", lambda: worker.has_left or bool(shop.listeners()), within=30)
         assert not worker.has_left
@@ -205,13 +146,3 @@ def test_a_worker_whose_database_is_far_away_starts_and_sends(shop: Shop, monkey
         until("all are sent", lambda: shop.all_sent(50), within=30)
         assert shop.box.doubles == 0
         assert worker.stop() == 0
-    finally:
-        far.close()
-
-
-def pass_on_slowly(one: socket.socket, other: socket.socket, dead: Event) -> None:
-    with suppress(OSError):
-        while data := one.recv(65536):
-            dead.wait(SLOW)
-            other.sendall(data)
-        other.shutdown(socket.SHUT_WR)

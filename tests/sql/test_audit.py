@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker.dev import postgres
-from tests.conftest import created
+from tests.support.server import created
 from tests.support.store_calls import (
     Row,
     bury,

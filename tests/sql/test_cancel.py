@@ -1,7 +1,6 @@
 """What `cancel` takes back, what it can no longer take back, and that it is in nobody's way."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from threading import Barrier
 from typing import LiteralString
 
@@ -11,6 +10,14 @@ from psycopg.errors import DeadlockDetected
 
 from tests.support.store_calls import (
     A_MOMENT,
+    FAILED,
+    FUTURE,
+    PAST,
+    PAUSED,
+    RETRY,
+    SENT,
+    UNKNOWN,
+    UNREGISTERED,
     Row,
     Worker,
     at_once,
@@ -18,45 +25,28 @@ from tests.support.store_calls import (
     await_end_of_lease,
     await_lock,
     bury,
+    cancel,
     claim,
     claim_one,
     connected,
     deliveries,
     enter,
     insert,
+    insert_for_devices,
     notification,
     only_delivery,
     outcome,
     record,
-    register,
+    send,
     state,
     unbalanced,
     value,
 )
 from tests.support.waiting import until
 
-PAST = datetime(2020, 1, 1, tzinfo=UTC)
-FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
-
-SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
-RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
-PAUSED = {"verdict": "paused", "error": "the credentials are wrong", "retry_in": 0}
-FAILED = {"verdict": "failed", "error": "it is wrong"}
-UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
-UNKNOWN = {"verdict": "unknown", "error": "no answer came"}
 AGAIN = {"retry_in": 0}
 
 Prepare = Callable[[psycopg.Connection, Worker], int]
-
-
-def cancel(connection: psycopg.Connection, number: int) -> bool:
-    return bool(value(connection, "select notify_worker.cancel(%s::bigint)", number))
-
-
-def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
-    for number in range(count):
-        register(connection, "u_42", f"fcm:device-{number}")
-    return insert(connection, receiver_id="u_42", **columns)
 
 
 def make_due(connection: psycopg.Connection) -> None:
@@ -70,7 +60,7 @@ def tried(*rounds: Row, **columns: object) -> Prepare:
     def prepare(connection: psycopg.Connection, worker: Worker) -> int:
         number = insert_for_devices(connection, 1, **columns)
         for became in rounds:
-            record(connection, worker, outcome(claim_one(connection, worker), **became))
+            send(connection, worker, became)
         return number
 
     return prepare
@@ -81,8 +71,7 @@ def tried_on_each(*came_to: Row, **columns: object) -> Prepare:
 
     def prepare(connection: psycopg.Connection, worker: Worker) -> int:
         number = insert_for_devices(connection, len(came_to), **columns)
-        claimed = claim(connection, worker)
-        record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
+        send(connection, worker, *came_to)
         return number
 
     return prepare

@@ -8,6 +8,10 @@ from psycopg import IntegrityError
 from psycopg.errors import CheckViolation, NotNullViolation
 
 from tests.support.store_calls import (
+    LATER,
+    RETRY,
+    SENT,
+    UNREGISTERED,
     Row,
     Worker,
     bury,
@@ -24,14 +28,11 @@ from tests.support.store_calls import (
     register,
     row,
     rows,
+    send,
     state,
     unbalanced,
     value,
 )
-
-SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
-RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
-UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 
 
 def device(connection: psycopg.Connection, address: str) -> Row:
@@ -333,7 +334,7 @@ def test_who_has_no_other_device_is_unreachable_after_that_look(connection: psyc
     worker = enter(connection)
     register(connection, "u_42", "fcm:old")
     number = insert(connection, receiver_id="u_42")
-    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+    send(connection, worker, UNREGISTERED)
 
     ended = notification(connection, number)
     assert (ended["state"], ended["lease"]) == ("unreachable", None)
@@ -391,7 +392,7 @@ def live_with(connection: psycopg.Connection, worker: Worker, receiver_id: str) 
     register(connection, receiver_id, f"secret old phone of {receiver_id}")
     retire(connection, f"secret old phone of {receiver_id}")
     numbers = []
-    came_to: list[Row] = [SENT, RETRY | {"retry_in": 3600}, {"verdict": "unknown"}]
+    came_to: list[Row] = [SENT, LATER, {"verdict": "unknown"}]
     for became in came_to:
         numbers.append(insert(connection, receiver_id=receiver_id, on_unknown="hold", **WORDS))
         record(connection, worker, *[outcome(each, **became) for each in claim(connection, worker)])

@@ -6,8 +6,12 @@ import psycopg
 import pytest
 
 from tests.support.store_calls import (
-    Row,
-    Worker,
+    FAILED,
+    LATER,
+    RETRY,
+    SENT,
+    UNKNOWN,
+    UNREGISTERED,
     bury,
     claim,
     claim_one,
@@ -18,6 +22,7 @@ from tests.support.store_calls import (
     record,
     register,
     rows,
+    send,
     value,
 )
 
@@ -36,16 +41,10 @@ def insert_for_phone(connection: psycopg.Connection, **columns: object) -> int:
     return insert(connection, receiver_id="u_42", **columns)
 
 
-def send(connection: psycopg.Connection, worker: Worker, **came_to: object) -> Row:
-    claimed = claim_one(connection, worker)
-    record(connection, worker, outcome(claimed, **came_to))
-    return claimed
-
-
 def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert_for_phone(connection, event_id="order:42:paid")
-    delivery = send(connection, worker, verdict="sent", provider_message_id="projects/p/messages/1")["delivery_id"]
+    delivery = send(connection, worker, SENT)[0]["delivery_id"]
 
     told = story(connection, number)
 
@@ -61,8 +60,8 @@ def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
 def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert_for_phone(connection)
-    send(connection, worker, verdict="retry", error="FCM is busy", retry_in=0)
-    send(connection, worker, verdict="retry", error="FCM is busy", retry_in=3600)
+    send(connection, worker, RETRY)
+    send(connection, worker, LATER)
 
     told = story(connection, number)
 
@@ -77,7 +76,7 @@ def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
 def test_the_story_of_what_failed(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert_for_phone(connection)
-    send(connection, worker, verdict="failed", error="it is wrong")
+    send(connection, worker, FAILED)
 
     told = story(connection, number)
 
@@ -113,7 +112,7 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psyco
 def test_the_story_of_what_is_held_says_that_a_person_decides(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = insert_for_phone(connection, on_unknown="hold")
-    send(connection, worker, verdict="unknown", error="no answer came")
+    send(connection, worker, UNKNOWN)
 
     assert "it is for a person to decide" in story(connection, number)[-1]
 
@@ -146,7 +145,7 @@ def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: psy
 
 def test_a_story_is_told_by_its_event_too(connection: psycopg.Connection) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
-    send(connection, enter(connection), verdict="sent")
+    send(connection, enter(connection), SENT)
 
     told = rows(connection, "select * from notify_worker.explain('order:42:paid')")
 
@@ -160,7 +159,7 @@ def test_no_story_shows_more_than_the_end_of_an_address(
     worker = enter(connection)
     register(connection, "u_42", ADDRESS)
     number = insert(connection, **columns)
-    send(connection, worker, verdict="unregistered", error="it is gone")
+    send(connection, worker, UNREGISTERED)
 
     told = story(connection, number)
 

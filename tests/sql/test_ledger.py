@@ -6,7 +6,9 @@ import psycopg
 import pytest
 
 from tests.support.store_calls import (
-    Row,
+    FAILED,
+    LATER,
+    UNKNOWN,
     bury,
     claim,
     connected,
@@ -16,6 +18,7 @@ from tests.support.store_calls import (
     record,
     register,
     rows,
+    send_all,
     unbalanced,
 )
 
@@ -33,15 +36,7 @@ def live_through_everything(database: str, connection: psycopg.Connection) -> No
     insert(connection, address="is held", on_unknown="hold")
     insert(connection, receiver_id="nobody")
     insert(connection, campaign="no_such")
-    came_to: dict[str, Row] = {
-        "fails": {"verdict": "failed"},
-        "is retried": {"verdict": "retry", "retry_in": 3600},
-        "is held": {"verdict": "unknown"},
-    }
-    claimed = claim(connection, worker)
-    record(
-        connection, worker, *[outcome(each, **came_to.get(each["address"], {"verdict": "sent"})) for each in claimed]
-    )
+    send_all(connection, worker, **{"fails": FAILED, "is retried": LATER, "is held": UNKNOWN})
 
     insert(connection, address="is crashed")
     with connected(database) as session:

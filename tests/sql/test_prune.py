@@ -7,26 +7,22 @@ import pytest
 from psycopg.errors import LockNotAvailable
 
 from tests.support.store_calls import (
-    Row,
+    FAILED,
+    LATER,
+    SENT,
+    UNKNOWN,
     at_once,
-    claim,
-    claim_one,
     connected,
     deliveries,
     enter,
     insert,
-    outcome,
-    record,
     register,
     rows,
+    send,
+    send_all,
     unbalanced,
     value,
 )
-
-SENT = {"verdict": "sent"}
-RETRY = {"verdict": "retry", "error": "busy", "retry_in": 3600}
-FAILED = {"verdict": "failed", "error": "it is wrong"}
-UNKNOWN = {"verdict": "unknown", "error": "no answer came"}
 
 
 def prune(connection: psycopg.Connection, older_than: str = "30 days", most: int = 1_000) -> int:
@@ -51,12 +47,10 @@ def test_only_what_settled_longer_ago_is_deleted_with_its_deliveries(connection:
     sent, failed = insert(connection, receiver_id="u_42"), insert(connection, address="fails")
     waits, held = insert(connection, address="waits"), insert(connection, address="is held", on_unknown="hold")
     unsendable = insert(connection, campaign="no_such")
-    came_to: dict[str, Row] = {"fails": FAILED, "waits": RETRY, "is held": UNKNOWN}
-    claimed = claim(connection, worker)
-    record(connection, worker, *[outcome(each, **came_to.get(each["address"], SENT)) for each in claimed])
+    send_all(connection, worker, **{"fails": FAILED, "waits": LATER, "is held": UNKNOWN})
     grow_old(connection)
     young = insert(connection)
-    record(connection, worker, *[outcome(each, **SENT) for each in claim(connection, worker)])
+    send_all(connection, worker)
 
     deleted = prune(connection)
 
@@ -113,7 +107,7 @@ def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, co
 def test_the_event_of_what_was_pruned_may_be_published_again(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     insert(connection, event_id="order:42:paid")
-    record(connection, worker, outcome(claim_one(connection, worker), **SENT))
+    send(connection, worker, SENT)
 
     assert prune(connection, "0") == 1
 

@@ -1,7 +1,7 @@
 """What `retry`, `retry_delivery` and `retry_dead_letters` put back in line, with a fresh budget, and what stays out."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import LiteralString
 
 import psycopg
@@ -9,6 +9,15 @@ import pytest
 from psycopg.errors import ObjectInUse
 
 from tests.support.store_calls import (
+    FAILED,
+    FUTURE,
+    GIVEN_UP,
+    LATER,
+    PAST,
+    RETRY,
+    SENT,
+    UNKNOWN,
+    UNREGISTERED,
     Row,
     Worker,
     at_once,
@@ -18,26 +27,18 @@ from tests.support.store_calls import (
     deliveries,
     enter,
     insert,
+    insert_for_devices,
     notification,
     only_delivery,
     outcome,
     record,
     register,
+    retry,
+    send,
     state,
     unbalanced,
     value,
 )
-
-PAST = datetime(2020, 1, 1, tzinfo=UTC)
-FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
-
-SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
-RETRY = {"verdict": "retry", "error": "FCM is busy", "retry_in": 0}
-LATER = {"verdict": "retry", "error": "FCM is busy", "retry_in": 3600}
-GIVEN_UP = {"verdict": "retry", "error": "FCM is busy"}
-FAILED = {"verdict": "failed", "error": "it is wrong"}
-UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
-UNKNOWN = {"verdict": "unknown", "error": "no answer came"}
 
 BELLS: LiteralString = (
     "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
@@ -46,25 +47,8 @@ BELLS: LiteralString = (
 Prepare = Callable[[psycopg.Connection, Worker], int]
 
 
-def retry(connection: psycopg.Connection, number: int) -> int:
-    return int(value(connection, "select notify_worker.retry(%s::bigint)", number))
-
-
 def retry_delivery(connection: psycopg.Connection, delivery: Row) -> int:
     return int(value(connection, "select notify_worker.retry_delivery(%s)", delivery["id"]))
-
-
-def send(connection: psycopg.Connection, worker: Worker, *came_to: Row) -> list[Row]:
-    """Claim what is due and record what became of it, in the order of the deliveries."""
-    claimed = sorted(claim(connection, worker), key=lambda each: int(each["delivery_id"]))
-    record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
-    return claimed
-
-
-def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
-    for number in range(count):
-        register(connection, "u_42", f"fcm:device-{number}")
-    return insert(connection, receiver_id="u_42", **columns)
 
 
 def states(connection: psycopg.Connection, number: int) -> list[str]:

@@ -17,7 +17,7 @@ from psycopg.errors import CheckViolation, InsufficientPrivilege
 
 from notify_worker import schema
 from notify_worker.dev import postgres
-from tests.conftest import FAST, administer, created, memory
+from tests.support.server import FAST, administer, created, memory
 from tests.support.store_calls import (
     bury,
     claim,

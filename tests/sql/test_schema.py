@@ -155,13 +155,13 @@ EARLIER: LiteralString = """
     -- one more parameter, a default that is gone, a parameter of another name, another kind, other attributes
     create function notify_worker.claim(integer) returns void language sql as '';
     create function notify_worker.keep_partitions(months integer default 3) returns void language sql as '';
-    drop function notify_worker.closed(notify_worker.projects);
-    create function notify_worker.closed(project notify_worker.projects default null)
+    drop function notify_worker.blocked_scopes(text);
+    create function notify_worker.blocked_scopes(project text default null)
         returns text[] language sql as 'select array[]::text[]';
     drop function notify_worker.settle(bigint[]);
     create function notify_worker.settle(ids bigint[]) returns void language sql as '';
-    drop function notify_worker.leave(integer[]);
-    create procedure notify_worker.leave(worker_ids integer[]) language sql as '';
+    drop function notify_worker.unregister_worker(integer[]);
+    create procedure notify_worker.unregister_worker(worker_ids integer[]) language sql as '';
     alter function notify_worker.release(uuid, bigint[]) security definer cost 7 set work_mem = '1MB';
 
     -- gone, and needed by a view that is gone

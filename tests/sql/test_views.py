@@ -1,7 +1,7 @@
 """What `status`, `dead_letters` and `history` show of every kind of story."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import LiteralString
 
 import psycopg
@@ -9,32 +9,34 @@ import pytest
 
 from tests.support.store_calls import (
     A_MOMENT,
+    FAILED,
+    FUTURE,
+    GIVEN_UP,
+    LATER,
+    RETRY,
+    SENT,
+    UNKNOWN,
+    UNREGISTERED,
     Row,
     Worker,
     await_end_of_lease,
+    cancel,
     claim,
     deliveries,
     enter,
     insert,
+    insert_for_devices,
     leave,
-    outcome,
-    record,
     register,
+    retry,
     row,
     rows,
+    send,
     value,
 )
 
-PAST = datetime(2020, 1, 1, tzinfo=UTC)
-FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 CAP = 100_000
 
-SENT = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
-RETRY = {"verdict": "retry", "error_code": "UNAVAILABLE", "error": "FCM is busy", "retry_in": 3600}
-GIVEN_UP = {"verdict": "retry", "error_code": "UNAVAILABLE", "error": "FCM is busy"}
-FAILED = {"verdict": "failed", "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
-UNREGISTERED = {"verdict": "unregistered", "error_code": "UNREGISTERED", "error": "it is gone"}
-UNKNOWN = {"verdict": "unknown", "error_code": "ReadTimeout", "error": "no answer came"}
 
 EMPTY = {
     "pending": 0,
@@ -56,16 +58,9 @@ def status(connection: psycopg.Connection) -> Row:
     return row(connection, "select * from notify_worker.status")
 
 
-def send(connection: psycopg.Connection, worker: Worker, *came_to: Row) -> None:
-    claimed = claim(connection, worker)
-    record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
-
-
 def tell(connection: psycopg.Connection, worker: Worker, *came_to: Row, **columns: object) -> int:
     """A receiver is told on as many devices, each of which comes to something."""
-    for number in range(len(came_to)):
-        register(connection, "u_42", f"fcm:device-{number}")
-    told = insert(connection, receiver_id="u_42", **columns)
+    told = insert_for_devices(connection, len(came_to), **columns)
     send(connection, worker, *came_to)
     return told
 
@@ -240,7 +235,7 @@ def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: psycopg.
 def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     worker = enter(connection)
-    number = tell(connection, worker, RETRY | {"retry_in": 0}, campaign="sale")
+    number = tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
     claim(connection, worker)
 
@@ -253,7 +248,7 @@ def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: p
 def test_the_reason_of_a_dead_letter_has_no_code_of_another_reason(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     worker = enter(connection)
-    tell(connection, worker, RETRY | {"retry_in": 0}, campaign="sale")
+    tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
     claim(connection, worker)
 
@@ -261,13 +256,13 @@ def test_the_reason_of_a_dead_letter_has_no_code_of_another_reason(connection: p
 
 
 def cancelled(connection: psycopg.Connection, worker: Worker) -> int:
-    number = tell(connection, worker, RETRY)
-    connection.execute("select notify_worker.cancel(%s::bigint)", [number])
+    number = tell(connection, worker, LATER)
+    cancel(connection, number)
     return number
 
 
 def expired(connection: psycopg.Connection, worker: Worker) -> int:
-    number = tell(connection, worker, RETRY | {"retry_in": 0})
+    number = tell(connection, worker, RETRY)
     connection.execute("update notify_worker.notifications set expires_at = now()")
     claim(connection, worker)
     return number
@@ -275,7 +270,7 @@ def expired(connection: psycopg.Connection, worker: Worker) -> int:
 
 def retried(connection: psycopg.Connection, worker: Worker) -> int:
     number = tell(connection, worker, FAILED)
-    connection.execute("select notify_worker.retry(%s::bigint)", [number])
+    retry(connection, number)
     return number
 
 
@@ -293,7 +288,7 @@ def told(*came_to: Row, **columns: object) -> Prepare:
     "prepare",
     [
         pytest.param(told(SENT), id="sent"),
-        pytest.param(told(RETRY), id="waits for a retry"),
+        pytest.param(told(LATER), id="waits for a retry"),
         pytest.param(told(UNREGISTERED), id="unregistered"),
         pytest.param(told(SENT, UNREGISTERED), id="sent beside an unregistered device"),
         pytest.param(told(UNKNOWN, on_unknown="hold"), id="held"),
@@ -341,7 +336,7 @@ def scheduled(connection: psycopg.Connection, worker: Worker) -> int:
 
 def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
     number = due(connection, worker)
-    connection.execute("select notify_worker.cancel(%s::bigint)", [number])
+    cancel(connection, number)
     return number
 
 
@@ -354,7 +349,7 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
         (told(GIVEN_UP), "failed", "FCM is busy"),
         (told(UNREGISTERED), "unreachable", "it is gone"),
         (told(UNKNOWN, on_unknown="hold"), "held", "nobody can say whether FCM has it; it is for a person to decide"),
-        (told(RETRY), "pending", "FCM is busy, due at "),
+        (told(LATER), "pending", "FCM is busy, due at "),
         (of_no_campaign, "failed", 'there is no campaign "no_such"'),
         (without_a_device, "unreachable", "the receiver has no live device"),
         (expired, "expired", "it expired before it could be sent"),

@@ -12,7 +12,7 @@ import pytest
 
 from notify_worker.cli.main import main
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 HELLO = ("send", "--receiver", "u_42", "--title", "Hello")
 
 

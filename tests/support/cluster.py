@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from notify_worker.dev import postgres
-from tests.conftest import memory
+from tests.support.server import memory
 from tests.support.waiting import until
 
 FAST, IMMEDIATE = signal.SIGINT, signal.SIGQUIT

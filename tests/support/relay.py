@@ -1,166 +1,249 @@
-"""A relay between a client and Postgres, on real sockets. It can lose the answer to a statement.
+"""A relay between clients and Postgres, on real sockets: it sees each statement, and can stop the world at one.
 
-It reads as much of the protocol as that takes: where a message ends, which statement a client asks for, when an answer ends.
+It can lose the answer to a statement, cut a connection at any moment of one and do something else just then, hold back all
+that is said, swallow it for good, or be slow. It reads as much of the protocol as that takes.
 """
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from struct import unpack
-from threading import Lock, Thread
-from types import TracebackType
-from typing import Self
+import asyncio
+import struct
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from threading import Event, Thread
+from typing import Any, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 QUERY, PARSE, BIND = b"Q", b"P", b"B"
-ROW, READY = b"D", b"Z"
+READY = b"Z\0\0\0\5"
+NOTHING_FOUND = b"SELECT 0\0"
+ENCRYPTION_ASKED_FOR = {struct.pack("!II", 8, code) for code in (80877103, 80877104)}
+"""SSLRequest and GSSENCRequest. Both are declined, since what is said is read here."""
+CHUNK = 1 << 16
+
+
+class Moment(Enum):
+    """When a trap springs: instead of the statement, right after it, or instead of its answer."""
+
+    ASKED = "asked"
+    PASSED = "passed"
+    ANSWERED = "answered"
+
+
+@dataclass
+class Trap:
+    """Springs once: at this moment of the next statement with this part. An answer without a row does not count."""
+
+    statement: str
+    moment: Moment
+    spring: Callable[[], None] = lambda: None
+    """What is done at that moment, besides that the connection is cut."""
+    sprung: Event = field(default_factory=Event)
 
 
 class Relay:
-    """`with Relay(conninfo) as relay`: who connects to `relay.conninfo` talks to that database."""
+    """`with Relay(conninfo) as relay`: who connects to `relay.conninfo` talks to that database.
 
-    def __init__(self, conninfo: str) -> None:
-        server = conninfo_to_dict(conninfo)
-        self._server = (str(server.get("host") or "127.0.0.1"), int(server.get("port") or 5432))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.conninfo = make_conninfo(
-            conninfo, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
-        )  # in clear: it is read here
-        self._talks: list[Talk] = []
-        self._asked: list[str] = []
-        self._to_lose: set[str] = set()
-        self._lost: set[str] = set()
-        self._choosing = Lock()
+    Args:
+        server: The conninfo of the database, or a function that says it each time that a client comes.
+        delay: Seconds that each thing said takes, each way.
+    """
+
+    def __init__(self, server: str | Callable[[], str], *, delay: float = 0) -> None:
+        self._server = server if callable(server) else lambda: server
+        self._delay = delay
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="relay", daemon=True)
+        self._statements: list[str] = []
+        self._traps: list[Trap] = []
+        self._lost: list[Trap] = []
+        self._talks: dict[asyncio.Task[None], Talk] = {}
+        self._swallows = False
+        self.flowing = asyncio.Event()
+        self.flowing.set()
 
     def __enter__(self) -> Self:
-        Thread(target=self._accept, name="relay", daemon=True).start()
+        self._thread.start()
+        self._run(self._open())
+        self.conninfo = make_conninfo(self._server(), host="127.0.0.1", port=self.port)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for talk in self._talks:
-            talk.cut()
+    def __exit__(self, *_: object) -> None:
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def lose_the_answer_to(self, part_of_a_statement: str) -> None:
-        """Cut the connection when the next answer with a row to such a statement has come, and pass nothing of it on."""
-        with self._choosing:
-            self._to_lose.add(part_of_a_statement)
-
-    def has_lost(self, part_of_a_statement: str) -> bool:
-        """Tell whether that has happened: the server has committed, and the client does not know."""
-        return part_of_a_statement in self._lost
+    # What it sees
 
     def asked(self, part_of_a_statement: str) -> int:
         """Count such statements that clients have asked for."""
-        return sum(part_of_a_statement in statement for statement in self._asked)
+        return sum(part_of_a_statement in statement for statement in self._statements)
 
-    def ordered_to_lose(self, statement: str) -> str | None:
-        """Note a statement; take the order to lose the answer to it, if there is one."""
-        with self._choosing:
-            self._asked.append(statement)
-            ordered = next((part for part in self._to_lose if part in statement), None)
-            self._to_lose.discard(ordered or "")
-            return ordered
+    # What it can do
 
-    def note_the_loss(self, part_of_a_statement: str) -> None:
-        self._lost.add(part_of_a_statement)
+    def set_trap(self, trap: Trap) -> None:
+        self._traps.append(trap)
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # the listener is closed
-            while True:
-                client, _ = self._listener.accept()
-                self._talks.append(Talk(self, client, socket.create_connection(self._server)))
+    def clear_traps(self) -> None:
+        self._traps.clear()
+
+    def lose_the_answer_to(self, part_of_a_statement: str) -> None:
+        """Cut the connection instead of the next answer with a row to such a statement."""
+        self._lost.append(Trap(part_of_a_statement, Moment.ANSWERED))
+        self.set_trap(self._lost[-1])
+
+    def has_lost(self, part_of_a_statement: str) -> bool:
+        """Tell whether that has happened: the server has committed, and the client does not know."""
+        return any(trap.sprung.is_set() for trap in self._lost if trap.statement == part_of_a_statement)
+
+    def hold(self) -> None:
+        """Pass nothing on, with every connection left open, until `let_go`."""
+        self._loop.call_soon_threadsafe(self.flowing.clear)
+
+    def let_go(self) -> None:
+        self._loop.call_soon_threadsafe(self.flowing.set)
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Swallow everything. Whoever is connected then, or comes in that time, is never heard nor answered again."""
+        self._swallows = True
+        for talk in list(self._talks.values()):
+            talk.is_dead = True
+        try:
+            yield
+        finally:
+            self._swallows = False
+
+    # How it does it
+
+    def springs(self, statement: str, moment: Moment) -> bool:
+        """Spring a trap, if one is set for this; say whether one has."""
+        for trap in self._traps:
+            if trap.moment is moment and trap.statement in statement:
+                self._traps.remove(trap)
+                trap.spring()
+                trap.sprung.set()
+                return True
+        return False
+
+    def note(self, statement: str) -> None:
+        self._statements.append(statement)
+
+    async def delayed(self) -> None:
+        """Wait until something that was said may be passed on."""
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        await self.flowing.wait()
+
+    def _run(self, what: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(timeout=10)
+
+    async def _open(self) -> None:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=200)
+        self.port = int(self._listener.sockets[0].getsockname()[1])
+
+    async def _close(self) -> None:
+        self._loop.remove_reader(
+            self._listener.sockets[0].fileno()
+        )  # who was let in already is dealt with before it closes
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for talk in self._talks:
+                talk.cancel()
+            await asyncio.wait(others, timeout=0.1)
+        self._listener.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talk = self._talks[task] = Talk(self, reader, writer, is_dead=self._swallows)
+        with suppress(OSError, asyncio.CancelledError):  # the server is away, or the relay ends
+            await talk.last(self._server())
+        writer.transport.abort()
+        del self._talks[task]
 
 
+@dataclass
 class Talk:
     """One client's connection to the server."""
 
-    def __init__(self, relay: Relay, client: socket.socket, server: socket.socket) -> None:
-        self._relay = relay
-        self._client = client
-        self._server = server
-        self._statements: dict[bytes, str] = {}
-        self._losing: str | None = None
-        for way in (self._ask, self._answer):
-            Thread(target=self._until_it_is_cut, args=[way], name="relay", daemon=True).start()
+    relay: Relay
+    from_client: asyncio.StreamReader
+    to_client: asyncio.StreamWriter
+    is_dead: bool
+    """What is said is swallowed, and so is that one side has hung up."""
+    statements: dict[bytes, str] = field(default_factory=dict)
+    asked: str = ""
+    """The statement whose answer is awaited."""
 
-    def cut(self) -> None:
-        """Close both sides, whoever still reads."""
-        for side in (self._client, self._server):
-            with suppress(OSError):
-                side.shutdown(socket.SHUT_RDWR)
-            side.close()
+    async def last(self, server: str) -> None:
+        """Pass on what both sides say, until one of them ends, or a trap springs."""
+        await self.relay.flowing.wait()
+        its = conninfo_to_dict(server)
+        from_server, to_server = await asyncio.open_connection(
+            str(its.get("host") or "127.0.0.1"), its.get("port", 5432)
+        )
+        ways = [asyncio.create_task(way) for way in (self._ask(to_server), self._answer(from_server))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            if self.is_dead:
+                await asyncio.wait(ways)
+        finally:
+            to_server.transport.abort()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
 
-    def _until_it_is_cut(self, way: Callable[[], None]) -> None:
-        with suppress(OSError, EOFError):
-            way()
-        self.cut()
+    async def _ask(self, server: asyncio.StreamWriter) -> None:
+        """Pass on what the client asks, a message at a time; end where a trap springs instead."""
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while (first := await message(self.from_client)) in ENCRYPTION_ASKED_FOR:  # the first ones have no kind
+                self.to_client.write(b"N")
+            await self._pass_on(first, server)
+            while True:
+                kind = await self.from_client.readexactly(1)
+                body = await message(self.from_client)
+                if statement := self._statement(kind, body[4:]):
+                    self.asked = statement
+                    self.relay.note(statement)
+                    if self.relay.springs(statement, Moment.ASKED):
+                        return
+                await self._pass_on(kind + body, server)
+                if statement and self.relay.springs(statement, Moment.PASSED):
+                    return
 
-    def _ask(self) -> None:
-        """Pass on what the client asks, and note when the answer to it is to be lost."""
-        self._server.sendall(whole(self._client))  # the first message has no kind
-        for kind, message in messages(self._client):
-            if statement := self._statement(kind, message[5:]):
-                self._losing = self._relay.ordered_to_lose(statement)
-            self._server.sendall(message)
+    async def _answer(self, server: asyncio.StreamReader) -> None:
+        """Pass on what the server answers; end where a trap springs instead."""
+        with suppress(OSError):
+            while chunk := await server.read(CHUNK):
+                ready = chunk[-6:-1] == READY
+                if ready and NOTHING_FOUND not in chunk[-40:] and self.relay.springs(self.asked, Moment.ANSWERED):
+                    return
+                await self._pass_on(chunk, self.to_client)
 
-    def _statement(self, kind: bytes, body: bytes) -> str | None:
+    async def _pass_on(self, what: bytes, to: asyncio.StreamWriter) -> None:
+        await self.relay.delayed()
+        if not self.is_dead:
+            to.write(what)
+            await to.drain()
+
+    def _statement(self, kind: bytes, body: bytes) -> str:
         """Return the text of the statement that is run now; a prepared one goes by its name."""
         if kind == QUERY:
             return text(body)
         if kind == PARSE:
             name, statement = body.split(b"\0")[:2]
-            self._statements[name] = text(statement)
+            self.statements[name] = text(statement)
         if kind == BIND:
-            return self._statements.get(body.split(b"\0")[1])
-        return None
-
-    def _answer(self) -> None:
-        """Pass on what the server answers, an answer at a time; return where one is to be lost."""
-        answer: list[tuple[bytes, bytes]] = []
-        for kind, message in messages(self._server):
-            answer.append((kind, message))
-            if self._losing is None:
-                self._pass_on(answer)
-            elif kind == READY and any(kind == ROW for kind, _ in answer):
-                self._relay.note_the_loss(self._losing)
-                return
-            elif kind == READY:  # it took nothing, so there was nothing to lose
-                self._relay.lose_the_answer_to(self._losing)
-                self._losing = None
-                self._pass_on(answer)
-
-    def _pass_on(self, answer: list[tuple[bytes, bytes]]) -> None:
-        self._client.sendall(b"".join(message for _, message in answer))
-        answer.clear()
+            return self.statements.get(body.split(b"\0")[1], "")
+        return ""
 
 
-def messages(side: socket.socket) -> Iterator[tuple[bytes, bytes]]:
-    """Read messages, each with its kind."""
-    while True:
-        kind = exactly(side, 1)
-        yield kind, kind + whole(side)
-
-
-def whole(side: socket.socket) -> bytes:
+async def message(side: asyncio.StreamReader) -> bytes:
     """Read a message from its length on."""
-    length = exactly(side, 4)
-    return length + exactly(side, unpack("!I", length)[0] - 4)
-
-
-def exactly(side: socket.socket, count: int) -> bytes:
-    """Read so many bytes. Raises EOFError."""
-    read = b""
-    while len(read) < count:
-        if not (more := side.recv(count - len(read))):
-            raise EOFError
-        read += more
-    return read
+    length = await side.readexactly(4)
+    return length + await side.readexactly(struct.unpack("!I", length)[0] - 4)
 
 
 def text(statement: bytes) -> str:

@@ -1,17 +1,14 @@
 """A shop for the tests of the running worker: a database, a local FCM, and workers that are processes of their own.
 
-A test module imports the fixture `shop_of_one_test` and asks for `shop`; or it opens one with `a_shop` for several tests.
+A test asks for the fixture `shop`; or a module opens one with `a_shop` for several tests.
 What its workers have logged is shown where a test fails.
 """
 
-import os
-import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString, Unpack
@@ -22,10 +19,12 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from notify_worker import sandbox
+from notify_worker.dev import shop
+from notify_worker.dev.shop import Worker
 from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox.switches import Changes
-from tests.conftest import created
+from tests.support.server import created
 from tests.support.waiting import until
 
 PROCRASTINATE = [sys.executable, "-m", "procrastinate", "--app=notify_worker.worker.app"]
@@ -39,48 +38,17 @@ both_kinds = pytest.mark.parametrize("kind", COMMANDS)
 REQUEST_TIMEOUT = 2.0
 LEASE = 20.0
 """The shortest that such a timeout allows: 2 x (3 x 2 s + 4 s)."""
-SHUTDOWN = 25.0
-"""Seconds that a platform gives a worker that it stops."""
 LOG_LINES = 60
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A worker process."""
-
-    process: subprocess.Popen[bytes]
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def has_left(self) -> bool:
-        return self.process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill -9, and wait until it is gone."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        """Stop it as a platform does; return its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(SHUTDOWN)
-
-
-class Shop:
-    """A database with our schema, a local FCM, and as many workers as a test starts."""
+class Shop(shop.Shop):
+    """The shop of the demo with what tests ask besides; its workers may be procrastinate's own, and are impatient."""
 
     def __init__(self, conninfo: str, box: Sandbox, folder: Path) -> None:
-        self.conninfo = conninfo
-        self.box = box
+        super().__init__(conninfo, box, folder / "workers.log")
         self.folder = folder
-        self.log = folder / "workers.log"
-        self.connection = psycopg.connect(conninfo, autocommit=True)
-        self._workers: list[Worker] = []
 
     def connect_again(self) -> None:
         """Take another session, after a restart of the server."""
@@ -137,8 +105,10 @@ class Shop:
         """Tell whether so many are sent and no other is there. FCM is asked first: to count rows takes a while."""
         return self.box.accepted >= count and self.states() == {"sent": count}
 
-    def state(self, notification_id: int) -> str:
-        return str(self.value("select state from notify_worker.notifications where id = %s", notification_id))
+    def state(self, which: int | str) -> str:
+        """The state of a notification, by its id, or by the id of its event."""
+        by_id = "select state from notify_worker.notifications where id = %s"
+        return str(super().state(which) if isinstance(which, str) else self.value(by_id, which))
 
     def delivery(self, notification_id: int) -> Row:
         """The one delivery of a notification; `due_in` in seconds."""
@@ -256,22 +226,17 @@ class Shop:
         )
         return next(worker for worker in self._workers if worker.pid == pid)
 
-    def start_worker(self, kind: str = "notify-worker", *options: str, **settings: object) -> Worker:
+    def start_worker(self, kind: str = "notify-worker", /, *options: str, **settings: object) -> Worker:
         """Start a worker, and wait until it listens. `settings` are variables of the environment."""
         before = self.listeners()
         worker = self.launch(kind, *options, **settings)
         until("the worker listens", lambda: worker.has_left or bool(self.listeners() - before), within=15)
-        assert not worker.has_left, f"the worker has left: {worker.process.poll()}"
+        assert not worker.has_left, f"the worker has left: {worker.returncode}"
         return worker
 
-    def launch(self, kind: str = "notify-worker", *options: str, **settings: object) -> Worker:
+    def launch(self, kind: str = "notify-worker", /, *options: str, **settings: object) -> Worker:
         """Start a worker, and wait for nothing."""
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [*COMMANDS[kind], *options], env=self.environment(**settings), stdout=log, stderr=log, cwd=self.folder
-            )
-        self._workers.append(Worker(process))
-        return self._workers[-1]
+        return self._spawn([*COMMANDS[kind], *options], settings)
 
     def procrastinate(self, *arguments: str) -> None:
         """Run procrastinate's command line to its end."""
@@ -288,14 +253,8 @@ class Shop:
 
     def environment(self, **settings: object) -> dict[str, str]:
         """What a worker of this shop finds in its environment."""
-        ours = {
-            "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
-            "NOTIFY_WORKER_FCM_URL": self.box.url,
-            "NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": REQUEST_TIMEOUT,
-            "NOTIFY_WORKER_LEASE_SECONDS": LEASE,
-            "GOOGLE_APPLICATION_CREDENTIALS": self.box.credentials,
-        }
-        return {**os.environ, **{name: str(value) for name, value in (ours | settings).items()}}
+        impatient = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": REQUEST_TIMEOUT, "NOTIFY_WORKER_LEASE_SECONDS": LEASE}
+        return super().environment(**(impatient | settings))
 
     def listeners(self) -> set[int]:
         """The sessions that listen."""
@@ -323,9 +282,3 @@ def a_shop(server: str, template: str, folder: Path, **switches: Unpack[Changes]
             yield shop
         finally:
             shop.close()
-
-
-@pytest.fixture(name="shop")
-def shop_of_one_test(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
-    with a_shop(server, template, tmp_path) as shop:
-        yield shop

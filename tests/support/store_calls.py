@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any, LiteralString, TypeVar
 from uuid import uuid4
@@ -22,6 +22,17 @@ Result = TypeVar("Result")
 EVENT = "order:42:paid"
 A_MOMENT = timedelta(milliseconds=50)
 """A lease that a test can wait for."""
+PAST, FUTURE = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+
+# What a delivery may come to, as `record` reads it.
+SENT: Row = {"verdict": "sent", "provider_message_id": "projects/p/messages/1"}
+GIVEN_UP: Row = {"verdict": "retry", "error_code": "UNAVAILABLE", "error": "FCM is busy"}
+RETRY = GIVEN_UP | {"retry_in": 0}
+LATER = GIVEN_UP | {"retry_in": 3600}
+PAUSED: Row = {"verdict": "paused", "error": "the credentials are wrong", "retry_in": 0}
+FAILED: Row = {"verdict": "failed", "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
+UNREGISTERED: Row = {"verdict": "unregistered", "error_code": "UNREGISTERED", "error": "it is gone"}
+UNKNOWN: Row = {"verdict": "unknown", "error_code": "ReadTimeout", "error": "no answer came"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,13 @@ def register(
     return int(value(connection, statement, receiver_id, address, platform, project))
 
 
+def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
+    """Insert a notification to receiver u_42, who has so many devices."""
+    for number in range(count):
+        register(connection, "u_42", f"fcm:device-{number}")
+    return insert(connection, receiver_id="u_42", **columns)
+
+
 def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(minutes=2)) -> Worker:
     """A worker enters. It lives as long as this session."""
     pid = connection.info.backend_pid
@@ -149,6 +167,20 @@ def record(connection: psycopg.Connection, worker: Worker, *outcomes: Row) -> in
     return int(value(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(list(outcomes))))
 
 
+def send(connection: psycopg.Connection, worker: Worker, *came_to: Row) -> list[Row]:
+    """Claim what is due and record what became of it, in the order of the deliveries."""
+    claimed = sorted(claim(connection, worker), key=lambda each: int(each["delivery_id"]))
+    record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
+    return claimed
+
+
+def send_all(connection: psycopg.Connection, worker: Worker, **came_to: Row) -> list[Row]:
+    """Claim what is due and record what became of it, by address; what is not named was sent."""
+    claimed = claim(connection, worker)
+    record(connection, worker, *[outcome(each, **came_to.get(each["address"], SENT)) for each in claimed])
+    return claimed
+
+
 def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
     """Say that requests of these deliveries are about to begin; return those of which that may be."""
     ids, leases = [each["delivery_id"] for each in claimed], [each["lease"] for each in claimed]
@@ -167,6 +199,14 @@ def bury(connection: psycopg.Connection, worker: Worker) -> int:
 def await_end_of_lease(connection: psycopg.Connection, notification_id: int) -> None:
     over = "select due_at <= clock_timestamp() from notify_worker.notifications where id = %s"
     until("the lease has run out", lambda: bool(value(connection, over, notification_id)), within=10)
+
+
+def cancel(connection: psycopg.Connection, number: int) -> bool:
+    return bool(value(connection, "select notify_worker.cancel(%s::bigint)", number))
+
+
+def retry(connection: psycopg.Connection, number: int) -> int:
+    return int(value(connection, "select notify_worker.retry(%s::bigint)", number))
 
 
 def notification(connection: psycopg.Connection, notification_id: int) -> Row:

@@ -27,8 +27,8 @@ from notify_worker.model import (
 )
 from notify_worker.project_state import ProjectState
 from notify_worker.slots import Slots
+from tests.support.messages import DELIVERY
 from tests.support.waiting import auntil
-from tests.unit.test_render import DELIVERY
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)

@@ -1,57 +1,23 @@
 """What becomes of words, params and message: the message that FCM is given, or the outcome that says why there is none."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from notify_worker.model import Content, Delivery, Json, Message, OnUnknown, Outcome, Verdict
+from notify_worker.model import Content, Delivery, Json, Message, Outcome, Verdict
 from notify_worker.render import render
+from tests.support.messages import ADDRESSES, DELIVERY, ID, TAG, body, nested
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")  # that the machine is busy is no fault of what is tested
 
-DELIVERY = Delivery(
-    id=7,
-    notification_id=42,
-    lease=UUID(int=1),
-    worker_id=1,
-    start_by=float("inf"),
-    project="default",
-    kind="token",
-    address="fcm:abc",
-    platform="android",
-    on_unknown=OnUnknown.RESEND,
-    priority=None,
-    attempts=0,
-    tries=0,
-    probe=False,
-    expires_in=86400,
-    expires_at=1_800_000_000,
-    expires_by=float("inf"),
-    tag="0badcafe-42",
-    inline=Content(title="Thank you"),
-    campaign_name=None,
-    campaign=None,
-    params={},
-)
-
 NONE = Content()
-ID = {"notification_id": "42"}
-TAG = "0badcafe-42"
 
 
 def of_campaign(words: Content, inline: Content = NONE, **params: Json) -> Delivery:
     return replace(DELIVERY, campaign_name="order_paid", campaign=words, inline=inline, params=params)
-
-
-def body(delivery: Delivery) -> Mapping[str, Json]:
-    message = render(delivery)
-    assert isinstance(message, Message), message
-    return message.body
 
 
 def refusal(delivery: Delivery) -> Outcome:
@@ -192,14 +158,6 @@ def test_params_fill_data_and_message_of_the_campaign_and_no_key() -> None:
     assert rendered["android"]["{order}"] == ["42", 1, None]
 
 
-ADDRESSES = {
-    "token": "fcm:abc",
-    "fid": "cQ4nAbcdRE2mxyz0123456",
-    "topic": "tents-and.more_~%",
-    "condition": "'tents' in topics && ('red' in topics || !('big' in topics))",
-}
-
-
 @pytest.mark.parametrize("kind", ADDRESSES)
 def test_the_address_stands_under_its_kind(kind: str) -> None:
     message = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind]))
@@ -311,13 +269,6 @@ def test_the_words_of_the_campaign_stay_as_they_were() -> None:
 
     assert body(delivery) == body(delivery)
     assert campaign == Content(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
-
-
-def nested(depth: int) -> Json:
-    value: Json = "deep"
-    for _ in range(depth):
-        value = {"a": value}
-    return value
 
 
 TOO_DEEP = 3000

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from notify_worker.model import UNREADABLE, Content, Delivery, Json, Message, Verdict
 from notify_worker.platform_fields import merged, visible_on
 from notify_worker.render import render
-from tests.unit.test_render import ADDRESSES, DELIVERY, TAG, body, nested
+from tests.support.messages import ADDRESSES, DELIVERY, TAG, body, nested
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
 LARGEST = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}

@@ -7,7 +7,7 @@ import pytest
 
 from notify_worker.model import OnUnknown, Outcome, Project, Verdict
 from notify_worker.retry import RetryPolicy, quick_retry
-from tests.unit.test_render import DELIVERY
+from tests.support.messages import DELIVERY
 
 TEN_SECONDS = timedelta(seconds=10)
 OURS = RetryPolicy()

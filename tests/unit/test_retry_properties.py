@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from notify_worker.model import OnUnknown, Outcome, Verdict
 from notify_worker.retry import RetryPolicy
-from tests.unit.test_render import DELIVERY
+from tests.support.messages import DELIVERY
 
 TEN_SECONDS = timedelta(seconds=10)
 OURS = RetryPolicy()

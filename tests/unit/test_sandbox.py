@@ -3,115 +3,29 @@
 import json
 import socket
 import stat
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
-from shutil import copy
 from threading import Thread
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from google.auth.crypt import RSASigner
 from google.auth.exceptions import RefreshError
 from google.oauth2.service_account import Credentials
 
 from notify_worker import sandbox
 from notify_worker.errors import CredentialsError, NotifyWorkerError
 from notify_worker.sandbox import Sandbox, Shown
-
-SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
-SEND = "/v1/projects/sandbox/messages:send"
-
-
-class GoogleAuthTransport:
-    """What google-auth asks of a transport, over httpx."""
-
-    class Answer:
-        def __init__(self, answer: httpx.Response) -> None:
-            self.status, self.headers, self.data = answer.status_code, answer.headers, answer.content
-
-    def __call__(self, url: str, method: str = "GET", body: Any = None, headers: Any = None, **_: Any) -> Answer:
-        return self.Answer(httpx.request(method, url, content=body, headers=headers, verify=False))
-
-
-@cache
-def signer(private_key: str) -> RSASigner:
-    """Read a key: it takes longer than most tests here."""
-    return RSASigner.from_string(private_key)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def account(credentials: Path, scope: str = SCOPE) -> Any:
-    info = json.loads(credentials.read_text())
-    return Credentials(signer(info["private_key"]), info["client_email"], info["token_uri"], scopes=[scope])  # type: ignore[no-untyped-call]
-
-
-def client_of(box: Sandbox) -> httpx.Client:
-    ours = account(box.credentials)
-    ours.refresh(GoogleAuthTransport())
-    return httpx.Client(base_url=box.url, headers={"Authorization": f"Bearer {ours.token}"}, timeout=5, verify=False)
-
-
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service-account file that the sandboxes here take over, so that only one RSA key is made."""
-    path = tmp_path_factory.mktemp("key") / "sandbox.json"
-    sandbox.start(path).stop()
-    return path
-
-
-@pytest.fixture
-def key(made_once: Path, tmp_path: Path) -> Path:
-    return Path(copy(made_once, tmp_path / "sandbox.json"))
-
-
-@pytest.fixture
-def box(key: Path) -> Iterator[Sandbox]:
-    with sandbox.start(key) as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def open_box(made_once: Path) -> Iterator[Sandbox]:
-    """One sandbox for all tests that look at an answer alone."""
-    with sandbox.start(made_once) as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def open_client(open_box: Sandbox) -> Iterator[httpx.Client]:
-    with client_of(open_box) as client:
-        yield client
-
-
-@pytest.fixture
-def client(box: Sandbox) -> Iterator[httpx.Client]:
-    with client_of(box) as client:
-        yield client
-
-
-def message_to(address: str, **fields: Any) -> dict[str, Any]:
-    return {"message": {"token": address, "notification": {"title": "Thank you"}, **fields}}
-
-
-def send(client: httpx.Client, address: str, **fields: Any) -> httpx.Response:
-    return client.post(SEND, json=message_to(address, **fields))
+from tests.support.fcm_client import SCOPE, SEND, GoogleAuthTransport, account, client_of, message_to, send
+from tests.support.waiting import until
 
 
 def fcm_code(answer: httpx.Response) -> str | None:
     details = answer.json()["error"].get("details", [])
     return next((each["errorCode"] for each in details if each["@type"].endswith("FcmError")), None)
-
-
-def until(what: str, holds: Callable[[], bool], *, within: float = 5) -> None:
-    deadline = monotonic() + within
-    while not holds():
-        assert monotonic() < deadline, f"not within {within} s: {what}"
-        sleep(0.005)
 
 
 # The token
@@ -434,7 +348,7 @@ def test_a_hanging_request_is_held_until_the_client_leaves(box: Sandbox, client:
     with pytest.raises(httpx.ReadTimeout):
         client.post(SEND, json=message_to("oncehang:x"), timeout=0.2)
 
-    until("the sandbox has let go of it", lambda: box.in_flight == 0)
+    until("the sandbox has let go of it", lambda: box.in_flight == 0, within=5)
     assert (box.received, box.requests_for("oncehang:x"), box.shown) == (1, 1, [])
     assert send(client, "oncehang:x").status_code == 200
 
@@ -456,7 +370,7 @@ def test_one_hanging_request_holds_no_other_up(box: Sandbox, client: httpx.Clien
 
     hanging = Thread(target=hang)
     hanging.start()
-    until("it hangs", lambda: box.in_flight == 1)
+    until("it hangs", lambda: box.in_flight == 1, within=5)
 
     assert send(client, "phone").status_code == 200
     assert box.in_flight == 1

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from shutil import copy
 from time import monotonic
 from typing import Any
 
@@ -17,45 +16,14 @@ from notify_worker import sandbox
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox.projects import TokenBucket
+from tests.support.fcm_client import SEND, GoogleAuthTransport, account, client_of, message_to, send
 from tests.support.waiting import until
-from tests.unit.test_sandbox import SEND, GoogleAuthTransport, account, client_of, message_to, send
-
-
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service-account file that the sandboxes here take over, so that only one RSA key is made."""
-    path = tmp_path_factory.mktemp("key") / "sandbox.json"
-    sandbox.start(path).stop()
-    return path
-
-
-@pytest.fixture
-def key(made_once: Path, tmp_path: Path) -> Path:
-    return Path(copy(made_once, tmp_path / "sandbox.json"))
 
 
 @pytest.fixture
 def box(key: Path) -> Iterator[Sandbox]:
     with sandbox.start(key, seed=1) as box:
         yield box
-
-
-@pytest.fixture
-def client(box: Sandbox) -> Iterator[httpx.Client]:
-    with client_of(box) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def open_box(made_once: Path) -> Iterator[Sandbox]:
-    with sandbox.start(made_once) as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def open_client(open_box: Sandbox) -> Iterator[httpx.Client]:
-    with client_of(open_box) as client:
-        yield client
 
 
 def details(answer: httpx.Response) -> dict[str, dict[str, Any]]:

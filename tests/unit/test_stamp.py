@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from notify_worker.model import Content, Json
-from tests.unit.test_render import DELIVERY, ID, TAG, body
+from tests.support.messages import DELIVERY, ID, TAG, body
 
 FOUR_WEEKS = 28 * 24 * 60 * 60
 SILENT = Content(data={"order": "42"})

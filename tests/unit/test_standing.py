@@ -10,7 +10,7 @@ import pytest
 from notify_worker.model import Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.project_state import ProjectState
 from notify_worker.senders.console import ConsoleSender
-from tests.unit.test_render import DELIVERY
+from tests.support.messages import DELIVERY
 
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 WRONG = Outcome(Verdict.FAILED, error="400 INVALID_ARGUMENT: no", http_status=400)

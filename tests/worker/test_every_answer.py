@@ -26,7 +26,7 @@ from notify_worker.sandbox.account import account_info, write
 from notify_worker.sandbox.answers import NAMED
 from notify_worker.sandbox.faults import LATER_503, WITHOUT_ANSWER
 from tests.support.hostile import Act, HostileServer, answer, reset, then_close, then_stall
-from tests.support.shop import Row, Shop, a_shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Row, Shop, a_shop
 from tests.support.waiting import until
 
 Kind = Literal["token", "fid", "topic", "condition"]

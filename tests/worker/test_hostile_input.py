@@ -30,7 +30,7 @@ from psycopg.sql import SQL, Identifier, Placeholder
 
 from notify_worker.cli.main import main
 from notify_worker.errors import SettingsError
-from notify_worker.model import Message, Outcome
+from notify_worker.model import Message, Outcome, Verdict
 from notify_worker.projects import Projects
 from notify_worker.render import render
 from notify_worker.retry import RetryPolicy
@@ -39,8 +39,8 @@ from notify_worker.senders.factory import open_sender
 from notify_worker.senders.transport import AiohttpTransport
 from notify_worker.settings import Settings
 from notify_worker.store import Store
-from tests.conftest import created
 from tests.support.hostile import Act, HostileServer, answer, in_turn, then_close, then_stall
+from tests.support.server import created
 from tests.support.shop import Shop, a_shop
 from tests.support.store_calls import (
     as_stored,
@@ -656,14 +656,18 @@ async def test_a_pipe_that_nobody_writes_keeps_no_worker_from_starting(database:
 
 
 async def open_both(database: str, **columns: str) -> None:
-    """Open the senders of a healthy project and of a hostile one, as a worker does at its start."""
+    """Open the senders of a healthy project and of a hostile one, as a worker does at its start; the healthy one sends."""
     with connected(database) as connection:
         connection.execute("update notify_worker.projects set sender = 'console'")
         put(connection, "projects", {"name": "hostile", **columns})
     async with Store(database) as store:
         projects = Projects(store, lambda project: open_sender(project, Settings()))
         await projects.open_senders()
+        healthy = projects.state("default")
+        assert healthy is not None
+        sent = await healthy.sender.send(Message("token", {"token": "app:phone"}))
         await projects.aclose()
+    assert sent.verdict is Verdict.SENT
 
 
 # ── a body that is larger than it looks ─────────────────────────────────────────────────────────────────────────────────

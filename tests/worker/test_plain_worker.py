@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import psycopg
 
-from tests.support.shop import LEASE, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import LEASE, Shop
 from tests.support.store_calls import CLAIM
 from tests.support.waiting import until
 

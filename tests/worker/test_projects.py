@@ -18,10 +18,10 @@ from notify_worker.projects import Projects
 from notify_worker.senders import Sender
 from notify_worker.senders.factory import LazySender
 from notify_worker.store import Store
+from tests.support.messages import DELIVERY
 from tests.support.relay import Relay
 from tests.support.store_calls import connected, enter, insert, paused, row, rows, value
 from tests.support.waiting import auntil
-from tests.unit.test_render import DELIVERY
 
 READING = "from notify_worker.projects"
 WITHIN_A_SECOND = 1.5
@@ -369,7 +369,7 @@ async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_sam
 
     await projects.report()
 
-    assert (row(connection, INCIDENTS)["scope"], row(connection, INCIDENTS)["because"]) == ("project", "it broke at")
+    assert (row(connection, INCIDENTS)["scope"], row(connection, INCIDENTS)["reason"]) == ("project", "it broke at")
 
 
 # ── two processes ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from notify_worker import sandbox
 from notify_worker.sandbox.account import new_key
-from tests.conftest import created
+from tests.support.server import created
 from tests.support.shop import Shop
 from tests.support.waiting import until
 

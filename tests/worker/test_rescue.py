@@ -20,6 +20,7 @@ from notify_worker.sandbox import Sandbox
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
+from tests.support.messages import DELIVERY
 from tests.support.store_calls import (
     Row,
     Worker,
@@ -38,7 +39,6 @@ from tests.support.store_calls import (
     value,
 )
 from tests.support.waiting import auntil
-from tests.unit.test_render import DELIVERY
 
 LEASE = timedelta(seconds=40)
 SOON, HALF_A_LEASE = 3, LEASE.total_seconds() / 2

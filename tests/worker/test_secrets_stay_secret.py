@@ -18,7 +18,7 @@ import pytest
 from notify_worker import sandbox
 from notify_worker.producer import Columns, defer
 from notify_worker.sandbox.answers import NAMED
-from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Shop
 from tests.support.waiting import until
 
 MARK = "qzxmark"

@@ -14,7 +14,7 @@ from notify_worker.errors import CredentialsError
 from notify_worker.model import BUG, Message, Outcome, Pause, Scope, Verdict
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
-from tests.support.shop import Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Shop
 from tests.support.waiting import until
 
 PIGEONS = """

@@ -82,6 +82,7 @@ async def test_an_answer_that_comes_in_time_leaves_the_connection_as_it_was(data
             await connection.execute("select 1")
 
         await connection.execute("select pg_sleep(0.4)")
+        assert not connection.closed
 
 
 async def test_a_statement_that_takes_too_long_is_ended_by_the_server(

@@ -3,7 +3,7 @@
 import psycopg
 
 from notify_worker import schema
-from tests.support.shop import Shop, both_kinds, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Shop, both_kinds
 from tests.support.waiting import until
 
 LATER = """
@@ -132,7 +132,7 @@ def test_procrastinate_alone_does_not_wait_for_a_schema_and_says_what_to_do(shop
     worker = shop.launch("procrastinate")
 
     until("it has left", lambda: worker.has_left, within=15)
-    assert worker.process.poll() != 0
+    assert worker.poll() != 0
     assert shop.said("Run: notify-worker migrate")
 
 
@@ -146,7 +146,7 @@ def test_without_a_schema_a_worker_leaves_at_once_and_says_what_to_do(shop: Shop
     worker = shop.launch(kind)
 
     until("it has left", lambda: worker.has_left, within=15)
-    assert worker.process.poll() != 0
+    assert worker.poll() != 0
     assert shop.said("has no schema notify_worker. Run: notify-worker migrate")
     if kind == "notify-worker":
         assert not shop.said("Traceback")

@@ -12,7 +12,7 @@ import pytest
 from procrastinate.jobs import Job
 
 from notify_worker.worker import app
-from tests.support.shop import Row, Shop, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Row, Shop
 from tests.support.store_calls import EVENT, insert, move, settled
 from tests.support.waiting import until
 

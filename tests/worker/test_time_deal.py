@@ -8,7 +8,7 @@ from psycopg.conninfo import make_conninfo
 from notify_worker import sandbox
 from notify_worker.dev import demo
 from notify_worker.dev.shop import Shop
-from tests.conftest import created
+from tests.support.server import created
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,10 @@ def test_what_a_killed_worker_held_is_sent_by_another(shop: Shop) -> None:
     assert f"-{killed.pid}-" in dead
 
 
-def test_at_the_end_the_ledger_balances_and_every_phone_was_told_once(shop: Shop) -> None:
+def test_the_ledger_balances_and_every_phone_was_told_once(shop: Shop) -> None:
+    demo.place_order(shop.connection, 8, "u_42")
+    shop.until("order 8 is recorded as sent", lambda: shop.state("order:8:paid") == "sent")
+
     demo.check_ledger(shop, print)
 
     assert shop.box.doubles == 0

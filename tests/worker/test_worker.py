@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from notify_worker import sandbox
-from tests.support.shop import Shop, a_shop, both_kinds, shop_of_one_test  # noqa: F401  a fixture
+from tests.support.shop import Shop, a_shop, both_kinds
 from tests.support.waiting import until
 
 
@@ -353,7 +353,7 @@ def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> 
 
     until("the second is sent", lambda: shop.state(second) == "sent", within=5)
     assert lost
-    assert worker.process.poll() is None
+    assert worker.poll() is None
     assert shop.box.doubles == 0
 
 

@@ -8,11 +8,11 @@ from typing import Any, LiteralString, Protocol
 import procrastinate
 import psycopg
 
+from chaos.book import Event, Push
+from chaos.producers import RECEIVERS, devices_of
 from notify_worker import schema
 from notify_worker.sandbox import Sandbox
-from tests.faults.chaos_book import Event, Push
-from tests.faults.chaos_producers import RECEIVERS, devices_of
-from tests.faults.chaos_relay import Moment
+from tests.support.relay import Moment
 
 Cursor = psycopg.Cursor[Any]
 Connection = psycopg.Connection[Any]
@@ -286,7 +286,7 @@ class OneJobPerPush:
     name = "one procrastinate job per push"
     commands: Mapping[str, list[str]] = {
         "procrastinate": [
-            *(sys.executable, "-m", "procrastinate", "--app=tests.faults.chaos_one_job.app"),
+            *(sys.executable, "-m", "procrastinate", "--app=chaos.one_job.app"),
             *("worker", "--concurrency=50", "--shutdown-graceful-timeout=5"),
         ],
     }

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, where this machine has it: on the PATH, or where the variable PGBOUNCER says."""
+"""PgBouncer, where this machine has it: on the PATH, or where the variable PGBOUNCER says."""
 
 import os
 import shutil
@@ -13,6 +13,10 @@ from notify_worker.dev import postgres
 from tests.support.waiting import until
 
 HOW_TO_HAVE_IT = "there is no PgBouncer here: install it, or say in PGBOUNCER where it is"
+IMPATIENT = (
+    "server_login_retry = 0.2\nserver_connect_timeout = 3\nignore_startup_parameters = extra_float_digits,options\n"
+)
+"""For a server that comes and goes, and clients that others wrote."""
 
 
 def program() -> str | None:
@@ -20,14 +24,22 @@ def program() -> str | None:
 
 
 class Pooler:
-    """A PgBouncer that hands a session to whoever begins a transaction."""
+    """A PgBouncer before one server, the one that takes writes; in transaction mode each transaction gets any session.
 
-    def __init__(self, folder: Path, server: str) -> None:
-        """`server` is the conninfo of whoever takes writes."""
+    Args:
+        server: The conninfo of that server; clients find the same database at `conninfo`.
+        folder: Where its settings and its log lie.
+        mode: `transaction` or `session`.
+        size: The sessions that it has at most.
+        more: Further lines of its settings.
+    """
+
+    def __init__(self, server: str, folder: Path, mode: str = "transaction", size: int = 20, more: str = "") -> None:
         its = conninfo_to_dict(server)
-        self._port = postgres.free_port()
+        port = postgres.free_port()
+        folder.chmod(0o711)  # under root PgBouncer runs as nobody, who has to pass through
         self.conninfo = make_conninfo(
-            server, host="127.0.0.1", port=self._port, password="", sslmode="disable", target_session_attrs="any"
+            server, host="127.0.0.1", port=port, password="", sslmode="disable", target_session_attrs="any"
         )
         self._settings = folder / "pgbouncer.ini"
         self._log = folder / "pgbouncer.log"
@@ -37,16 +49,13 @@ class Pooler:
 * = host=127.0.0.1 port={its["port"]} user={its["user"]} password={its["password"]}
 [pgbouncer]
 listen_addr = 127.0.0.1
-listen_port = {self._port}
+listen_port = {port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = 20
+pool_mode = {mode}
+default_pool_size = {size}
 max_client_conn = 200
-server_login_retry = 0.2
-server_connect_timeout = 3
-ignore_startup_parameters = extra_float_digits,options
-"""
+{more}"""
         )
         postgres.give(self._settings)
         self._process: Popen[Any] | None = None
@@ -55,10 +64,11 @@ ignore_startup_parameters = extra_float_digits,options
         name = program()
         assert name is not None, HOW_TO_HAVE_IT
         with self._log.open("ab") as log:
-            self._process = Popen(
+            process = self._process = Popen(
                 [name, self._settings], stdin=DEVNULL, stdout=log, stderr=log, cwd="/", **postgres.unprivileged()
             )
-        until("PgBouncer answers", self.answers, within=20)
+        until("PgBouncer answers", lambda: process.poll() is not None or self.answers(), within=20)
+        assert process.poll() is None, self._log.read_text()
 
     def stop(self) -> None:
         if self._process is not None:

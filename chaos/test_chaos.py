@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import memory
-from tests.faults.chaos import Chaos
-from tests.faults.chaos_faults import FAILED_OVER, KILLS, KINDS, POOLER_RESTARTED, RESTARTS, long_plan, short_plan
-from tests.faults.chaos_pooler import HOW_TO_HAVE_IT
-from tests.faults.chaos_result import Result
-from tests.faults.chaos_systems import NotifyWorker, OneJobPerPush, System
+from chaos.faults import FAILED_OVER, KILLS, KINDS, POOLER_RESTARTED, RESTARTS, long_plan, short_plan
+from chaos.harness import Chaos
+from chaos.result import Result
+from chaos.systems import NotifyWorker, OneJobPerPush, System
 from tests.support.cluster import a_cluster
+from tests.support.pooler import HOW_TO_HAVE_IT
+from tests.support.server import memory
 
 SEED = int(os.environ.get("CHAOS_SEED") or randbits(32))
 SHARE = float(os.environ.get("CHAOS_SHARE") or 1)

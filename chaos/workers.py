@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
 
-from tests.faults.chaos_relay import Moment, Relay, Trap
-from tests.faults.chaos_result import Left
+from chaos.result import Left
+from tests.support.relay import Moment, Relay, Trap
 
 RESTARTED_AFTER = 0.5
 SHUTDOWN = 28.0
@@ -82,7 +82,7 @@ class Slot:
     def set_traps(self, statement: str, moment: Moment, caught: "Catch") -> None:
         """Kill this worker at that moment, unless another one is caught first."""
         for relay in self.relays:
-            relay.trap = Trap(statement, moment, lambda: caught.shoot(self))
+            relay.set_trap(Trap(statement, moment, lambda: caught.shoot(self)))
 
     def logged(self, lines: int) -> str:
         """Give the end of what its workers have logged."""
@@ -91,7 +91,7 @@ class Slot:
 
     def clear_traps(self) -> None:
         for relay in self.relays:
-            relay.trap = None
+            relay.clear_traps()
 
     def stop(self) -> int:
         """Stop it as a platform does, and kill it at last; return its exit code."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tests.faults.chaos_book import UNANSWERED, Book, Event
+from chaos.book import UNANSWERED, Book, Event
 
 ROLLED_BACK, TWICE, HELD, TO_AN_ADDRESS, UNANSWERED_SHARE = 0.1, 0.1, 0.05, 0.1, 0.005
 RECEIVERS = 300

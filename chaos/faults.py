@@ -9,14 +9,14 @@ from time import monotonic, sleep
 
 import psycopg
 
+from chaos.book import Fault
+from chaos.harness import AFTER_A_KILL, Chaos, Kind, NotMet
+from chaos.systems import LEASE
+from chaos.workers import Catch, Slot
 from notify_worker.sandbox.switches import Changes
-from tests.faults.chaos import AFTER_A_KILL, Chaos, Kind, NotMet
-from tests.faults.chaos_book import Fault
-from tests.faults.chaos_pooler import program
-from tests.faults.chaos_relay import Moment
-from tests.faults.chaos_systems import LEASE
-from tests.faults.chaos_workers import Catch, Slot
 from tests.support.cluster import FAST, IMMEDIATE
+from tests.support.pooler import program
+from tests.support.relay import Moment
 from tests.support.waiting import until
 
 MET_WITHIN = 20.0
@@ -124,7 +124,7 @@ def _thaw(slot: Slot) -> None:
 def silent_for_a_moment(chaos: Chaos, fault: Fault) -> None:
     slot = _silence(chaos, fault)
     sleep(chaos.dice.uniform(2, 6))
-    _speak(chaos, slot)
+    _speak(slot)
 
 
 def silent_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
@@ -137,7 +137,7 @@ def silent_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
                 fault.at_risk = max(fault.at_risk, chaos.at_risk(fault.pid or 0))
             sleep(1)
         sleep(0.5 * LEASE)
-        _speak(chaos, slot)
+        _speak(slot)
 
     chaos.lasts(fault, count_until_its_leases_end)
 
@@ -147,12 +147,14 @@ def _silence(chaos: Chaos, fault: Fault) -> Slot:
     slot = chaos.choose(relayed=True)
     slot.silent = True
     fault.began, fault.pid = monotonic(), slot.pid
-    chaos.relays.be_silent(slot.relays, silent=True)
+    for relay in slot.relays:
+        relay.hold()
     return slot
 
 
-def _speak(chaos: Chaos, slot: Slot) -> None:
-    chaos.relays.be_silent(slot.relays, silent=False)
+def _speak(slot: Slot) -> None:
+    for relay in slot.relays:
+        relay.let_go()
     slot.silent = False
 
 

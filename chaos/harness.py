@@ -1,7 +1,7 @@
 """Chaos: producers commit, workers send, and faults come at random moments; at the end everything has to add up.
 
 A run has a seed, which is printed: the same seed draws the same faults in the same order. What happened stands in a book
-(`chaos_book.py`); what the system says stands in its tables; what phones show, in the local FCM.
+(`book.py`); what the system says stands in its tables; what phones show, in the local FCM.
 """
 
 from collections import Counter
@@ -20,16 +20,16 @@ from typing import Any, Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from chaos.book import Book, Fault
+from chaos.producers import Producer
+from chaos.result import Left, Result, count_doubles, count_faults, count_notifications
+from chaos.systems import System
+from chaos.workers import Catch, Slot, Supervisor
 from notify_worker import sandbox
 from notify_worker.sandbox import Shown
-from tests.faults.chaos_book import Book, Fault
-from tests.faults.chaos_pooler import Pooler, program
-from tests.faults.chaos_producers import Producer
-from tests.faults.chaos_relay import Relay, Relays
-from tests.faults.chaos_result import Left, Result, count_doubles, count_faults, count_notifications
-from tests.faults.chaos_systems import System
-from tests.faults.chaos_workers import Catch, Slot, Supervisor
 from tests.support.cluster import Cluster
+from tests.support.pooler import IMPATIENT, Pooler, program
+from tests.support.relay import Relay
 from tests.support.waiting import until
 
 LATENCY = 0.15
@@ -99,11 +99,10 @@ class Chaos:
         self.box = ends.enter_context(
             sandbox.start(self._folder / "sandbox.json", on_show=self._on_show, seed=self.seed, latency=LATENCY)
         )
-        self.relays = ends.enter_context(Relays())
         self._open_pooler(ends)
-        self.slots = [self._slot(number, kind) for number, kind in enumerate(self.system.slots)]
+        self.slots = [self._slot(ends, number, kind) for number, kind in enumerate(self.system.slots)]
         if self.pooler and self.system.pooled:
-            self.slots.append(self._slot(len(self.slots), self.system.pooled, through=self.pooler))
+            self.slots.append(self._slot(ends, len(self.slots), self.system.pooled, through=self.pooler))
         ends.callback(self._say_what_workers_logged)
         for slot in self.slots:
             slot.start()
@@ -120,21 +119,21 @@ class Chaos:
     def _open_pooler(self, ends: ExitStack) -> None:
         if program() is None:
             return
-        way = self.relays.relay(lambda: self.cluster.primary.port)
+        way = ends.enter_context(Relay(lambda: self.cluster.primary.conninfo))
         self.pooler = Pooler(
-            self._folder, make_conninfo(self.direct, host="127.0.0.1", port=way.port, target_session_attrs="any")
+            make_conninfo(self.direct, host="127.0.0.1", port=way.port, target_session_attrs="any"),
+            self._folder,
+            more=IMPATIENT,
         )
         self.pooler.start()
         ends.callback(self.pooler.stop)
 
-    def _slot(self, number: int, kind: str, through: Pooler | None = None) -> Slot:
+    def _slot(self, ends: ExitStack, number: int, kind: str, through: Pooler | None = None) -> Slot:
         """Make a place for a worker: it reaches both servers by relays of its own, or the primary by PgBouncer."""
         ways: list[Relay] = []
         if through is None:
-            ways = [self.relays.relay(lambda node=node: node.port) for node in self.cluster.nodes]  # type: ignore[misc]
-            conninfo = make_conninfo(
-                self.direct, port=",".join(str(way.port) for way in ways), sslmode="disable", gssencmode="disable"
-            )
+            ways = [ends.enter_context(Relay(node.conninfo)) for node in self.cluster.nodes]
+            conninfo = make_conninfo(self.direct, port=",".join(str(way.port) for way in ways))
         else:
             conninfo = through.conninfo
         conninfo = make_conninfo(conninfo, application_name="worker")

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field, fields
 
-from tests.faults.chaos_book import NO_ANSWER, NO_FAULT, Book, Double, Event, Fault, Push
-from tests.faults.chaos_systems import PENDING, SENT
+from chaos.book import NO_ANSWER, NO_FAULT, Book, Double, Event, Fault, Push
+from chaos.systems import PENDING, SENT
 
 Ends = Mapping[str, Mapping[str, str]]
 """By event and address: what became of it, as the system says."""

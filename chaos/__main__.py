@@ -1,6 +1,6 @@
 """What is lost, phantom, stuck or sent twice, while workers are killed and databases restarted: the table in the README.
 
-    python -m benchmarks.chaos [--kills 100] [--restarts 20] [--failovers 5] [--notifications 100000] [--rate 150]
+    python -m chaos [--kills 100] [--restarts 20] [--failovers 5] [--notifications 100000] [--rate 150]
                                [--seed N] [--system notify_worker|one_job_per_push]
 
 Starts a PostgreSQL with a synchronous standby, a local FCM, producers and workers, and PgBouncer where there is one; says
@@ -14,16 +14,18 @@ from pathlib import Path
 from secrets import randbits
 from tempfile import TemporaryDirectory
 
-from tests.faults.chaos import Chaos
-from tests.faults.chaos_faults import long_plan
-from tests.faults.chaos_systems import NotifyWorker, OneJobPerPush, System
+from chaos.faults import long_plan
+from chaos.harness import Chaos
+from chaos.systems import NotifyWorker, OneJobPerPush, System
 from tests.support.cluster import a_cluster
 
 SYSTEMS: dict[str, type[System]] = {"notify_worker": NotifyWorker, "one_job_per_push": OneJobPerPush}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--failovers", type=int, default=5)
