@@ -114,12 +114,12 @@ class Bench:
         """Say that a worker is awake, without one."""
         over = Event()
 
-        def stay_awake() -> None:
+        def mark_awake() -> None:
             with psycopg.connect(self.conninfo, autocommit=True) as connection:
                 while not over.wait(0.05):
-                    connection.execute("select notify_worker.stay_awake()")
+                    connection.execute("select notify_worker.mark_awake()")
 
-        thread = Thread(target=stay_awake)
+        thread = Thread(target=mark_awake)
         thread.start()
         sleep(0.2)
         try:
@@ -171,7 +171,7 @@ def asleep(bench: Bench, samples: int) -> None:
     with psycopg.connect(bench.conninfo, autocommit=True) as connection:
         for number in range(2 * samples):
             table = (PLAIN, NOTIFICATION)[number % 2]
-            bench.connection.execute("select notify_worker.take_down_bells()")
+            bench.connection.execute("select notify_worker.delete_wakeups()")
             began = monotonic()
             with connection.transaction():
                 connection.execute("insert into orders (id, receiver_id) values (%s, 'u_42')", [number])

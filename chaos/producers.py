@@ -67,7 +67,7 @@ class Producer(Thread):
         try:
             with connection.cursor() as cursor:
                 if self.bell_off.is_set():
-                    cursor.execute("set local notify_worker.bell = 'off'")
+                    cursor.execute("set local notify_worker.wakeup = 'off'")
                 self._publish(cursor, events)
         except psycopg.Error:
             self._book.was_rolled_back(events)

@@ -85,7 +85,7 @@ class Claimer:
     async def _claim(self, deadline: float) -> list[Delivery] | None:
         """Claim once there is capacity. None: nothing was due, or it is over."""
         while (capacity := self._capacity()) <= 0 and not self.is_over(deadline):
-            await self._store.stay_awake()
+            await self._store.mark_awake()
             await self._projects.read()
             await self._outstanding.wait_for_progress(AWAKE_FOR / 2)
         if self.is_over(deadline):
@@ -136,7 +136,7 @@ class Claimer:
         """If something is due and only tokens are missing, wait for them a little and return True."""
         now = monotonic()
         waits = [wait for limiter in self._projects.limiters.values() if (wait := limiter.wait(now))]
-        if not waits or not await self._store.something_is_due():
+        if not waits or not await self._store.has_due():
             return False
         await asyncio.sleep(min(*waits, LONGEST_TOKEN_WAIT))
         return True
@@ -144,10 +144,10 @@ class Claimer:
     # ── the awake mark ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _mark_awake(self) -> float:
-        await self._store.stay_awake()
+        await self._store.mark_awake()
         return monotonic() + AWAKE_FOR
 
     async def _may_be_seen_awake(self, awake_until: float) -> bool:
         """Return True while the mark holds, and after that while a transaction is open that may have read it."""
         now = monotonic()
-        return now <= awake_until or (now <= awake_until + OPEN_WRITERS_TIMEOUT and await self._store.somebody_writes())
+        return now <= awake_until or (now <= awake_until + OPEN_WRITERS_TIMEOUT and await self._store.has_open_writers())

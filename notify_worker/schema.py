@@ -37,7 +37,7 @@ def folder(packaged: str, checkout: str, probe: str) -> Path:
 
 
 alembic_folder = partial(folder, "_alembic", "alembic", "versions/0001_procrastinate.py")
-sql_folder = partial(folder, "_sql", "sql", "triggers/wake.sql")
+sql_folder = partial(folder, "_sql", "sql", "triggers/wake_on_insert.sql")
 
 TELLTALE = ("stored_incidents", "ends_at")
 """A table and a column of it that revision 0002 makes, and that it did not make before it was rewritten."""

@@ -142,26 +142,26 @@ class Store:
         """Give back deliveries that were claimed and not sent: these, or all of the lease."""
         await self._value("select notify_worker.release(%s, %s)", lease, delivery_ids)
 
-    async def stay_awake(self) -> None:
+    async def mark_awake(self) -> None:
         """Say for the next 200 ms that a worker is awake and looks."""
-        await self._value("select notify_worker.stay_awake()")
+        await self._value("select notify_worker.mark_awake()")
 
-    async def somebody_writes(self) -> bool:
+    async def has_open_writers(self) -> bool:
         """Say whether a transaction is open that has inserted notifications."""
-        return bool(await self._value("select notify_worker.somebody_writes()"))
+        return bool(await self._value("select notify_worker.has_open_writers()"))
 
-    async def something_is_due(self) -> bool:
+    async def has_due(self) -> bool:
         """Say whether a notification is due and nobody holds it."""
-        return bool(await self._value("select notify_worker.something_is_due()"))
+        return bool(await self._value("select notify_worker.has_due()"))
 
     async def next_due_in(self) -> float | None:
         """Say in how many seconds the next notification is due; None: there is none."""
         seconds: float | None = await self._value("select notify_worker.next_due_in()")
         return seconds
 
-    async def ring(self) -> None:
+    async def wake_worker(self) -> None:
         """Wake a worker, unless a bell waits already."""
-        await self._value("select notify_worker.ring()")
+        await self._value("select notify_worker.wake_worker()")
 
     async def ping(self, channel: str) -> None:
         """Notify a channel that only this process listens to."""
@@ -176,9 +176,9 @@ class Store:
         (row,) = await self._rows("select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
         return Rescue(**row)
 
-    async def sweep_jobs(self) -> None:
+    async def clear_stalled_jobs(self) -> None:
         """Take care of the jobs that dead processes left as doing."""
-        await self._value("select notify_worker.sweep_jobs()")
+        await self._value("select notify_worker.clear_stalled_jobs()")
 
     async def keep_partitions(self) -> None:
         """Keep the history's partitions three months ahead."""

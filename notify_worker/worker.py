@@ -36,7 +36,7 @@ async def drain() -> None:
             await process.pipeline.shutdown.finish()
         raise
     if not finished:
-        await process.store.ring()
+        await process.store.wake_worker()
 
 
 @app.periodic(cron="* * * * * */2")
@@ -45,9 +45,9 @@ async def requeue_orphans(timestamp: int | None = None) -> None:
     """Make due again what dead workers held, and wake a worker for what is due and has lost its wake-up."""
     process = await app.connector.process()
     await process.rescuer.rescue()
-    await process.store.sweep_jobs()
-    if await process.store.something_is_due():
-        await process.store.ring()
+    await process.store.clear_stalled_jobs()
+    if await process.store.has_due():
+        await process.store.wake_worker()
     if timestamp is None or timestamp % 3600 == 0:
         await process.store.keep_partitions()
 

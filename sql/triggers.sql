@@ -7,7 +7,7 @@ declare
         'create trigger check_device before insert or update on notify_worker.devices for each row execute function check_device()',
         'create trigger check_campaign before insert or update on notify_worker.campaigns for each row execute function check_campaign()',
         'create trigger check_credentials before insert or update on notify_worker.projects for each row execute function check_credentials()',
-        'create trigger wake after insert on notify_worker.notifications for each statement execute function wake()'
+        'create trigger wake_on_insert after insert on notify_worker.notifications for each statement execute function wake_on_insert()'
     ];
     installed text[];
     statement text;

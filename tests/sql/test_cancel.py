@@ -332,7 +332,7 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
 ) -> None:
     turns = range(1_000)
     start, end = Barrier(2, timeout=30), Barrier(2, timeout=30)
-    connection.execute("set notify_worker.bell = 'off'")
+    connection.execute("set notify_worker.wakeup = 'off'")
     with connected(database) as session:
         worker = enter(session)
 

@@ -72,12 +72,12 @@ def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(con
 def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: psycopg.Connection) -> None:
     insert(connection, project="orders")
     pause(connection, "orders")
-    alone = value(connection, "select notify_worker.something_is_due()")
+    alone = value(connection, "select notify_worker.has_due()")
     connection.execute(
         "insert into notify_worker.notifications (receiver_id, title, send_at) values ('u_42', 'Hello', 'infinity')"
     )
 
-    beside_what_is_scheduled = value(connection, "select notify_worker.something_is_due()")
+    beside_what_is_scheduled = value(connection, "select notify_worker.has_due()")
 
     assert (alone, beside_what_is_scheduled) == (False, False)
 

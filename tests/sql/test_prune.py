@@ -224,7 +224,7 @@ def test_jobs_that_a_dead_process_left_are_deleted_or_put_back(connection: psyco
     put_in_job(connection, "theirs", dead, queue="another")
     insert(connection)
 
-    swept = value(connection, "select notify_worker.sweep_jobs()")
+    swept = value(connection, "select notify_worker.clear_stalled_jobs()")
 
     assert swept == 6
     assert [tuple(each.values()) for each in rows(connection, JOBS)] == [
@@ -234,4 +234,4 @@ def test_jobs_that_a_dead_process_left_are_deleted_or_put_back(connection: psyco
         ("theirs", "doing"),
         ("notify_worker.drain", "todo"),
     ]
-    assert value(connection, "select notify_worker.sweep_jobs()") == 0
+    assert value(connection, "select notify_worker.clear_stalled_jobs()") == 0

@@ -259,7 +259,7 @@ def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(con
     scheduled = insert(connection, send_at=FUTURE)
     numbers = [sent, gone, scheduled]
     before = [(notification(connection, number), deliveries(connection, number)) for number in numbers]
-    connection.execute("select notify_worker.take_down_bells()")
+    connection.execute("select notify_worker.delete_wakeups()")
 
     again = [retry(connection, number) for number in numbers]
 
@@ -303,7 +303,7 @@ def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statemen
 def test_a_retry_rings_one_bell(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     numbers = [came_to(FAILED)(connection, worker) for _ in range(3)]
-    connection.execute("select notify_worker.take_down_bells()")
+    connection.execute("select notify_worker.delete_wakeups()")
 
     with connection.transaction():
         for number in numbers:
@@ -315,7 +315,7 @@ def test_a_retry_rings_one_bell(connection: psycopg.Connection) -> None:
 def test_a_retry_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
     worker = enter(connection)
     number = came_to(FAILED)(connection, worker)
-    connection.execute("select notify_worker.take_down_bells()")
+    connection.execute("select notify_worker.delete_wakeups()")
 
     with connection.transaction(force_rollback=True):
         assert retry(connection, number) == 1

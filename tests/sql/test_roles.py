@@ -207,8 +207,8 @@ def test_a_producer_cancels_what_was_tried_before(database: str, connection: psy
         "select setval('notify_worker.awake_until', 9e18::bigint)",
         "select nextval('notify_worker.awake_until')",
         "select last_value from notify_worker.awake_until",
-        "select notify_worker.ring()",
-        "select notify_worker.stay_awake()",
+        "select notify_worker.wake_worker()",
+        "select notify_worker.mark_awake()",
         "select * from notify_worker.claim(1, gen_random_uuid(), 1, '{}')",
         "select notify_worker.record(1, '[]')",
         "select notify_worker.settle('{1}')",
@@ -224,7 +224,7 @@ def test_a_producer_cancels_what_was_tried_before(database: str, connection: psy
         "select notify_worker.projects_in_line()",
         "select notify_worker.procrastinate_defer_jobs_v1('{}')",
         "create table notify_worker.mine ()",
-        "create trigger mine after insert on notify_worker.notifications execute function notify_worker.wake()",
+        "create trigger mine after insert on notify_worker.notifications execute function notify_worker.wake_on_insert()",
         "alter table notify_worker.notifications disable trigger user",
         "begin; lock table notify_worker.notifications in share mode",
     ],
@@ -302,7 +302,7 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
         "select notify_worker.retire_device('token', 'fcm:phone')",
         "select notify_worker.forget_receiver('u_42')",
         "select notify_worker.pause('default', 'x')",
-        "select notify_worker.ring()",
+        "select notify_worker.wake_worker()",
         "select notify_worker.rescue_dead_workers()",
         "select notify_worker.prune('0')",
     ],
@@ -350,14 +350,14 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
         for statement in (
             "select heartbeat(array[%(worker)s]::integer[])",
             "select * from rescue_dead_workers()",
-            "select stay_awake()",
-            "select somebody_writes()",
-            "select something_is_due()",
-            "select sweep_jobs()",
+            "select mark_awake()",
+            "select has_open_writers()",
+            "select has_due()",
+            "select clear_stalled_jobs()",
             "select keep_partitions()",
             "select drop_old_partitions('1 year')",
-            "select take_down_bells()",
-            "select ring()",
+            "select delete_wakeups()",
+            "select wake_worker()",
             "select retry(%(kept)s::bigint)",
             "select retry_dead_letters('default', '-infinity')",
             "select forget_receiver('u_43')",
@@ -393,8 +393,8 @@ def test_a_worker_may_change_every_row(stage: str) -> None:
         "drop table notify_worker.notifications",
         "alter table notify_worker.notifications disable trigger user",
         "create table notify_worker.mine ()",
-        "create or replace function notify_worker.ring() returns void language sql as 'select'",
-        "drop function notify_worker.stay_awake()",
+        "create or replace function notify_worker.wake_worker() returns void language sql as 'select'",
+        "drop function notify_worker.mark_awake()",
         "grant notify_worker_producer to notify_worker_auditor",
     ],
 )
@@ -544,7 +544,7 @@ def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(
         "projects_in_line",
         "register_device",
         "retire_device",
-        "wake",
+        "wake_on_insert",
     }
     for each in definers:
         assert "search_path=pg_catalog, notify_worker, pg_temp" in each["proconfig"], each["name"]
@@ -563,7 +563,7 @@ TRAP: LiteralString = """
     create table trap.procrastinate_jobs (like notify_worker.procrastinate_jobs);
 
     create function trap.settle(bigint[]) returns void language sql as $$ select trap.catch('settle') $$;
-    create function trap.ring(boolean default false) returns boolean language sql as $$ select trap.catch('ring') $$;
+    create function trap.wake_worker(boolean default false) returns boolean language sql as $$ select trap.catch('wake_worker') $$;
     create function trap.cancel(bigint) returns boolean language sql as $$ select trap.catch('cancel') $$;
     create function trap.explain(bigint) returns table (at timestamptz, what text) language sql as
         $$ select now(), trap.catch('explain')::text $$;
@@ -591,7 +591,7 @@ def test_a_search_path_of_the_caller_s_own_catches_nobody(database: str, connect
     worker = enter(connection)
     tried = insert(connection, event_id="order:41:paid")
     record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
-    connection.execute("select notify_worker.take_down_bells()")
+    connection.execute("select notify_worker.delete_wakeups()")
 
     with acting_as(PRODUCER, database) as shop:
         shop.execute("set search_path = trap, notify_worker, pg_catalog, pg_temp")

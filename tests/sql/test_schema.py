@@ -102,7 +102,7 @@ def test_a_script_since_a_version_leaves_out_what_that_version_has() -> None:
     script = printed(since=schema.versions()[-1])
 
     assert "-- Running upgrade" not in script
-    assert "create or replace function notify_worker.wake" in script
+    assert "create or replace function notify_worker.wake_on_insert" in script
 
 
 def test_the_alembic_command_goes_where_libpqs_variables_say_and_reading_changes_nothing(empty_database: str) -> None:
@@ -175,7 +175,7 @@ EARLIER: LiteralString = """
     create trigger touch before update on notify_worker.devices for each row execute function notify_worker.touch();
     create or replace trigger check_device before insert on notify_worker.devices
         for each row execute function notify_worker.check_device();
-    drop trigger wake on notify_worker.notifications;
+    drop trigger wake_on_insert on notify_worker.notifications;
 
     grant execute on all functions in schema notify_worker to notify_worker_auditor, notify_worker_producer, public;
     grant select on all tables in schema notify_worker to notify_worker_producer;

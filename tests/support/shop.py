@@ -184,8 +184,8 @@ class Shop(shop.Shop):
                 case
                     when query ilike 'listen%%' then 'listener'
                     when query ~ '(heartbeat|(un)?register_worker)\\(' then 'heartbeat'
-                    when query ~ '(claim|record|release|stay_awake|somebody_writes|something_is_due|next_due_in)\\('
-                        or query ~ '(ring|rescue_dead_workers|sweep_jobs|keep_partitions)\\('
+                    when query ~ '(claim|record|release|mark_awake|has_open_writers|has_due|next_due_in)\\('
+                        or query ~ '(wake_worker|rescue_dead_workers|clear_stalled_jobs|keep_partitions)\\('
                         or query ~ 'from projects'
                         then 'store'
                     when query ~ 'procrastinate_' then 'procrastinate'

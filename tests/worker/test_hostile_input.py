@@ -170,7 +170,7 @@ def test_made_up_names_of_projects_hide_none_that_is_there(connection: psycopg.C
     )
     number = insert(connection)
 
-    assert value(connection, "select notify_worker.something_is_due()")
+    assert value(connection, "select notify_worker.has_due()")
     assert value(connection, "select sum(due) from notify_worker.status") == 1
     assert [each["notification_id"] for each in claim(connection, enter(connection))] == [number]
 
@@ -724,11 +724,11 @@ SHADOWS: LiteralString = """
         $$ insert into caught values ('format'); select 'a' $$;
     create function pg_temp.octet_length(text) returns integer language sql as
         $$ insert into caught values ('octet_length'); select 0 $$;
-    create function pg_temp.ring(boolean) returns boolean language sql as
-        $$ insert into caught values ('ring'); select true $$;
+    create function pg_temp.wake_worker(boolean) returns boolean language sql as
+        $$ insert into caught values ('wake_worker'); select true $$;
     create function pg_temp.settle(bigint[]) returns void language sql as $$ insert into caught values ('settle') $$;
     set search_path = pg_temp, notify_worker, pg_catalog;
-    set notify_worker.bell = 'junk''; drop table notify_worker.notifications; --';
+    set notify_worker.wakeup = 'junk''; drop table notify_worker.notifications; --';
     set timezone = 'Pacific/Kiritimati';
     set datestyle = 'German';
     set intervalstyle = 'sql_standard';

@@ -55,7 +55,7 @@ def test_a_plain_worker_defers_requeue_orphans_by_itself_and_so_finds_what_did_n
     until("the worker sleeps", shop.sleeps, within=5)
 
     with shop.connection.transaction():
-        shop.connection.execute("set local notify_worker.bell = 'off'")
+        shop.connection.execute("set local notify_worker.wakeup = 'off'")
         unrung = shop.notify("app:unrung")
 
     until("it is sent", lambda: shop.state(unrung) == "sent", within=5)

@@ -152,7 +152,7 @@ def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woke
 ) -> None:
     insert(connection)
     dead = die(database)
-    take_down_bells(connection)
+    delete_wakeups(connection)
 
     first = rescue(connection)
     assert (first["workers"], first["notifications"]) == (0, 0)
@@ -176,8 +176,8 @@ def test_where_nothing_is_due_again_nobody_is_woken(database: str, connection: p
     assert bells(connection) == 0
 
 
-def take_down_bells(connection: psycopg.Connection) -> None:
-    connection.execute("select notify_worker.take_down_bells()")
+def delete_wakeups(connection: psycopg.Connection) -> None:
+    connection.execute("select notify_worker.delete_wakeups()")
     assert bells(connection) == 0
 
 

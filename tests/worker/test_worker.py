@@ -327,7 +327,7 @@ def test_a_stop_in_mid_claim_leaves_nothing_leased(shop: Shop, kind: str) -> Non
     )
     worker = shop.start_worker(kind)
     with shop.connection.transaction():
-        shop.connection.execute("set local notify_worker.bell = 'off'")  # so that it is a look that finds them
+        shop.connection.execute("set local notify_worker.wakeup = 'off'")  # so that it is a look that finds them
         shop.notify_many(10)
     until("a claim is under way", lambda: any(each["wait_event"] == "PgSleep" for each in shop.backends()), within=5)
 

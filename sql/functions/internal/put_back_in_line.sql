@@ -63,7 +63,7 @@ begin
         settled_at = null,
         settled_because = null
     where id = notification.id;
-    perform ring();
+    perform wake_worker();
     return again + added;
 end
 $$;

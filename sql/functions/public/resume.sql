@@ -19,7 +19,7 @@ begin
     update stored_incidents as incident
     set ended_at = clock_timestamp()
     where incident.id in (select open.id from open_incidents as open where open.project = resume.project);
-    perform ring();
+    perform wake_worker();
 end
 $$;
 comment on function notify_worker.resume is 'Closes every pause and breaker of a project, whoever began it, and wakes a worker.';

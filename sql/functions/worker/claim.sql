@@ -56,7 +56,7 @@ begin
     end if;
 
     perform commit_durably();
-    perform take_down_bells();
+    perform delete_wakeups();
     at := clock_timestamp();
 
     select

@@ -20,7 +20,7 @@ begin
         perform resume_postponed(close_incident.project, waited_until);
     end loop;
     if found then
-        perform ring();
+        perform wake_worker();
     end if;
 end
 $$;

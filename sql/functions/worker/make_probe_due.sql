@@ -21,7 +21,7 @@ begin
         perform resume_postponed(make_probe_due.project, waited_until);    -- one of it is that probe
     end loop;
     if found then
-        perform ring();
+        perform wake_worker();
     end if;
 end
 $$;

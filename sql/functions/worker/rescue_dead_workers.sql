@@ -29,7 +29,7 @@ begin
         notifications := notifications + coalesce(requeued, 0);
     end loop;
     if notifications > 0 then
-        perform ring();
+        perform wake_worker();
     end if;
 
     -- Last, and only the rows that are free: no heartbeat waits for what is rescued above.

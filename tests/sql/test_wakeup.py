@@ -26,12 +26,12 @@ def say_awake(connection: psycopg.Connection, milliseconds: int) -> None:
     value(connection, mark, milliseconds)
 
 
-def stay_awake(connection: psycopg.Connection) -> float:
+def mark_awake(connection: psycopg.Connection) -> float:
     """A worker stays awake. For how many milliseconds from now the mark then says so."""
     statement: LiteralString = """
         select (pg_sequence_last_value('notify_worker.awake_until')
             - extract(epoch from clock_timestamp()) * 1000)::double precision
-        from notify_worker.stay_awake()
+        from notify_worker.mark_awake()
     """
     return float(value(connection, statement))
 
@@ -142,7 +142,7 @@ def test_two_open_transactions_ring_without_waiting_for_each_other(
 
 
 def test_bell_always_rings_for_every_statement(connection: psycopg.Connection) -> None:
-    connection.execute("set notify_worker.bell = 'always'")
+    connection.execute("set notify_worker.wakeup = 'always'")
     say_awake(connection, 10_000)
 
     with connection.transaction():
@@ -154,7 +154,7 @@ def test_bell_always_rings_for_every_statement(connection: psycopg.Connection) -
 
 def test_bell_off_rings_for_no_statement_of_its_transaction(connection: psycopg.Connection) -> None:
     with connection.transaction():
-        connection.execute("set local notify_worker.bell = 'off'")
+        connection.execute("set local notify_worker.wakeup = 'off'")
         insert(connection)
     assert bells(connection) == 0
 
@@ -165,7 +165,7 @@ def test_bell_off_rings_for_no_statement_of_its_transaction(connection: psycopg.
 
 @pytest.mark.parametrize("setting", ["auto", "", "nonsense"])
 def test_any_other_setting_is_auto(connection: psycopg.Connection, setting: str) -> None:
-    value(connection, "select set_config('notify_worker.bell', %s, false)", setting)
+    value(connection, "select set_config('notify_worker.wakeup', %s, false)", setting)
 
     insert(connection)
     insert(connection)
@@ -203,20 +203,20 @@ def test_awake_is_seen_at_once_by_a_transaction_with_an_older_snapshot(
 
 
 def test_a_worker_that_stays_awake_says_so_for_a_fifth_of_a_second(connection: psycopg.Connection) -> None:
-    assert 100 < stay_awake(connection) <= 201
+    assert 100 < mark_awake(connection) <= 201
 
 
 def test_a_mark_that_is_fresh_is_not_written_again(connection: psycopg.Connection) -> None:
     say_awake(connection, 290)
 
-    assert stay_awake(connection) > 200
+    assert mark_awake(connection) > 200
 
 
 @pytest.mark.parametrize("milliseconds", [-5, 5_000, 3_600_000])
 def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: psycopg.Connection, milliseconds: int) -> None:
     say_awake(connection, milliseconds)
 
-    assert 100 < stay_awake(connection) <= 201
+    assert 100 < mark_awake(connection) <= 201
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: psycopg.Co
     [
         "select setval('notify_worker.awake_until', 1)",
         "select nextval('notify_worker.awake_until')",
-        "select notify_worker.stay_awake()",
-        "select notify_worker.ring(true)",
+        "select notify_worker.mark_awake()",
+        "select notify_worker.wake_worker(true)",
     ],
 )
 def test_a_role_that_may_only_insert_rings_and_can_neither_move_the_mark_nor_ring_by_itself(
@@ -300,14 +300,14 @@ def test_somebody_writes_while_another_session_has_an_insert_open(
     with connected(database) as business:
         does(business)
 
-        assert value(connection, "select notify_worker.somebody_writes()") is writes
+        assert value(connection, "select notify_worker.has_open_writers()") is writes
 
 
 def test_somebody_does_not_mean_oneself(connection: psycopg.Connection) -> None:
     with connection.transaction():
         insert(connection)
 
-        assert value(connection, "select notify_worker.somebody_writes()") is False
+        assert value(connection, "select notify_worker.has_open_writers()") is False
 
 
 def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: psycopg.Connection) -> None:
@@ -318,7 +318,7 @@ def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: psycopg
     add_job(connection, queue="another")
     add_job(connection, task="notify_worker.prune")
 
-    assert value(connection, "select notify_worker.take_down_bells()") == 2
+    assert value(connection, "select notify_worker.delete_wakeups()") == 2
 
     left = rows(
         connection, "select queue_name, task_name, status, scheduled_at > now() as ahead from procrastinate_jobs"
@@ -339,7 +339,7 @@ def test_a_bell_that_procrastinate_is_just_fetching_is_left_to_it(
         fetching.execute("begin")
         fetching.execute("select from notify_worker.procrastinate_jobs for update")
 
-        assert value(connection, "select notify_worker.take_down_bells()") == 0
+        assert value(connection, "select notify_worker.delete_wakeups()") == 0
 
 
 def test_a_claim_takes_the_bells_down(connection: psycopg.Connection) -> None:

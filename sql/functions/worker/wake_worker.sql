@@ -1,6 +1,6 @@
 -- Wakes a worker when this transaction commits: defers one job of task notify_worker.drain, unless one waits already
 -- (or even then, where asked). Says whether it did.
-create or replace function notify_worker.ring(even_if_one_waits boolean default false)
+create or replace function notify_worker.wake_worker(even_if_one_waits boolean default false)
 returns boolean
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp

@@ -1,5 +1,5 @@
 -- Says whether a notification of a project that is not paused is due.
-create or replace function notify_worker.something_is_due()
+create or replace function notify_worker.has_due()
 returns boolean
 language sql
 stable

@@ -1,6 +1,6 @@
 -- Says for the next 200 ms that a worker is awake and looks: statements need not ring. Written only when less than half
 -- of that is left, and reset where it lies seconds ahead (a clock that was set back). An idle worker never calls this.
-create or replace function notify_worker.stay_awake()
+create or replace function notify_worker.mark_awake()
 returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp

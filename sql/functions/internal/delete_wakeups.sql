@@ -1,5 +1,5 @@
 -- Deletes the bells that wait: whoever claims after this answers them all. Returns how many.
-create or replace function notify_worker.take_down_bells()
+create or replace function notify_worker.delete_wakeups()
 returns bigint
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp

@@ -1,6 +1,6 @@
 -- Takes care of jobs that a dead process left as doing: bells are deleted, since the tables are the truth; other tasks of ours are put
 -- back. Dead is a process of procrastinate's that has given no sign for two minutes. Returns how many jobs.
-create or replace function notify_worker.sweep_jobs()
+create or replace function notify_worker.clear_stalled_jobs()
 returns bigint
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp

@@ -1,7 +1,7 @@
 -- Says whether another session holds the outbox in ROW EXCLUSIVE mode. An INSERT takes that lock before its trigger reads the mark
 -- of the worker that is awake, and gives it back after its commit is visible: who read "awake" before the mark ran out is
 -- seen here, or by the look after this. A worker asks before it goes to sleep.
-create or replace function notify_worker.somebody_writes()
+create or replace function notify_worker.has_open_writers()
 returns boolean
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
