@@ -96,7 +96,7 @@ class NotifyWorker:
     may_have_a_backlog = False
     steps: Mapping[str, Step] = {
         "killed after the claim": ("notify_worker.claim(", Moment.ANSWERED),
-        "killed before the request": ("notify_worker.mark(", Moment.ANSWERED),
+        "killed before the request": ("notify_worker.mark_started(", Moment.ANSWERED),
         "killed before the record": ("notify_worker.record(", Moment.ASKED),
         "killed in the record's commit": ("notify_worker.record(", Moment.PASSED),
     }

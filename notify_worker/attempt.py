@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import Marker
+from notify_worker.marker import StartMarks
 from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
 from notify_worker.project_state import ProjectState
 from notify_worker.render import render
@@ -27,7 +27,7 @@ class AttemptRun:
     stopping: asyncio.Event
     quick_retry_window: float
     """Seconds after `delivery.start_by` for which a second or third request may still start."""
-    marks: Marker
+    marks: StartMarks
     heartbeat: Heartbeat
     started: float = field(default_factory=monotonic)
     requests: int = 0

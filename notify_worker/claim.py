@@ -109,7 +109,7 @@ class Claimer:
             await self._heartbeat.invalidate()  # taken for dead: nothing was claimed, and another id is due
             raise
         except BaseException:  # perhaps only the answer was lost, or the deliveries are here and cannot be started
-            self._recorder.doubt(lease)
+            self._recorder.release_uncertain(lease)
             raise
         return claim
 

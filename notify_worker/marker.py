@@ -12,7 +12,7 @@ from notify_worker.store import Store
 log = logging.getLogger(__name__)
 
 
-class Marker:
+class StartMarks:
     """Marks deliveries. Those that ask while a write is under way share the next one."""
 
     def __init__(self, store: Store) -> None:
@@ -33,7 +33,7 @@ class Marker:
             batch, self._waiting = self._waiting, []
             marked: set[int] = set()
             try:
-                marked = await self._store.mark([delivery for delivery, _ in batch])
+                marked = await self._store.mark_started([delivery for delivery, _ in batch])
             except psycopg.Error as error:
                 log.warning("the database refuses or is away (%s); %d stay unsent", summary(error), len(batch))
             finally:

@@ -114,7 +114,7 @@ class Delivery:
     priority: str | None
     attempts: int
     """Attempts so far that count against the project's `max_attempts`."""
-    tries: int
+    last_attempt_number: int
     """Its rows in the history so far."""
     probe: bool
     """Whether it is a probe: it is sent during an incident to find out whether that is over."""

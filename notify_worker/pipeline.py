@@ -11,7 +11,7 @@ from time import monotonic
 from notify_worker.attempt import AttemptRun
 from notify_worker.claim import Claimer
 from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import Marker
+from notify_worker.marker import StartMarks
 from notify_worker.model import Attempt, Delivery
 from notify_worker.projects import OpenSender, Projects
 from notify_worker.recorder import Recorder
@@ -42,7 +42,7 @@ class Pipeline:
             stopping=self.shutdown.stopping,
             start_within=settings.lease - settings.longest_attempt,
         )
-        self._marks = Marker(store)
+        self._marks = StartMarks(store)
         self._quick_retry_window = (settings.longest_attempt - settings.request_timeout).total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -94,9 +94,9 @@ class Pipeline:
             self._outstanding.remove(delivery)
             return
         if attempt is None:
-            self._recorder.give_back(delivery)
+            self._recorder.release(delivery)
         else:
-            self._recorder.take(attempt)
+            self._recorder.add(attempt)
         self._outstanding.progressed()
 
     async def _attempt(self, delivery: Delivery) -> Attempt | None:
@@ -134,4 +134,4 @@ class Pipeline:
         await asyncio.gather(*unfinished, return_exceptions=True)
         await self._recorder.stop()
         await self.projects.aclose()
-        await self._heartbeat.close(unregister=not self._recorder.busy and not self._recorder.in_doubt)
+        await self._heartbeat.close(unregister=not self._recorder.busy and not self._recorder.has_uncertain_leases)

@@ -77,7 +77,7 @@ class ProjectState:
             started: When its first request began (`time.monotonic()`, seconds).
         """
         now = monotonic()
-        self.stats.add_attempt(outcome, now, first=delivery.tries == 0)
+        self.stats.add_attempt(outcome, now, first=delivery.last_attempt_number == 0)
         if outcome.pause is not None:
             self._open(outcome.pause, outcome.error, now, outcome)
         elif is_trouble(outcome):

@@ -26,7 +26,7 @@ FLUSH = 100
 """Outcomes that are recorded at once, at most."""
 FLUSH_AFTER = 0.05
 """Seconds for which an outcome waits for others, at most."""
-DOUBT_EVERY = 1.0
+RELEASE_AGAIN_AFTER = 1.0
 """Seconds between two looks for what a claim whose answer was lost has taken: it may commit after its connection broke."""
 RECORD_AGAIN_AFTER = 0.5
 """Seconds between two tries to record while the database is away."""
@@ -47,8 +47,8 @@ class Recorder:
         self._outstanding = outstanding
         self._answered: deque[Attempt] = deque()
         self._unsent: list[Delivery] = []
-        self._doubtful: dict[UUID, float] = {}  # leases whose claim was not answered, and until when it may yet commit
-        self._given_back: set[UUID] = set()  # of these, at least once
+        self._uncertain: dict[UUID, float] = {}  # leases whose claim was not answered, and until when it may yet commit
+        self._released_once: set[UUID] = set()  # of these, at least once
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log_once = LogOnce(log)
@@ -59,33 +59,33 @@ class Recorder:
         return len(self._answered)
 
     @property
-    def in_hand(self) -> int:
+    def pending(self) -> int:
         """How many deliveries are neither recorded nor given back yet."""
         return len(self._answered) + len(self._unsent)
 
     @property
     def busy(self) -> bool:
         """Whether anything that was claimed is neither recorded nor given back yet."""
-        return bool(self._outstanding or self._doubtful.keys() - self._given_back)
+        return bool(self._outstanding or self._uncertain.keys() - self._released_once)
 
     @property
-    def in_doubt(self) -> bool:
+    def has_uncertain_leases(self) -> bool:
         """Whether a claim whose answer was lost may yet commit."""
-        return bool(self._doubtful)
+        return bool(self._uncertain)
 
-    def take(self, attempt: Attempt) -> None:
+    def add(self, attempt: Attempt) -> None:
         """Take what an attempt came to."""
         self._answered.append(attempt)
         self._wake()
 
-    def give_back(self, delivery: Delivery) -> None:
+    def release(self, delivery: Delivery) -> None:
         """Take a delivery that was claimed and not sent: it is given back."""
         self._unsent.append(delivery)
         self._wake()
 
-    def doubt(self, lease: UUID) -> None:
+    def release_uncertain(self, lease: UUID) -> None:
         """Take a lease whose claim was not answered: whatever it holds is given back."""
-        self._doubtful[lease] = monotonic() + STATEMENT_WITHIN + DOUBT_EVERY
+        self._uncertain[lease] = monotonic() + STATEMENT_WITHIN + RELEASE_AGAIN_AFTER
         self._wake()
 
     async def stop(self) -> None:
@@ -130,26 +130,26 @@ class Recorder:
             for _ in batch:
                 self._outstanding.remove(self._answered.popleft().delivery)
             await self._projects.report()
-        await self._give_back()
-        for lease, until in list(self._doubtful.items()):
+        await self._release()
+        for lease, until in list(self._uncertain.items()):
             over = monotonic() > until
             await self._store.release(lease)
-            self._given_back.add(lease)
+            self._released_once.add(lease)
             if over:
-                del self._doubtful[lease]
-                self._given_back.discard(lease)
+                del self._uncertain[lease]
+                self._released_once.discard(lease)
             self._outstanding.progressed()
-        if self._doubtful:
-            asyncio.get_running_loop().call_later(DOUBT_EVERY, self._something.set)
+        if self._uncertain:
+            asyncio.get_running_loop().call_later(RELEASE_AGAIN_AFTER, self._something.set)
 
-    async def _give_back(self) -> None:
+    async def _release(self) -> None:
         """Give back what was not sent, but for projects whose incidents the others do not know yet."""
         while free := [each for each in self._unsent if each.project not in self._projects.projects_with_unreported()]:
             lease = free[0].lease
-            given_back = {each.id: each for each in free if each.lease == lease}
-            await self._store.release(lease, list(given_back))
-            self._unsent = [each for each in self._unsent if each.lease != lease or each.id not in given_back]
-            for delivery in given_back.values():
+            released = {each.id: each for each in free if each.lease == lease}
+            await self._store.release(lease, list(released))
+            self._unsent = [each for each in self._unsent if each.lease != lease or each.id not in released]
+            for delivery in released.values():
                 self._outstanding.remove(delivery)
 
     async def _record(self, worker_id: int, attempts: list[Attempt]) -> None:

@@ -133,7 +133,7 @@ def apply_sql() -> None:
     apply_files("views/internal/*.sql", "views/*.sql", replaces=True)
     run("call pg_temp.drop_outdated('view');")
     apply_files("grants.sql")
-    run("select notify_worker.keep_partitions();")
+    run("select notify_worker.create_partitions();")
 
 
 def apply_files(*patterns: str, replaces: bool = False) -> None:

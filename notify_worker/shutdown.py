@@ -42,7 +42,7 @@ class Shutdown:
             await self._outstanding.wait_for_progress(PROGRESS_INTERVAL)
         if self._recorder.busy:
             waiting = self._recorder.waiting
-            in_flight = len(self._outstanding) - self._recorder.in_hand
+            in_flight = len(self._outstanding) - self._recorder.pending
             self.unfinished = f"{in_flight} in flight and {waiting} answers not recorded"
             log.error(
                 "stopped with %s; another worker requeues them",

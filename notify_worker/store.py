@@ -106,10 +106,10 @@ class Store:
             picked=len({row["notification_id"] for row in rows}),
         )
 
-    async def mark(self, deliveries: list[Delivery]) -> set[int]:
+    async def mark_started(self, deliveries: list[Delivery]) -> set[int]:
         """Write down that requests of these deliveries are about to begin; return those of which that may be."""
         rows = await self._rows(
-            "select notify_worker.mark(%s, %s) as id",
+            "select notify_worker.mark_started(%s, %s) as id",
             [each.id for each in deliveries],
             [each.lease for each in deliveries],
         )
@@ -180,9 +180,9 @@ class Store:
         """Take care of the jobs that dead processes left as doing."""
         await self._value("select notify_worker.clear_stalled_jobs()")
 
-    async def keep_partitions(self) -> None:
+    async def create_partitions(self) -> None:
         """Keep the history's partitions three months ahead."""
-        await self._value("select notify_worker.keep_partitions()")
+        await self._value("select notify_worker.create_partitions()")
 
     async def retry(self, which: int | str) -> int:
         """Put a notification back in line, by its number or its event; return how many deliveries are due again."""
@@ -262,7 +262,7 @@ def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_wit
         on_unknown=OnUnknown(row["on_unknown"]),
         priority=row["priority"],
         attempts=row["attempts"],
-        tries=row["tries"],
+        last_attempt_number=row["last_attempt_number"],
         probe=row["probe"],
         expires_in=row["expires_in"],
         expires_at=row["expires_at"],

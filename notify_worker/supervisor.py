@@ -79,7 +79,7 @@ async def serve(stopping: asyncio.Event) -> bool:
             for each in (
                 process.pipeline.projects.warm_up(),
                 run_procrastinate(process, stopping),
-                run_every(partial(keep_partitions, process), stopping),
+                run_every(partial(create_partitions, process), stopping),
             )
         ]
         await stopping.wait()
@@ -207,9 +207,9 @@ async def poll(process: Process) -> float:
     return max(MIN_POLL_INTERVAL, wait - (monotonic() - began)) if finished else MIN_POLL_INTERVAL
 
 
-async def keep_partitions(process: Process) -> float:
+async def create_partitions(process: Process) -> float:
     """Keep the history's partitions three months ahead; return the seconds until the next check."""
-    await process.store.keep_partitions()
+    await process.store.create_partitions()
     return PARTITIONS_INTERVAL
 
 

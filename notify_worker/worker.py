@@ -49,7 +49,7 @@ async def requeue_orphans(timestamp: int | None = None) -> None:
     if await process.store.has_due():
         await process.store.wake_worker()
     if timestamp is None or timestamp % 3600 == 0:
-        await process.store.keep_partitions()
+        await process.store.create_partitions()
 
 
 @app.task(name="notify_worker.retry", queue=QUEUE, retry=RetryImmediately())

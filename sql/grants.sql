@@ -73,7 +73,7 @@ begin
             notify_worker.explain(text),
             notify_worker.explain(bigint),
             notify_worker.history(text, timestamptz),
-            notify_worker.projects_in_line(),   -- the view status asks it
+            notify_worker.pending_projects(),   -- the view status asks it
             notify_worker.installed_version()
         to notify_worker_auditor;
     end if;

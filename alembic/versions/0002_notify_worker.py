@@ -121,7 +121,7 @@ create table notify_worker.notifications (
     -- 0: priority high. 1: the rest.
     lane smallint not null default 1,
     -- Since when it has its deliveries, one per live device.
-    expanded_at timestamptz,
+    fanned_out_at timestamptz,
     -- The token of the claim: whoever knows it may change the deliveries.
     lease uuid,
     -- The id of the worker that claimed it.
@@ -194,7 +194,7 @@ create table notify_worker.stored_deliveries (
     -- How many attempts count against the project's max_attempts.
     attempts integer not null default 0,
     -- How many rows of the history are applied here, and the number of the last of them.
-    tries integer not null default 0,
+    last_attempt_number integer not null default 0,
     -- When it may be sent; by the notification's leased_at at the latest: it belongs to that claim.
     due_at timestamptz not null,
     last_verdict text,
@@ -202,7 +202,7 @@ create table notify_worker.stored_deliveries (
     last_error text,
     provider_message_id text,
     -- The lease under which a request was about to start. Set only where on_unknown is hold.
-    marked_by uuid,
+    started_under uuid,
     created_at timestamptz not null default now(),
     -- When a call gave it a fresh budget: attempts counts from there.
     retried_at timestamptz,

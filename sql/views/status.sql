@@ -6,13 +6,13 @@ with paused as materialized (
     where scope = 'project'
 ), of_project as materialized (
     select line.project, lane.number as lane
-    from notify_worker.projects_in_line() as line (project)
+    from notify_worker.pending_projects() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     where line.project not in (select project from paused)
 ), near as materialized (
     select notification.due_at, notification.lease, notification.leased_by
     from (select max(lease_length) as longest from notify_worker.stored_workers) as workers
-    cross join notify_worker.projects_in_line() as line (project)
+    cross join notify_worker.pending_projects() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     cross join lateral (
         (

@@ -168,7 +168,7 @@ def test_a_notification_has_the_state_that_its_deliveries_say(
     connection: psycopg.Connection, first_that_fits: str, expected: str, example: str
 ) -> None:
     notification_id = insert(connection)
-    connection.execute("update notify_worker.notifications set expanded_at = now()")
+    connection.execute("update notify_worker.notifications set fanned_out_at = now()")
     for number, each in enumerate(example.split(", ")):
         connection.execute(
             """

@@ -108,7 +108,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
         "message": {"apns": {}},
     }
     assert (claimed["project"], claimed["platform"], claimed["on_unknown"]) == ("default", "ios", "hold")
-    assert (claimed["priority"], claimed["attempts"], claimed["tries"]) == ("high", 0, 0)
+    assert (claimed["priority"], claimed["attempts"], claimed["last_attempt_number"]) == ("high", 0, 0)
     assert claimed["tag"] == f"{digits}-{number}"
 
 
@@ -286,7 +286,7 @@ def test_a_lease_lasts_as_long_as_its_worker_said(connection: psycopg.Connection
     leased = notification(connection, number)
     assert (str(leased["lease"]), leased["leased_by"]) == (claimed["lease"], worker.id)
     assert leased["due_at"] - leased["leased_at"] == timedelta(seconds=77)
-    assert leased["expanded_at"] == leased["leased_at"]
+    assert leased["fanned_out_at"] == leased["leased_at"]
     assert leased["state"] == "pending"
     assert only_delivery(connection, number)["due_at"] <= leased["leased_at"]
 
@@ -415,17 +415,17 @@ def test_a_missing_partition_is_made_while_somebody_records(database: str, conne
         recording.execute("begin")
         record(recording, worker, outcome(claimed, verdict="sent"))
 
-        assert value(connection, "select notify_worker.keep_partitions()") == 1
-    assert value(connection, "select notify_worker.keep_partitions()") == 0
+        assert value(connection, "select notify_worker.create_partitions()") == 1
+    assert value(connection, "select notify_worker.create_partitions()") == 0
 
 
 def test_two_who_keep_partitions_at_once_make_each_of_them_once(database: str, connection: psycopg.Connection) -> None:
     drop_newest_partition(connection)
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
-        made = value(first, "select notify_worker.keep_partitions()")
+        made = value(first, "select notify_worker.create_partitions()")
 
-        waiting = thread.submit(value, second, "select notify_worker.keep_partitions()")
+        waiting = thread.submit(value, second, "select notify_worker.create_partitions()")
         await_lock(connection, second.info.backend_pid)
         first.execute("commit")
 

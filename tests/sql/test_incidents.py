@@ -618,13 +618,13 @@ def test_what_was_put_off_since_its_incident_was_in_other_hands_is_looked_at_aga
 
     until("it is claimed", lambda: bool(claim(connection, worker)), within=5)
 
-    assert only_delivery(connection, number)["tries"] == 0
+    assert only_delivery(connection, number)["last_attempt_number"] == 0
 
 
 def pages(connection: psycopg.Connection, project: str) -> int:
     """How many pages it touches to pick 100, all of this project, in a session that has settled on its plans."""
     explain: LiteralString = (
-        "explain (analyze, buffers, format json) select * from notify_worker.pick(100, clock_timestamp(), %s)"
+        "explain (analyze, buffers, format json) select * from notify_worker.lock_due(100, clock_timestamp(), %s)"
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
@@ -1048,7 +1048,7 @@ def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connect
     later = claim(connection, worker)
 
     assert [each["notification_id"] for each in later] == stopped
-    assert [(each["probe"], each["attempts"], each["tries"]) for each in later] == [(False, 0, 0)] * 2
+    assert [(each["probe"], each["attempts"], each["last_attempt_number"]) for each in later] == [(False, 0, 0)] * 2
     record(connection, worker, *[outcome(each, verdict="sent") for each in later])
     assert unbalanced(connection) == []
 

@@ -31,11 +31,11 @@ def fill(connection: psycopg.Connection, count: int, priority: str | None, proje
     connection.execute("analyze notify_worker.notifications")
 
 
-def pick(connection: psycopg.Connection, most: int, times: int = 1) -> Counter[str]:
+def lock_due(connection: psycopg.Connection, most: int, times: int = 1) -> Counter[str]:
     """Count by lane what so many claims would take, each of which finds all of it."""
     statement: LiteralString = """
         select case notification.lane when 0 then 'high' else 'normal' end as lane
-        from notify_worker.pick(%s, clock_timestamp(), '{"default": 1000}')
+        from notify_worker.lock_due(%s, clock_timestamp(), '{"default": 1000}')
         join notify_worker.notifications as notification using (id)
     """
     counted: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def test_high_gets_all_where_no_normal_is_due(connection: psycopg.Connection, mo
     fill(connection, 400, "high")
     insert(connection, send_at="2100-01-01")
 
-    assert pick(connection, most, times=20) == {HIGH: 20 * most}
+    assert lock_due(connection, most, times=20) == {HIGH: 20 * most}
 
 
 @pytest.mark.parametrize("priority", ["normal", None])
@@ -58,28 +58,28 @@ def test_high_gets_all_where_no_normal_is_due(connection: psycopg.Connection, mo
 def test_normal_gets_all_where_no_high_is_due(connection: psycopg.Connection, most: int, priority: str | None) -> None:
     fill(connection, 400, priority)
 
-    assert pick(connection, most, times=20) == {NORMAL: 20 * most}
+    assert lock_due(connection, most, times=20) == {NORMAL: 20 * most}
 
 
 def test_high_goes_before_normal_up_to_seven_eighths(connection: psycopg.Connection) -> None:
     fill(connection, 100, "normal")
     fill(connection, 100, "high")
 
-    assert pick(connection, 16, times=10) == {HIGH: 140, NORMAL: 20}
+    assert lock_due(connection, 16, times=10) == {HIGH: 140, NORMAL: 20}
 
 
 def test_normal_gets_what_high_leaves(connection: psycopg.Connection) -> None:
     fill(connection, 100, "normal")
     fill(connection, 4, "high")
 
-    assert pick(connection, 20) == {HIGH: 4, NORMAL: 16}
+    assert lock_due(connection, 20) == {HIGH: 4, NORMAL: 16}
 
 
 def test_high_gets_what_normal_leaves(connection: psycopg.Connection) -> None:
     fill(connection, 1, "normal")
     fill(connection, 100, "high")
 
-    assert pick(connection, 20) == {HIGH: 19, NORMAL: 1}
+    assert lock_due(connection, 20) == {HIGH: 19, NORMAL: 1}
 
 
 # Of n claims with a chance of p each for one normal: the bounds are four times sqrt(n p (1 - p)) away.
@@ -93,7 +93,7 @@ def test_with_ten_thousand_high_due_normal_gets_an_eighth(
     fill(connection, 100, "normal")
     fill(connection, 10_000, "high")
 
-    picked = pick(connection, most, times)
+    picked = lock_due(connection, most, times)
 
     assert picked.total() == most * times
     assert least <= picked[NORMAL] <= greatest
@@ -134,7 +134,7 @@ def test_a_lane_that_is_locked_takes_no_place_from_the_other(
         business.execute("begin")
         business.execute("select from notify_worker.notifications where priority = %s for update", [locked])
 
-        assert pick(connection, most, times=30) == {free: 30 * most}
+        assert lock_due(connection, most, times=30) == {free: 30 * most}
 
 
 def test_locked_rows_at_the_head_of_both_lanes_delay_nobody(database: str, connection: psycopg.Connection) -> None:
@@ -143,6 +143,6 @@ def test_locked_rows_at_the_head_of_both_lanes_delay_nobody(database: str, conne
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
-        business.execute("select from notify_worker.pick(80, clock_timestamp(), '{\"default\": 80}')")
+        business.execute("select from notify_worker.lock_due(80, clock_timestamp(), '{\"default\": 80}')")
 
-        assert pick(connection, 16, times=5) == {HIGH: 50, NORMAL: 30}
+        assert lock_due(connection, 16, times=5) == {HIGH: 50, NORMAL: 30}

@@ -105,7 +105,7 @@ def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
     resume(connection, "orders")
 
     claimed = claim_one(connection, worker)
-    assert (claimed["notification_id"], claimed["attempts"], claimed["tries"]) == (number, 0, 0)
+    assert (claimed["notification_id"], claimed["attempts"], claimed["last_attempt_number"]) == (number, 0, 0)
     assert attempts(connection, number) == []
     assert only_delivery(connection, number)["attempts"] == 0
 
@@ -124,7 +124,8 @@ def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> N
 def pages(connection: psycopg.Connection) -> int:
     """How many pages it touches to pick 100, in a session that has settled on its plans."""
     explain = (
-        "explain (analyze, buffers, format json) select * from notify_worker.pick(0, 100, clock_timestamp(), '{}')"
+        "explain (analyze, buffers, format json) "
+        "select * from notify_worker.lock_due(100, clock_timestamp(), '{\"default\": 100, \"other\": 100}')"
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):

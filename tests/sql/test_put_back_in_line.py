@@ -114,7 +114,7 @@ def test_what_ended_is_due_again_with_a_fresh_budget(
     assert (waiting["state"], waiting["settled_at"], waiting["cancelled_at"]) == ("pending", None, None)
     assert unbalanced(connection) == []
     (claimed,) = send(connection, worker, SENT)
-    assert (claimed["delivery_id"], claimed["attempts"], claimed["tries"]) == (before["id"], 0, before["tries"])
+    assert (claimed["delivery_id"], claimed["attempts"], claimed["last_attempt_number"]) == (before["id"], 0, before["last_attempt_number"])
     assert state(connection, number) == "sent"
     assert only_delivery(connection, number)["attempts"] == 1
     assert unbalanced(connection) == []

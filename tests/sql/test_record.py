@@ -81,7 +81,7 @@ def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
 
     ended = only_delivery(connection, number)
     assert added == 1
-    assert (ended["state"], ended["attempts"], ended["tries"]) == (ends, counted, 1)
+    assert (ended["state"], ended["attempts"], ended["last_attempt_number"]) == (ends, counted, 1)
     assert (ended["last_verdict"], ended["last_error"]) == (came_to["verdict"], came_to.get("error"))
     assert ended["provider_message_id"] == came_to.get("provider_message_id")
     assert (ended["settled_at"] is None) == (ends == "held")
@@ -106,7 +106,7 @@ def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock
     assert (waiting["state"], waiting["lease"], waiting["leased_by"]) == ("pending", None, None)
     assert waiting["due_at"] == its["due_at"] == attempts(connection, number)[0]["retry_at"]
     assert timedelta(minutes=59) < due_in(connection, its) <= timedelta(hours=1)
-    assert (its["state"], its["attempts"], its["tries"], its["settled_at"]) == ("pending", counted, 1, None)
+    assert (its["state"], its["attempts"], its["last_attempt_number"], its["settled_at"]) == ("pending", counted, 1, None)
     assert claim(connection, worker) == []
 
 
@@ -119,7 +119,7 @@ def test_what_is_due_again_is_claimed_with_what_was_counted(connection: psycopg.
     again = claim_one(connection, worker)
     record(connection, worker, outcome(again, **SENT))
 
-    assert (again["attempts"], again["tries"]) == (2, 3)
+    assert (again["attempts"], again["last_attempt_number"]) == (2, 3)
     assert [each["number"] for each in attempts(connection, number)] == [1, 2, 3, 4]
     assert state(connection, number) == "sent"
     assert unbalanced(connection) == []
@@ -572,7 +572,7 @@ def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: psyc
     assert notification(connection, number)["lease"] is None
     assert attempts(connection, number) == []
     again = claim_one(connection, worker)
-    assert (again["delivery_id"], again["attempts"], again["tries"]) == (claimed["delivery_id"], 0, 0)
+    assert (again["delivery_id"], again["attempts"], again["last_attempt_number"]) == (claimed["delivery_id"], 0, 0)
 
 
 def test_what_is_released_waits_for_what_is_still_out(connection: psycopg.Connection) -> None:

@@ -221,7 +221,7 @@ def test_a_producer_cancels_what_was_tried_before(database: str, connection: psy
         "select * from notify_worker.history('u_42')",
         "select notify_worker.prune('0')",
         "select notify_worker.drop_old_partitions('0')",
-        "select notify_worker.projects_in_line()",
+        "select notify_worker.pending_projects()",
         "select notify_worker.procrastinate_defer_jobs_v1('{}')",
         "create table notify_worker.mine ()",
         "create trigger mine after insert on notify_worker.notifications execute function notify_worker.wake_on_insert()",
@@ -320,7 +320,7 @@ def test_an_auditor_may_do_this_and_nothing_else(stage: str) -> None:
         ("function", "explain(text)", "execute"),
         ("function", "explain(bigint)", "execute"),
         ("function", "history(text,timestamp with time zone)", "execute"),
-        ("function", "projects_in_line()", "execute"),
+        ("function", "pending_projects()", "execute"),
         ("function", "installed_version()", "execute"),
     }
     assert {(name.partition(".")[0], what) for kind, name, what in may if kind == "column"} == {
@@ -354,7 +354,7 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
             "select has_open_writers()",
             "select has_due()",
             "select clear_stalled_jobs()",
-            "select keep_partitions()",
+            "select create_partitions()",
             "select drop_old_partitions('1 year')",
             "select delete_wakeups()",
             "select wake_worker()",
@@ -449,7 +449,7 @@ def test_a_stranger_may_not_read_the_months_of_the_history_that_come(
         """,
     )
     connection.execute(f"drop table {newest}")
-    assert value(connection, "select notify_worker.keep_partitions()") == 1
+    assert value(connection, "select notify_worker.create_partitions()") == 1
 
     assert privileges(database, stranger) == set()
 
@@ -465,7 +465,7 @@ PUBLIC = {
     "installed_version": set(ROLES),
     **{each: {WORKER} for each in ("forget_receiver", "pause", "resume", "retry", "retry_delivery")},
 }
-BY_A_VIEW = {"projects_in_line": {AUDITOR, WORKER}}
+BY_A_VIEW = {"pending_projects": {AUDITOR, WORKER}}
 FUNCTIONS = {path.stem: path.parent.name for path in (schema.sql_folder() / "functions").rglob("*.sql")}
 
 
@@ -540,8 +540,8 @@ def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(
         "forget_receiver",
         "history",
         "installed_version",
-        "keep_partitions",
-        "projects_in_line",
+        "create_partitions",
+        "pending_projects",
         "register_device",
         "retire_device",
         "wake_on_insert",
@@ -567,8 +567,8 @@ TRAP: LiteralString = """
     create function trap.cancel(bigint) returns boolean language sql as $$ select trap.catch('cancel') $$;
     create function trap.explain(bigint) returns table (at timestamptz, what text) language sql as
         $$ select now(), trap.catch('explain')::text $$;
-    create function trap.projects_in_line() returns setof text language sql as
-        $$ select trap.catch('projects_in_line')::text $$;
+    create function trap.pending_projects() returns setof text language sql as
+        $$ select trap.catch('pending_projects')::text $$;
     create function trap.clock_timestamp() returns timestamptz language sql as
         $$ select pg_catalog.now() from trap.catch('clock_timestamp') $$;
     create function trap.now() returns timestamptz language sql as

@@ -147,14 +147,14 @@ EARLIER: LiteralString = """
     comment on column notify_worker.ledger.what is 'What must balance';
 
     -- another result, with views on it
-    drop function notify_worker.projects_in_line() cascade;
-    create function notify_worker.projects_in_line() returns setof name language sql as 'select current_user';
+    drop function notify_worker.pending_projects() cascade;
+    create function notify_worker.pending_projects() returns setof name language sql as 'select current_user';
     create view notify_worker.status as
-        select projects_in_line, process from notify_worker.workers, notify_worker.projects_in_line();
+        select pending_projects, process from notify_worker.workers, notify_worker.pending_projects();
 
     -- one more parameter, a default that is gone, a parameter of another name, another kind, other attributes
     create function notify_worker.claim(integer) returns void language sql as '';
-    create function notify_worker.keep_partitions(months integer default 3) returns void language sql as '';
+    create function notify_worker.create_partitions(months integer default 3) returns void language sql as '';
     drop function notify_worker.blocked_scopes(text);
     create function notify_worker.blocked_scopes(project text default null)
         returns text[] language sql as 'select array[]::text[]';

@@ -356,7 +356,7 @@ class Model:
         for notification in picked:
             self.apply_late(notification)
             if notification.state == "pending":
-                self.drop_moved_devices(notification)
+                self.reroute_deliveries(notification)
                 self.settle_unsendable(notification)
         for notification in picked:
             if notification.state == "pending" and not notification.expanded:
@@ -384,7 +384,7 @@ class Model:
         self.apply_history(notification)
         self.settle(notification)
 
-    def drop_moved_devices(self, notification: Notification) -> None:
+    def reroute_deliveries(self, notification: Notification) -> None:
         """Where a device was replaced, its successor is told, once; what is for one that is gone ends as unregistered."""
         if notification.receiver is None or not notification.expanded:
             return

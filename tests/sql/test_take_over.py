@@ -66,7 +66,7 @@ def test_a_lease_that_ran_out_is_taken_over_by_the_next_claim(connection: psycop
 
     again = claim_one(connection, other)
 
-    assert (again["delivery_id"], again["attempts"], again["tries"]) == (held["delivery_id"], 0, 1)
+    assert (again["delivery_id"], again["attempts"], again["last_attempt_number"]) == (held["delivery_id"], 0, 1)
     leased = notification(connection, number)
     assert (str(leased["lease"]), leased["leased_by"]) == (again["lease"], other.id)
 
@@ -109,7 +109,7 @@ def test_what_may_not_be_resent_and_never_began_is_due_again(connection: psycopg
 
     again = claim_one(connection, other)
 
-    assert (again["notification_id"], again["attempts"], again["tries"]) == (number, 0, 1)
+    assert (again["notification_id"], again["attempts"], again["last_attempt_number"]) == (number, 0, 1)
     assert attempts(connection, number)[0]["verdict"] == "unknown"
 
 
@@ -146,7 +146,7 @@ def test_each_crash_stands_in_the_history_and_none_counts(database: str, connect
         (2, "unknown"),
         (3, "unknown"),
     ]
-    assert (only_delivery(connection, number)["attempts"], only_delivery(connection, number)["tries"]) == (0, 3)
+    assert (only_delivery(connection, number)["attempts"], only_delivery(connection, number)["last_attempt_number"]) == (0, 3)
 
 
 def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection: psycopg.Connection) -> None:
@@ -447,7 +447,7 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_partition(
 ) -> None:
     take_advisory_locks(stranger)
 
-    assert value(connection, "select notify_worker.keep_partitions()") == 0
+    assert value(connection, "select notify_worker.create_partitions()") == 0
 
 
 @pytest.mark.parametrize("statement", ["select from {} for update", "update {} set worker_id = 0", "delete from {}"])

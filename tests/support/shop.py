@@ -185,7 +185,7 @@ class Shop(shop.Shop):
                     when query ilike 'listen%%' then 'listener'
                     when query ~ '(heartbeat|(un)?register_worker)\\(' then 'heartbeat'
                     when query ~ '(claim|record|release|mark_awake|has_open_writers|has_due|next_due_in)\\('
-                        or query ~ '(wake_worker|rescue_dead_workers|clear_stalled_jobs|keep_partitions)\\('
+                        or query ~ '(wake_worker|rescue_dead_workers|clear_stalled_jobs|create_partitions)\\('
                         or query ~ 'from projects'
                         then 'store'
                     when query ~ 'procrastinate_' then 'procrastinate'

@@ -184,7 +184,7 @@ def send_all(connection: psycopg.Connection, worker: Worker, **came_to: Row) -> 
 def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
     """Say that requests of these deliveries are about to begin; return those of which that may be."""
     ids, leases = [each["delivery_id"] for each in claimed], [each["lease"] for each in claimed]
-    statement: LiteralString = "select notify_worker.mark(%s, %s::uuid[]) as id"
+    statement: LiteralString = "select notify_worker.mark_started(%s, %s::uuid[]) as id"
     return [each["id"] for each in rows(connection, statement, ids, leases)]
 
 
@@ -280,7 +280,7 @@ def let_pass(connection: psycopg.Connection, **time: float) -> None:
     """Let time pass, as `timedelta` names it: what stands in the tables was then longer ago. Workers stay alive."""
     for table, columns in {
         "devices": ["registered_at", "seen_at", "retired_at"],
-        "notifications": ["created_at", "due_at", "send_at", "expires_at", "expanded_at", "leased_at", "settled_at"],
+        "notifications": ["created_at", "due_at", "send_at", "expires_at", "fanned_out_at", "leased_at", "settled_at"],
         "stored_deliveries": ["created_at", "due_at", "settled_at"],
         "stored_incidents": ["began_at", "ends_at", "next_probe_at", "ended_at"],
     }.items():

@@ -10,7 +10,7 @@ import pytest
 
 from notify_worker.attempt import AttemptRun
 from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import Marker
+from notify_worker.marker import StartMarks
 from notify_worker.model import (
     Attempt,
     Change,
@@ -82,7 +82,7 @@ def attempt(
     stopping: asyncio.Event | None = None,
     quick_retry_window: float = 60,
     state: ProjectState | None = None,
-    marks: Marker | None = None,
+    marks: StartMarks | None = None,
     alive: bool = True,
     **delivery: Any,
 ) -> AttemptRun:
@@ -464,7 +464,7 @@ async def test_a_probe_to_ios_that_succeeded_recently_does_not_end_a_pause_that_
 
 
 @dataclass
-class Book(Marker):
+class Book(StartMarks):
     """Writes down which deliveries are marked, what had been asked by then, and in how many slots."""
 
     sender: ScriptedSender
@@ -545,7 +545,7 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
     sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05
     state = project(sender)
 
-    class Slow(Marker):
+    class Slow(StartMarks):
         def __init__(self) -> None: ...
 
         async def mark(self, delivery: Delivery) -> bool:

@@ -42,7 +42,7 @@ def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold() ->
 
 
 def test_the_wait_grows_with_the_attempts_that_count_and_not_with_the_tries() -> None:
-    delivery = replace(DELIVERY, attempts=2, tries=7)
+    delivery = replace(DELIVERY, attempts=2, last_attempt_number=7)
 
     assert OURS.retry_in(delivery, Outcome(Verdict.RETRY), jitter=0) == timedelta(seconds=40)
     assert OURS.retry_in(delivery, Outcome(Verdict.UNKNOWN), jitter=0) == timedelta(seconds=40)

@@ -114,6 +114,6 @@ def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold(
 def test_what_a_pause_keeps_back_is_never_given_up(
     policy: RetryPolicy, tries: int, on_unknown: OnUnknown, asked: timedelta, jitter: float
 ) -> None:
-    delivery = replace(DELIVERY, attempts=tries, tries=tries, on_unknown=on_unknown)
+    delivery = replace(DELIVERY, attempts=tries, last_attempt_number=tries, on_unknown=on_unknown)
 
     assert policy.retry_in(delivery, Outcome(Verdict.PAUSED, asked_to_wait=asked), jitter=jitter) is not None

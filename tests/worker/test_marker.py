@@ -11,15 +11,15 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from notify_worker.marker import Marker
+from notify_worker.marker import StartMarks
 from notify_worker.model import Delivery, OnUnknown
 from notify_worker.store import Store
 from tests.support.relay import Relay
 from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, enter, rows, value
 from tests.support.waiting import auntil
 
-MARK = "notify_worker.mark("
-MARKED: LiteralString = "select id from notify_worker.stored_deliveries where marked_by is not null order by id"
+MARK = "notify_worker.mark_started("
+MARKED: LiteralString = "select id from notify_worker.stored_deliveries where started_under is not null order by id"
 A_MINUTE = timedelta(minutes=1)
 
 
@@ -68,17 +68,17 @@ def ids(deliveries: list[Delivery]) -> list[int]:
 async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: psycopg.Connection, store: Store) -> None:
     first, second = await held(connection, store, 2)
 
-    assert await Marker(store).mark(first)
+    assert await StartMarks(store).mark(first)
 
     assert first.on_unknown is OnUnknown.HOLD
     assert marked(connection) == [first.id]
-    by = "select marked_by from notify_worker.stored_deliveries where id = %s"
+    by = "select started_under from notify_worker.stored_deliveries where id = %s"
     assert value(connection, by, first.id) == first.lease
     assert value(connection, by, second.id) is None
 
 
 async def test_many_at_once_are_one_write(connection: psycopg.Connection, store: Store, relay: Relay) -> None:
-    deliveries, marker = await held(connection, store, 200), Marker(store)
+    deliveries, marker = await held(connection, store, 200), StartMarks(store)
 
     written = await answers(*map(marker.mark, deliveries))
 
@@ -90,7 +90,7 @@ async def test_many_at_once_are_one_write(connection: psycopg.Connection, store:
 async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
     database: str, connection: psycopg.Connection, store: Store, relay: Relay
 ) -> None:
-    (first, *others), marker = await held(connection, store, 100), Marker(store)
+    (first, *others), marker = await held(connection, store, 100), StartMarks(store)
     asking: list[Delivery] = []
 
     async def ask(delivery: Delivery) -> bool:
@@ -114,7 +114,7 @@ async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
 async def test_one_after_the_other_each_is_written_at_once(
     connection: psycopg.Connection, store: Store, relay: Relay
 ) -> None:
-    deliveries, marker = await held(connection, store, 3), Marker(store)
+    deliveries, marker = await held(connection, store, 3), StartMarks(store)
 
     written = [await marker.mark(each) for each in deliveries]
 
@@ -126,7 +126,7 @@ async def test_in_one_write_each_gets_its_own_answer(connection: psycopg.Connect
     good, another_holds = await held(connection, store, 2)
     (over,) = await held(connection, store, 1, A_MOMENT)
     await_end_of_lease(connection, over.notification_id)
-    marker = Marker(store)
+    marker = StartMarks(store)
 
     written = await answers(*map(marker.mark, (over, good, replace(another_holds, lease=uuid4()))))
 
@@ -142,7 +142,7 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
     (now,) = (await store.claim(before.worker_id, uuid4(), 1, {"default": 1000}, A_MINUTE)).deliveries
     assert now.id == before.id
     connection.execute("update notify_worker.notifications set due_at = now() + interval '1 minute'")
-    marker = Marker(store)
+    marker = StartMarks(store)
 
     written = await answers(marker.mark(before), marker.mark(now))
 
@@ -151,7 +151,7 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
 
 async def test_what_was_given_back_is_not_marked(connection: psycopg.Connection, store: Store) -> None:
     given_back, still_held = await held(connection, store, 2)
-    marker = Marker(store)
+    marker = StartMarks(store)
 
     await store.release(given_back.lease, [given_back.id])
     written = await answers(marker.mark(given_back), marker.mark(still_held))
@@ -164,7 +164,7 @@ async def test_a_delivery_that_somebody_has_locked_is_not_waited_for(
     database: str, connection: psycopg.Connection, store: Store
 ) -> None:
     locked, free = await held(connection, store, 2)
-    marker = Marker(store)
+    marker = StartMarks(store)
 
     with connected(database) as somebody, somebody.transaction():
         somebody.execute("select from notify_worker.stored_deliveries where id = %s for update", [locked.id])
@@ -179,7 +179,7 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
     connection: psycopg.Connection, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Store(relay.conninfo) as store:
-        deliveries, marker = await held(connection, store, 3), Marker(store)
+        deliveries, marker = await held(connection, store, 3), StartMarks(store)
 
     written = await answers(*map(marker.mark, deliveries))
 
@@ -193,7 +193,7 @@ async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_on
     connection: psycopg.Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = await held(connection, store, 2)
-    marker = Marker(store)
+    marker = StartMarks(store)
     relay.lose_the_answer_to(MARK)
 
     written = [await marker.mark(first), await marker.mark(second)]
@@ -207,8 +207,8 @@ async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_on
 async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
     connection: psycopg.Connection, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deliveries, marker = await held(connection, store, 2), Marker(store)
-    connection.execute("alter function notify_worker.mark rename to mark_of_yesterday")
+    deliveries, marker = await held(connection, store, 2), StartMarks(store)
+    connection.execute("alter function notify_worker.mark_started rename to mark_of_yesterday")
 
     written = await answers(*map(marker.mark, deliveries))
 
@@ -219,7 +219,7 @@ async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
 async def test_who_gives_up_waiting_takes_nobody_along(
     database: str, connection: psycopg.Connection, store: Store, relay: Relay
 ) -> None:
-    deliveries, marker = await held(connection, store, 3), Marker(store)
+    deliveries, marker = await held(connection, store, 3), StartMarks(store)
     with connected(database) as somebody, somebody.transaction():
         somebody.execute("lock table notify_worker.stored_deliveries in exclusive mode")
         waiting = [asyncio.create_task(marker.mark(each)) for each in deliveries]

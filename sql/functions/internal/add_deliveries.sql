@@ -12,7 +12,7 @@ as $$
         coalesce(device.kind, notification.kind),
         coalesce(device.address, notification.address),
         device.platform,
-        case when notification.expanded_at is null then notification.due_at else clock_timestamp() end
+        case when notification.fanned_out_at is null then notification.due_at else clock_timestamp() end
     from notifications as notification
     join projects as project
         on project.name = notification.project
@@ -24,7 +24,7 @@ as $$
     where notification.id = any (add_deliveries.notification_ids)
         and notification.state = 'pending'
         and case
-            when notification.receiver_id is null then notification.expanded_at is null
+            when notification.receiver_id is null then notification.fanned_out_at is null
             else device.id is not null
         end
     on conflict (notification_id, device_id) do nothing

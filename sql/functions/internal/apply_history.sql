@@ -15,7 +15,7 @@ begin
     update stored_deliveries as delivery
     set state = becomes.state,
         attempts = delivery.attempts + becomes.counted,
-        tries = attempt.number,
+        last_attempt_number = attempt.number,
         due_at = case
             when attempt.retry_at is null then delivery.due_at
             else greatest(

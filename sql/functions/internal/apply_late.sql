@@ -17,7 +17,7 @@ begin
     from stored_attempts as attempt
     where delivery.notification_id = any (notification_ids)
         and delivery.state in ('pending', 'held')
-        and delivery.tries > 0
+        and delivery.last_attempt_number > 0
         and attempt.delivery_id = delivery.id
         and attempt.verdict = 'sent'
         and attempt.late

@@ -10,7 +10,7 @@ as $$
     join stored_deliveries as delivery
         on delivery.notification_id = notification.id
     where notification.state = 'pending'
-        and notification.project in (select projects_in_line())
+        and notification.project in (select pending_projects())
         and notification.lane in (0, 1)
         and notification.due_at <= clock_timestamp() + interval '1 hour'
         and notification.lease = deliveries_in_flight.lease

@@ -17,14 +17,14 @@ begin
     select
         delivery.id,
         notification.id,
-        delivery.tries + 1,
+        delivery.last_attempt_number + 1,
         notification.lease,
         coalesce(worker.name, notification.leased_by::text),
         notification.leased_at,
         'unknown',
         'WORKER_GONE',
         'the worker was gone before it could say what became of this',
-        case when notification.on_unknown = 'resend' or delivery.marked_by is distinct from notification.lease then clock_timestamp() end,
+        case when notification.on_unknown = 'resend' or delivery.started_under is distinct from notification.lease then clock_timestamp() end,
         false
     from notifications as notification
     join stored_deliveries as delivery

@@ -65,10 +65,10 @@ begin
             and notification.id = delivery.notification_id;
         if found then
             update notifications    -- else whoever claims it next gives it its deliveries once more
-            set expanded_at = at
+            set fanned_out_at = at
             where id = any (notification_ids)
                 and state = 'pending'
-                and expanded_at is null;
+                and fanned_out_at is null;
             perform settle(notification_ids);
         end if;
     end loop;

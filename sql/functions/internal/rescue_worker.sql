@@ -31,7 +31,7 @@ begin
         select id
         from notifications
         where state = 'pending'
-            and project in (select projects_in_line())
+            and project in (select pending_projects())
             and lane in (0, 1)
             and due_at <= clock_timestamp() + longest   -- its leases end by then: the index serves this
             and leased_by = rescue_worker.worker_id

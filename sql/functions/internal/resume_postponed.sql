@@ -15,7 +15,7 @@ as $$
             and notification.due_at > clock_timestamp()
             and notification.due_at <= resume_postponed.waited_until
             and notification.due_at in (resume_postponed.waited_until, expiry(notification, project.expires_after))
-            and notification.expanded_at is not null
+            and notification.fanned_out_at is not null
             and notification.lease is null
         order by notification.id
         limit 10000

@@ -59,7 +59,7 @@ begin
     select array_agg(id) into unreachable from settled where state = 'unreachable';
 
     if unreachable is not null then
-        perform look_again(unreachable);
+        perform recheck_devices(unreachable);
     end if;
 end
 $$;

@@ -14,7 +14,7 @@ begin
         select notification.id
         from notifications as notification
         where notification.id in (
-            select outcome.notification_id from outcomes_of(outcomes) as outcome where outcome.verdict = 'sent'
+            select outcome.notification_id from parse_outcomes(outcomes) as outcome where outcome.verdict = 'sent'
         )
             and notification.state in ('pending', 'held')
             and notification.lease is null

@@ -60,7 +60,7 @@ begin
             settled_because = unsendable.because
         from unsendable
         where notification.id = unsendable.id
-            and notification.expanded_at is null
+            and notification.fanned_out_at is null
     )
     select array_agg(id) into unsendable_ids from unsendable;
     perform settle(unsendable_ids);

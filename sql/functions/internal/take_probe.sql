@@ -8,7 +8,7 @@ as $$
 begin
     update stored_incidents as incident
     set probe_count = incident.probe_count + 1,
-        next_probe_at = take_probe.at + probe_wait(incident.scope, incident.probe_count + 1)
+        next_probe_at = take_probe.at + probe_backoff(incident.scope, incident.probe_count + 1)
     where incident.id in (
             select open.id
             from open_incidents as open

@@ -40,7 +40,7 @@ begin
     set cancelled_at = clock_timestamp()
     where id = notification.id;
 
-    if notification.expanded_at is null then
+    if notification.fanned_out_at is null then
         update notifications
         set state = 'cancelled',
             settled_at = clock_timestamp(),

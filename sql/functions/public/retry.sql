@@ -8,7 +8,7 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
-    return put_back_in_line(retry.notification_id, null);
+    return retry_deliveries(retry.notification_id, null);
 end
 $$;
 comment on function notify_worker.retry(bigint) is

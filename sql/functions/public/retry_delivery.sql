@@ -6,7 +6,7 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select coalesce(
         (
-            select put_back_in_line(delivery.notification_id, delivery.id)
+            select retry_deliveries(delivery.notification_id, delivery.id)
             from stored_deliveries as delivery
             where delivery.id = retry_delivery.delivery_id
         ),

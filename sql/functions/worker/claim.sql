@@ -16,7 +16,7 @@ returns table (
     on_unknown text,
     priority text,
     attempts integer,
-    tries integer,
+    last_attempt_number integer,
     probe boolean,
     expires_in double precision,
     expires_at double precision,
@@ -60,11 +60,11 @@ begin
     at := clock_timestamp();
 
     select
-        array_agg(id) filter (where expanded_at is null),
-        array_agg(id) filter (where expanded_at is not null and lease is null),
+        array_agg(id) filter (where fanned_out_at is null),
+        array_agg(id) filter (where fanned_out_at is not null and lease is null),
         array_agg(id) filter (where lease is not null and try_lock_lapsed_lease(id))
     into fresh, again, lapsed
-    from pick(most, at, limits);
+    from lock_due(most, at, limits);
 
     again := coalesce(again, '{}') || coalesce(lapsed, '{}');
     picked := coalesce(fresh, '{}') || again;
@@ -77,10 +77,10 @@ begin
     end if;
     if again <> '{}' then
         perform apply_late(again);
-        perform drop_moved_devices(again);
+        perform reroute_deliveries(again);
     end if;
     perform settle_unsendable(picked);
-    perform expand(fresh);
+    perform fan_out(fresh);
     probes := postpone_blocked(picked, at);
 
     update notifications
@@ -88,7 +88,7 @@ begin
         leased_by = claim.worker_id,
         leased_at = at,
         due_at = at + length,
-        expanded_at = coalesce(expanded_at, at)
+        fanned_out_at = coalesce(fanned_out_at, at)
     where id = any (picked)
         and state = 'pending'
         and due_at <= at;
@@ -104,7 +104,7 @@ begin
         notification.on_unknown,
         notification.priority,
         delivery.attempts,
-        delivery.tries,
+        delivery.last_attempt_number,
         delivery.id = any (probes),
         date_part('epoch', expiry(notification, project.expires_after)) - date_part('epoch', at),
         date_part('epoch', expiry(notification, project.expires_after)),

@@ -5,5 +5,5 @@ language sql
 stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    select exists (select from projects_due(clock_timestamp()))
+    select exists (select from due_projects(clock_timestamp()))
 $$;

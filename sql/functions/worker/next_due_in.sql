@@ -6,7 +6,7 @@ stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select date_part('epoch', min(next.due_at)) - date_part('epoch', clock_timestamp())
-    from projects_in_line() as line (project)
+    from pending_projects() as line (project)
     cross join (values (0::smallint), (1::smallint)) as lane (number)
     cross join lateral (
         select notification.due_at

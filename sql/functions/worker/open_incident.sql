@@ -20,7 +20,7 @@ begin
     opened.began_at := clock_timestamp();
     opened.ends_at := coalesce(opened.began_at + make_interval(secs => open_incident.lasts), 'infinity');
     if open_incident.lasts is null and open_incident.scope <> 'devices' then
-        opened.next_probe_at := opened.began_at + probe_wait(open_incident.scope, 0);
+        opened.next_probe_at := opened.began_at + probe_backoff(open_incident.scope, 0);
     end if;
     opened.project_rate := rate_after_quota(open_incident.project, open_incident.sent_rate);
 
@@ -46,7 +46,7 @@ begin
     end if;
 
     if open_incident.scope = 'devices' then
-        open_incident.reason := open_incident.reason || '. ' || bring_back_devices(open_incident.project, opened.began_at);
+        open_incident.reason := open_incident.reason || '. ' || restore_devices_statement(open_incident.project, opened.began_at);
     end if;
     insert into stored_incidents (project, scope, by, began_at, ends_at, next_probe_at, reason, project_rate)
     values (

@@ -27,7 +27,7 @@ begin
     select
         outcome.delivery_id,
         delivery.notification_id,
-        coalesce(cut_off.number, delivery.tries + 1),
+        coalesce(cut_off.number, delivery.last_attempt_number + 1),
         outcome.lease,
         coalesce(worker.name, record.worker_id::text),
         at - make_interval(secs => outcome.started_ago),
@@ -42,7 +42,7 @@ begin
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
         notification.lease is distinct from outcome.lease,
         clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since
-    from (select distinct on (delivery_id, lease) * from outcomes_of(outcomes)) as outcome
+    from (select distinct on (delivery_id, lease) * from parse_outcomes(outcomes)) as outcome
     join stored_deliveries as delivery
         on delivery.id = outcome.delivery_id
     join notifications as notification
@@ -69,7 +69,7 @@ begin
         select notification.id
         from notifications as notification
         where (notification.id, notification.lease) in (
-            select outcome.notification_id, outcome.lease from outcomes_of(outcomes) as outcome
+            select outcome.notification_id, outcome.lease from parse_outcomes(outcomes) as outcome
         )
         order by notification.id
         for update skip locked
@@ -78,7 +78,7 @@ begin
     perform apply_history(held);
     perform settle(held);
     perform settle_late(outcomes);
-    perform touch_devices(outcomes);
+    perform apply_to_devices(outcomes);
     return added;
 end
 $$;

@@ -19,7 +19,7 @@ begin
         order by letter.notification_id
     loop
         begin
-            again := again + put_back_in_line(of_one, null);
+            again := again + retry_deliveries(of_one, null);
         exception
             when object_in_use then
                 null;

@@ -1,5 +1,5 @@
 -- Reads the outcomes that a worker hands to `record`, as rows. (No pinned path, so that it is inlined.)
-create or replace function notify_worker.outcomes_of(outcomes jsonb)
+create or replace function notify_worker.parse_outcomes(outcomes jsonb)
 returns table (
     delivery_id bigint,
     notification_id bigint,

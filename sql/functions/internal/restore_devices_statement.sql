@@ -1,5 +1,5 @@
 -- Writes the statement that brings back the devices which were retired in the minute before a breaker stopped that.
-create or replace function notify_worker.bring_back_devices(project text, at timestamptz)
+create or replace function notify_worker.restore_devices_statement(project text, at timestamptz)
 returns text
 language sql
 stable

@@ -1,7 +1,7 @@
 -- Looks after the open deliveries of these notifications, which the caller has locked, whose device was retired or is somebody
 -- else's by now: what waits for a device that was replaced goes to the one that followed it; anything else ends as
 -- unregistered. What was meant for a device's former owner does not reach the new one.
-create or replace function notify_worker.drop_moved_devices(notification_ids bigint[])
+create or replace function notify_worker.reroute_deliveries(notification_ids bigint[])
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp

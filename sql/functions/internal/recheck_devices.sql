@@ -1,6 +1,6 @@
 -- Looks once more at the devices of receivers whose every address turned out to be gone: one whose token has rotated meanwhile
 -- is told on the new one. The caller has locked the notifications.
-create or replace function notify_worker.look_again(notification_ids bigint[])
+create or replace function notify_worker.recheck_devices(notification_ids bigint[])
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp

@@ -1,5 +1,5 @@
 -- What `retry` and `retry_delivery` do: the whole notification, or one delivery of it.
-create or replace function notify_worker.put_back_in_line(notification_id bigint, only_delivery bigint)
+create or replace function notify_worker.retry_deliveries(notification_id bigint, only_delivery bigint)
 returns integer
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -11,7 +11,7 @@ declare
 begin
     select * into notification
     from notifications
-    where id = put_back_in_line.notification_id
+    where id = retry_deliveries.notification_id
     for update;
     if not found or notification.settled_because = 'the receiver was forgotten' then
         return 0;
@@ -45,11 +45,11 @@ begin
         );
     get diagnostics again = row_count;
 
-    if only_delivery is null and notification.expanded_at is not null and notification.receiver_id is not null then
+    if only_delivery is null and notification.fanned_out_at is not null and notification.receiver_id is not null then
         update notifications set state = 'pending' where id = notification.id;
         select count(*) into added from add_deliveries(array[notification.id]);
     end if;
-    if again + added = 0 and (notification.expanded_at is not null or notification.state = 'pending') then
+    if again + added = 0 and (notification.fanned_out_at is not null or notification.state = 'pending') then
         update notifications set state = notification.state where id = notification.id;
         return 0;
     end if;

@@ -1,6 +1,6 @@
 -- Keeps the history's partitions three months ahead. A new one is made aside and then attached, so that nobody who writes waits;
 -- where the parent is busy for long, the next call tries again. Returns how many it made.
-create or replace function notify_worker.keep_partitions()
+create or replace function notify_worker.create_partitions()
 returns integer
 language plpgsql
 security definer

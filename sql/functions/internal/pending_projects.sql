@@ -1,6 +1,6 @@
 -- Lists the projects that have pending notifications, each by one step through the index, whatever their number: every one that
 -- there is, and of names that are no project's a thousand at most. Anybody who inserts can make up names.
-create or replace function notify_worker.projects_in_line()
+create or replace function notify_worker.pending_projects()
 returns setof text
 language sql
 stable

@@ -1,5 +1,5 @@
 -- Says how long after a probe, or after the beginning, the next one is made: 10 s, doubling to 5 minutes; for iOS and web 15 minutes.
-create or replace function notify_worker.probe_wait(scope text, probes integer)
+create or replace function notify_worker.probe_backoff(scope text, probes integer)
 returns interval
 language sql
 immutable

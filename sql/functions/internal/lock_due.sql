@@ -2,8 +2,8 @@
 -- its limit in `limits` (a project without one is left out, a name that no project has needs none); high before normal, but an
 -- eighth is normal's where it has any; the longest due first. Of a project whose probe is due it is one notification:
 -- postpone_blocked decides whether it is the probe. One that somebody else has locked is skipped: it delays nobody.
-create or replace function notify_worker.pick(most integer, due_by timestamptz, limits jsonb)
-returns table (id bigint, expanded_at timestamptz, lease uuid)
+create or replace function notify_worker.lock_due(most integer, due_by timestamptz, limits jsonb)
+returns table (id bigint, fanned_out_at timestamptz, lease uuid)
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
@@ -11,7 +11,7 @@ as $$
 declare
     in_line text[] := array(
         select project
-        from projects_due(due_by) as due (project)
+        from due_projects(due_by) as due (project)
         where limits ? project
             or not exists (select from projects where projects.name = due.project)
         order by random()
@@ -42,13 +42,13 @@ begin
             taken := 0;
             foreach of_lane in array array[1, 0] loop
                 return query
-                select notification.id, notification.expanded_at, notification.lease
+                select notification.id, notification.fanned_out_at, notification.lease
                 from notifications as notification
                 where notification.state = 'pending'
                     and notification.project = of_project
                     and notification.lane = of_lane
                     and notification.due_at <= due_by
-                    and notification.expanded_at is null
+                    and notification.fanned_out_at is null
                 order by notification.due_at desc
                 limit 1
                 for update skip locked;
@@ -74,7 +74,7 @@ begin
 
         foreach of_lane in array array[0, 1] loop
             return query
-            select notification.id, notification.expanded_at, notification.lease
+            select notification.id, notification.fanned_out_at, notification.lease
             from notifications as notification
             where notification.state = 'pending'
                 and notification.project = of_project

@@ -2,14 +2,14 @@
 -- request began, and no breaker is open; one that was sent to has been seen (written once a day). A device that is locked is left
 -- for the next time. Driven from the outcomes, whatever the statistics say: on tables that were never analyzed the planner
 -- would join all notifications with all devices first.
-create or replace function notify_worker.touch_devices(outcomes jsonb)
+create or replace function notify_worker.apply_to_devices(outcomes jsonb)
 returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     with addressed as materialized (
         select outcome.verdict, outcome.started_ago, notification.project, delivery.kind, delivery.address
-        from outcomes_of(outcomes) as outcome
+        from parse_outcomes(outcomes) as outcome
         cross join lateral (select * from stored_deliveries where id = outcome.delivery_id offset 0) as delivery
         cross join lateral (select project from notifications where id = delivery.notification_id offset 0) as notification
         where outcome.verdict in ('sent', 'unregistered')

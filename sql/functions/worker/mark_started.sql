@@ -1,6 +1,6 @@
 -- Writes down that requests of these deliveries are about to begin, each under the lease beside it, and returns those of which that
 -- is so: still held under that lease, and not locked by anybody. After a crash only what was marked may have left.
-create or replace function notify_worker.mark(delivery_ids bigint[], leases uuid[])
+create or replace function notify_worker.mark_started(delivery_ids bigint[], leases uuid[])
 returns setof bigint
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -8,7 +8,7 @@ as $$
     select commit_durably();
     with mine as (
         select delivery.id, notification.lease
-        from unnest(mark.delivery_ids, mark.leases) as asked (delivery_id, lease)
+        from unnest(mark_started.delivery_ids, mark_started.leases) as asked (delivery_id, lease)
         join stored_deliveries as delivery
             on delivery.id = asked.delivery_id
         join notifications as notification
@@ -21,7 +21,7 @@ as $$
         for update of delivery skip locked
     )
     update stored_deliveries as delivery
-    set marked_by = mine.lease
+    set started_under = mine.lease
     from mine
     where delivery.id = mine.id
     returning delivery.id
