@@ -128,7 +128,7 @@ class Book:
         between = [each for each in self.faults if each.began <= double.again and each.ended >= double.first]
         losing = [each for each in between if each.loses_answers]
         if guilty := [each for each in losing if each.pid in lost_by] or losing:
-            return nearest(guilty, double.first).kind
+            return did_you_mean(guilty, double.first).kind
         frozen = [each for each in between if "frozen" in each.kind]
         if double.push in unanswered and not frozen:
             return NO_ANSWER
@@ -139,7 +139,7 @@ class Book:
         return next((each.kind for each in reversed(self.faults) if each.began <= moment), NO_FAULT)
 
 
-def nearest(faults: list[Fault], shown: float) -> Fault:
+def did_you_mean(faults: list[Fault], shown: float) -> Fault:
     """Choose the fault that lost the answer to what was shown then: the first after that, else the last before.
 
     FCM may read a request a moment after its sender was killed.

@@ -150,4 +150,6 @@ class Claimer:
     async def _may_be_seen_awake(self, awake_until: float) -> bool:
         """Return True while the mark holds, and after that while a transaction is open that may have read it."""
         now = monotonic()
-        return now <= awake_until or (now <= awake_until + OPEN_WRITERS_TIMEOUT and await self._store.has_open_writers())
+        return now <= awake_until or (
+            now <= awake_until + OPEN_WRITERS_TIMEOUT and await self._store.has_open_writers()
+        )

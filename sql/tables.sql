@@ -55,7 +55,7 @@ CREATE TABLE notify_worker.notifications (
     cancelled_at timestamp with time zone,
     retried_at timestamp with time zone,
     settled_at timestamp with time zone,
-    settled_because text
+    settled_reason text
 );
 COMMENT ON TABLE notify_worker.notifications IS 'The outbox. INSERT a row in your own transaction to send a push notification, once, to a receiver or an address.';
 COMMENT ON COLUMN notify_worker.notifications.id IS 'Its number.';
@@ -181,7 +181,7 @@ CREATE TABLE notify_worker.devices (
     registered_at timestamp with time zone DEFAULT now() NOT NULL,
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
     retired_at timestamp with time zone,
-    retired_because text,
+    retired_reason text,
     replaced_by bigint,
     CONSTRAINT devices_kind CHECK ((kind = ANY (ARRAY['token'::text, 'fid'::text]))),
     CONSTRAINT devices_platform CHECK ((platform = ANY (ARRAY['android'::text, 'ios'::text, 'web'::text])))
@@ -193,7 +193,7 @@ COMMENT ON COLUMN notify_worker.devices.platform IS 'android, ios, web, or null.
 COMMENT ON COLUMN notify_worker.devices.registered_at IS 'When it was last registered.';
 COMMENT ON COLUMN notify_worker.devices.seen_at IS 'When it was last registered or sent to.';
 COMMENT ON COLUMN notify_worker.devices.retired_at IS 'Since then nothing is sent here. A tombstone; registering again clears it.';
-COMMENT ON COLUMN notify_worker.devices.retired_because IS 'Why it was retired.';
+COMMENT ON COLUMN notify_worker.devices.retired_reason IS 'Why it was retired.';
 
 CREATE TABLE notify_worker.installation (
     digits text NOT NULL,
@@ -285,7 +285,7 @@ ALTER TABLE ONLY notify_worker.devices
     ADD CONSTRAINT devices_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY notify_worker.installation
-    ADD CONSTRAINT installation_pkey PRIMARY KEY (digits);
+    ADD CONSTRAINT installation_pkey PRIMARY KEY (prefix);
 
 ALTER TABLE ONLY notify_worker.notifications
     ADD CONSTRAINT notifications_event_once UNIQUE (event_id);

@@ -77,7 +77,7 @@ create table notify_worker.devices (
     registered_at timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     retired_at timestamptz,
-    retired_because text,
+    retired_reason text,
     -- The device that followed it: what waits for it goes there.
     replaced_by bigint,
     constraint devices_address_once unique (project, kind, address)
@@ -93,7 +93,7 @@ comment on column notify_worker.devices.platform is 'android, ios, web, or null.
 comment on column notify_worker.devices.registered_at is 'When it was last registered.';
 comment on column notify_worker.devices.seen_at is 'When it was last registered or sent to.';
 comment on column notify_worker.devices.retired_at is 'Since then nothing is sent here. A tombstone; registering again clears it.';
-comment on column notify_worker.devices.retired_because is 'Why it was retired.';
+comment on column notify_worker.devices.retired_reason is 'Why it was retired.';
 
 create table notify_worker.notifications (
     id bigint generated always as identity primary key,
@@ -134,7 +134,7 @@ create table notify_worker.notifications (
     retried_at timestamptz,
     settled_at timestamptz,
     -- Why it ended where it never came to a delivery.
-    settled_because text,
+    settled_reason text,
     constraint notifications_event_once unique (event_id)
 );
 create index notifications_due_idx
@@ -176,10 +176,10 @@ comment on column notify_worker.notifications.settled_at is 'When it ended.';
 TABLES_OF_THE_WORKER = """
 -- One row: the prefix of every message's tag, so that two installations never replace each other's messages.
 create table notify_worker.installation (
-    digits text primary key,
+    prefix text primary key,
     installed_at timestamptz not null default now()
 );
-insert into notify_worker.installation (digits) values (left(gen_random_uuid()::text, 8));
+insert into notify_worker.installation (prefix) values (left(gen_random_uuid()::text, 8));
 
 -- Behind the view deliveries: one notification to one address. Only the holder of the notification's lease changes it.
 create table notify_worker.stored_deliveries (

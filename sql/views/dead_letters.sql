@@ -26,10 +26,10 @@ select
     project,
     0,
     null,
-    settled_because,
+    settled_reason,
     settled_at
 from notify_worker.notifications
-where settled_because is not null
+where settled_reason is not null
     and state = 'failed';
 
 comment on view notify_worker.dead_letters is 'What was given up on; kept, and can be retried.';

@@ -2,15 +2,15 @@
 -- `balanced` false is a bug, or a hand in the tables.
 create or replace view notify_worker.ledger as
 with notification as materialized (
-    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_reason
     from notify_worker.notifications
     where state = 'pending'
     union all
-    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_reason
     from notify_worker.notifications
     where state = 'held'
     union all
-    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_because
+    select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_reason
     from notify_worker.notifications
     where settled_at > now() - interval '1 hour'
 ), delivery as materialized (
@@ -107,7 +107,7 @@ with notification as materialized (
     select
         'each settled notification has deliveries or a reason',
         count(*),
-        count(*) filter (where settled_because is not null or with_deliveries.notification_id is not null)
+        count(*) filter (where settled_reason is not null or with_deliveries.notification_id is not null)
     from notification
     left join (select distinct notification_id from delivery) as with_deliveries
         on with_deliveries.notification_id = notification.id

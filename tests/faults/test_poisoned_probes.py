@@ -2,7 +2,7 @@
 
 import psycopg
 
-from tests.support.store_calls import Worker, claim_one, enter, insert, outcome, record, value
+from tests.support.store_calls import Worker, claim_one, insert, outcome, record, register_worker, value
 
 POISONED = 20
 SOON_ENOUGH = 3
@@ -10,7 +10,7 @@ SOON_ENOUGH = 3
 
 
 def test_what_is_new_is_probed_before_all_that_failed_before(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(POISONED):
         insert(connection)
     value(connection, "select notify_worker.open_incident('default', 'project', 'an outage')")

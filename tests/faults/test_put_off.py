@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.support.store_calls import claim, deliveries, enter, insert, value
+from tests.support.store_calls import claim, deliveries, insert, register_worker, value
 from tests.support.waiting import until
 
 SOON = 0.2
@@ -14,7 +14,7 @@ SOON = 0.2
 def test_what_waits_for_the_quota_of_topics_from_its_first_claim_on_has_one_delivery(
     connection: psycopg.Connection, kind: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     value(connection, "select notify_worker.open_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)
     waiting = insert(connection, kind=kind, address="'news' in topics" if kind == "condition" else "news")
     assert claim(connection, worker) == []

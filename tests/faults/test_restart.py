@@ -20,7 +20,7 @@ from notify_worker.dev import postgres
 from notify_worker.dev.shop import Worker
 from tests.support.server import created, memory
 from tests.support.shop import Row, Shop, a_shop
-from tests.support.store_calls import enter
+from tests.support.store_calls import register_worker
 from tests.support.waiting import until
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}
@@ -193,7 +193,7 @@ def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal:
 @both_ways
 def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
     with psycopg.connect(shop.conninfo, autocommit=True) as session:
-        worker = enter(session)
+        worker = register_worker(session)
 
         mortal.restart(mode)
         shop.connect_again()
@@ -206,7 +206,7 @@ def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Sho
 
 def test_after_a_crash_that_leaves_the_server_s_start_as_it_was_nobody_is_dead_within_seconds(shop: Shop) -> None:
     with psycopg.connect(shop.conninfo, autocommit=True) as session:
-        worker = enter(session)
+        worker = register_worker(session)
         victim = psycopg.connect(shop.conninfo)
         started_at = shop.value("select pg_postmaster_start_time()")
 

@@ -13,14 +13,14 @@ from notify_worker.dev import postgres
 from tests.support.server import created
 from tests.support.store_calls import (
     Row,
-    bury,
     claim,
     connected,
-    enter,
     insert,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     row,
     value,
 )
@@ -50,7 +50,7 @@ def live(database: str, connection: psycopg.Connection) -> None:
         "insert into notify_worker.campaigns (name, title) values ('sale', 'Now'), ('order_paid', 'Paid')"
     )
     connection.execute("insert into notify_worker.projects (name) values ('orders'), ('quiet')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     for address in ("fcm:phone", "fcm:tablet"):
         register(connection, "u_42", address)
     register(connection, "o'brien", "fcm:gone")
@@ -87,9 +87,9 @@ def live(database: str, connection: psycopg.Connection) -> None:
     for event, late in (("crash:1", False), ("crash:2", True)):
         insert(connection, address=event, event_id=event)
         with connected(database) as session:
-            dead = enter(session)
+            dead = register_worker(session)
             held = claim(session, dead)
-        bury(connection, dead)
+        rescue_worker(connection, dead)
         if late:
             record(connection, dead, *[outcome(each, **SENT) for each in held])
         else:
@@ -222,7 +222,7 @@ def test_the_oldest_due_say_where_nobody_is_at_work(database: str, connection: p
 
 def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: psycopg.Connection) -> None:
     insert(connection)
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
     connection.execute("update notify_worker.notifications set due_at = now()")
 
     (due,) = psql(database, "oldest_due")
@@ -231,7 +231,7 @@ def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: psyco
 
 
 def test_devices_retired_today_are_counted_by_reason(lived: str) -> None:
-    reasons = {each["retired_because"]: each for each in psql(lived, "devices_retired_today")}
+    reasons = {each["retired_reason"]: each for each in psql(lived, "devices_retired_today")}
 
     assert set(reasons) == {"FCM calls it unregistered", "retired by the application"}
     unregistered = reasons["FCM calls it unregistered"]

@@ -24,19 +24,19 @@ from tests.support.store_calls import (
     attempts,
     await_end_of_lease,
     await_lock,
-    bury,
     cancel,
     claim,
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
     insert_for_devices,
     notification,
     only_delivery,
     outcome,
     record,
+    register_worker,
+    rescue_worker,
     send,
     state,
     unbalanced,
@@ -110,7 +110,7 @@ def released(connection: psycopg.Connection, worker: Worker) -> int:
 def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
     connection: psycopg.Connection, prepare: Prepare
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = prepare(connection, worker)
 
     told = cancel(connection, number)
@@ -146,7 +146,7 @@ def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
 def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
     connection: psycopg.Connection, prepare: Prepare, ends: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = prepare(connection, worker)
 
     told = cancel(connection, number)
@@ -160,7 +160,7 @@ def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
 
 
 def test_what_is_settled_stays_as_it_is(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     expired, nobody = insert(connection, expires_at=PAST), insert(connection, receiver_id="nobody")
     claim(connection, worker)
     sent, twice = insert(connection), insert(connection, send_at=FUTURE)
@@ -193,7 +193,7 @@ def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: psyco
 
 
 def test_a_cancel_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = tried(RETRY)(connection, worker)
     before = notification(connection, number), deliveries(connection, number)
 
@@ -227,7 +227,7 @@ WITH_A_CANCEL: list[tuple[list[Row], str, str]] = [
 def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
     connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2, on_unknown=on_unknown)
     first, second = [outcome(each, **became) for each, became in zip(claim(connection, worker), came_to, strict=True)]
 
@@ -245,7 +245,7 @@ def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
 
 
 def test_what_is_held_after_a_cancel_is_decided_by_another(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 1, on_unknown="hold")
     claimed = claim_one(connection, worker)
     cancel(connection, number)
@@ -256,7 +256,7 @@ def test_what_is_held_after_a_cancel_is_decided_by_another(connection: psycopg.C
 
 
 def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     claimed = claim_one(connection, worker)
     cancel(connection, number)
@@ -269,12 +269,12 @@ def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: psycop
 
 def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: psycopg.Connection) -> None:
     number = insert(connection)
-    claim_one(connection, enter(connection, A_MOMENT))
+    claim_one(connection, register_worker(connection, A_MOMENT))
     told = cancel(connection, number)
     await_end_of_lease(connection, number)
 
     assert told is False
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert state(connection, number) == "cancelled"
     assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
     assert unbalanced(connection) == []
@@ -283,16 +283,16 @@ def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: 
 def test_what_a_dead_worker_held_is_cancelled_at_its_burial(database: str, connection: psycopg.Connection) -> None:
     number = insert_for_devices(connection, 2)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         sent, _ = claim(session, dead)
         cancel(connection, number)
         record(session, dead, outcome(sent, **SENT))
 
-    bury(connection, dead)
+    rescue_worker(connection, dead)
 
     assert state(connection, number) == "sent"
     assert [each["state"] for each in deliveries(connection, number)] == ["sent", "cancelled"]
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert unbalanced(connection) == []
 
 
@@ -301,13 +301,13 @@ def test_what_a_worker_died_with_before_the_cancel_may_have_arrived(
 ) -> None:
     number = insert(connection)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         claim_one(session, dead)
-    bury(connection, dead)
+    rescue_worker(connection, dead)
 
     assert cancel(connection, number) is False
     assert state(connection, number) == "cancelled"
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
 
 
 def test_a_sent_that_comes_late_stands_in_the_history_of_what_was_cancelled(
@@ -315,9 +315,9 @@ def test_a_sent_that_comes_late_stands_in_the_history_of_what_was_cancelled(
 ) -> None:
     number = insert(connection)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         held = claim_one(session, dead)
-    bury(connection, dead)
+    rescue_worker(connection, dead)
     cancel(connection, number)
 
     record(connection, dead, outcome(held, **SENT))
@@ -334,7 +334,7 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
     start, end = Barrier(2, timeout=30), Barrier(2, timeout=30)
     connection.execute("set notify_worker.wakeup = 'off'")
     with connected(database) as session:
-        worker = enter(session)
+        worker = register_worker(session)
 
         def cancel_each() -> dict[int, bool]:
             told: dict[int, bool] = {}
@@ -366,7 +366,7 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
 def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_double(
     database: str, connection: psycopg.Connection, came_to: Row | None, end: LiteralString
 ) -> None:
-    frozen = enter(connection, A_MOMENT)
+    frozen = register_worker(connection, A_MOMENT)
     number, neighbour = insert(connection), insert(connection)
     held, _ = claim(connection, frozen)
     connection.execute("set lock_timeout = '5s'")
@@ -377,11 +377,11 @@ def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_doubl
             assert record(connection, frozen, outcome(held, **came_to)) == 1
         await_end_of_lease(connection, neighbour)
 
-        meanwhile = claim_one(connection, enter(connection))
+        meanwhile = claim_one(connection, register_worker(connection))
         business.execute(end)
 
-    record(connection, enter(connection), outcome(meanwhile, **SENT))
-    again = claim(connection, enter(connection))
+    record(connection, register_worker(connection), outcome(meanwhile, **SENT))
+    again = claim(connection, register_worker(connection))
     wanted = [number] if end == "rollback" and came_to is not SENT else []
     assert meanwhile["notification_id"] == neighbour
     assert [each["notification_id"] for each in again] == wanted
@@ -395,7 +395,7 @@ def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_doubl
 def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
     database: str, connection: psycopg.Connection, leased: bool
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     one, two = tried(RETRY)(connection, worker), insert(connection)
     held = claim(connection, worker) if leased else []
     connection.execute("set lock_timeout = '5s'")
@@ -463,7 +463,7 @@ def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_
     def batches() -> int:
         with connected(database) as session:
             session.execute("set lock_timeout = '5s'")
-            worker = enter(session, A_MOMENT)
+            worker = register_worker(session, A_MOMENT)
             done = 0
             for _ in range(40):
                 done += record(session, worker, *[outcome(each, **RETRY) for each in claim(session, worker)])
@@ -472,7 +472,7 @@ def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_
     at_once(business(numbers), business(numbers[::-1]), batches, batches)
 
     connection.execute("select notify_worker.cancel(id) from notify_worker.notifications where state = 'pending'")
-    worker = enter(connection)
+    worker = register_worker(connection)
     until(
         "every lease has ended", lambda: claim(connection, worker) == [] and nothing_is_pending(connection), within=10
     )

@@ -19,16 +19,16 @@ from tests.support.store_calls import (
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
-    leave,
     notification,
     only_delivery,
     outcome,
     record,
     register,
+    register_worker,
     rows,
     state,
+    unregister_worker,
     value,
 )
 
@@ -47,7 +47,7 @@ def addresses(claimed: list[Row]) -> list[str]:
 
 
 def test_a_device_that_registers_after_the_insert_is_told(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection, receiver_id="u_42")
     register(connection, "u_42", "fcm:new")
 
@@ -68,7 +68,7 @@ def test_each_live_device_of_the_receiver_gets_one_delivery(connection: psycopg.
     )
     told = insert(connection, receiver_id="u_42")
 
-    claimed = claim(connection, enter(connection))
+    claimed = claim(connection, register_worker(connection))
 
     assert sorted(addresses(claimed)) == ["fcm:live-0", "fcm:live-1", "fcm:live-2"]
     assert {each["notification_id"] for each in claimed} == {told}
@@ -79,7 +79,7 @@ def test_each_live_device_of_the_receiver_gets_one_delivery(connection: psycopg.
 def test_an_address_of_any_kind_needs_no_device(connection: psycopg.Connection, kind: str) -> None:
     insert(connection, kind=kind, address="its address")
 
-    claimed = claim_one(connection, enter(connection))
+    claimed = claim_one(connection, register_worker(connection))
 
     assert (claimed["kind"], claimed["address"], claimed["platform"]) == (kind, "its address", None)
 
@@ -96,7 +96,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
     number = insert(connection, receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
     digits = value(connection, "select digits from notify_worker.installation")
 
-    claimed = claim_one(connection, enter(connection))
+    claimed = claim_one(connection, register_worker(connection))
 
     assert claimed.items() >= words.items()
     assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
@@ -115,7 +115,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
 def test_a_notification_without_a_campaign_has_no_words_of_one(connection: psycopg.Connection) -> None:
     insert(connection)
 
-    claimed = claim_one(connection, enter(connection))
+    claimed = claim_one(connection, register_worker(connection))
 
     assert claimed["campaign"] is claimed["campaign_content"] is None
 
@@ -124,17 +124,17 @@ def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: psycopg.Conn
     insert(connection, title=None, campaign="sale")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
 
-    assert claim_one(connection, enter(connection))["campaign_content"]["title"] == "Now"
+    assert claim_one(connection, register_worker(connection))["campaign_content"]["title"] == "Now"
 
 
 def test_a_receiver_without_a_live_device_is_unreachable(connection: psycopg.Connection) -> None:
     nobody = insert(connection, receiver_id="u_42")
 
-    claimed = claim(connection, enter(connection))
+    claimed = claim(connection, register_worker(connection))
 
     ended = notification(connection, nobody)
     assert claimed == []
-    assert (ended["state"], ended["settled_because"]) == ("unreachable", "the receiver has no live device")
+    assert (ended["state"], ended["settled_reason"]) == ("unreachable", "the receiver has no live device")
     assert ended["settled_at"] is not None
     assert ended["lease"] is None
 
@@ -173,10 +173,10 @@ def test_what_cannot_be_sent_ends_with_its_reason_and_delays_nobody(
     connection.execute("insert into notify_worker.projects (name, expires_after) values ('hasty', '0')")
     before, unsendable, after = insert(connection), insert(connection, **columns), insert(connection)
 
-    claimed = claim(connection, enter(connection))
+    claimed = claim(connection, register_worker(connection))
 
     ended = notification(connection, unsendable)
-    assert (ended["state"], ended["settled_because"]) == (ends, because)
+    assert (ended["state"], ended["settled_reason"]) == (ends, because)
     assert ended["settled_at"] is not None
     assert deliveries(connection, unsendable) == []
     assert [each["notification_id"] for each in claimed] == [before, after]
@@ -185,13 +185,13 @@ def test_what_cannot_be_sent_ends_with_its_reason_and_delays_nobody(
 def test_words_of_64_kilobytes_are_sent(connection: psycopg.Connection) -> None:
     insert(connection, title="t", body="b" * 65_535)
 
-    assert len(claim(connection, enter(connection))) == 1
+    assert len(claim(connection, register_worker(connection))) == 1
 
 
 def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_content(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     ended = insert(connection, campaign="no_such", title="Hello")
     nowhere = insert(connection, project="no_such")
 
@@ -208,18 +208,18 @@ def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_
 def test_what_is_sent_is_pending_in_the_claim(connection: psycopg.Connection) -> None:
     insert(connection)
 
-    assert claim_one(connection, enter(connection))["state"] == "pending"
+    assert claim_one(connection, register_worker(connection))["state"] == "pending"
 
 
 def test_what_is_scheduled_is_not_claimed_before(connection: psycopg.Connection) -> None:
     scheduled = insert(connection, send_at=FUTURE)
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert state(connection, scheduled) == "pending"
 
 
 def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     connection.execute("update notify_worker.projects set expires_after = '1 hour'")
     insert(connection)
     long_ago = insert(connection)
@@ -238,7 +238,7 @@ def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: psycopg.Con
 def test_its_own_expiry_wins_over_the_project_s(connection: psycopg.Connection) -> None:
     insert(connection, expires_at=datetime.now(UTC) + timedelta(days=3))
 
-    assert claim_one(connection, enter(connection))["expires_in"] == pytest.approx(3 * 86_400, abs=30)
+    assert claim_one(connection, register_worker(connection))["expires_in"] == pytest.approx(3 * 86_400, abs=30)
 
 
 def test_what_never_expires_is_sent(connection: psycopg.Connection) -> None:
@@ -249,11 +249,11 @@ def test_what_never_expires_is_sent(connection: psycopg.Connection) -> None:
         """
     )
 
-    assert claim_one(connection, enter(connection))["expires_in"] == float("inf")
+    assert claim_one(connection, register_worker(connection))["expires_in"] == float("inf")
 
 
 def test_the_high_lane_goes_before_what_is_due_for_longer(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     normal = [insert(connection), insert(connection, priority="normal")]
     high = insert(connection, priority="high")
     connection.execute("select setseed(0)")  # now and then a claim of one leaves it to the others
@@ -268,7 +268,7 @@ def test_the_high_lane_goes_before_what_is_due_for_longer(connection: psycopg.Co
 def test_a_claim_takes_what_is_due_for_longest_and_no_more_than_it_was_asked_for(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     ids = [insert(connection) for _ in range(5)]
     insert(connection, priority="high")
 
@@ -278,7 +278,7 @@ def test_a_claim_takes_what_is_due_for_longest_and_no_more_than_it_was_asked_for
 
 
 def test_a_lease_lasts_as_long_as_its_worker_said(connection: psycopg.Connection) -> None:
-    worker = enter(connection, timedelta(seconds=77))
+    worker = register_worker(connection, timedelta(seconds=77))
     number = insert(connection)
 
     claimed = claim_one(connection, worker)
@@ -293,7 +293,7 @@ def test_a_lease_lasts_as_long_as_its_worker_said(connection: psycopg.Connection
 
 def test_what_is_leased_is_not_claimed(connection: psycopg.Connection) -> None:
     insert(connection)
-    worker = enter(connection)
+    worker = register_worker(connection)
     claim_one(connection, worker)
 
     assert claim(connection, worker) == []
@@ -309,7 +309,7 @@ def test_two_claims_at_once_never_share_a_notification(database: str, connection
 
     def claim_all() -> list[int]:
         with connected(database) as session:
-            worker = enter(session)
+            worker = register_worker(session)
             taken: list[int] = []
             while batch := claim(session, worker, most=7):
                 taken += [each["notification_id"] for each in batch]
@@ -324,7 +324,7 @@ def test_a_claim_passes_by_a_row_that_a_business_transaction_holds(
     database: str, connection: psycopg.Connection
 ) -> None:
     locked, free = insert(connection), insert(connection)
-    worker = enter(connection)
+    worker = register_worker(connection)
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
@@ -336,8 +336,8 @@ def test_a_claim_passes_by_a_row_that_a_business_transaction_holds(
 
 @pytest.mark.parametrize("worker_id", ["left", "never entered"])
 def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, worker_id: str) -> None:
-    worker = enter(connection)
-    leave(connection, worker)
+    worker = register_worker(connection)
+    unregister_worker(connection, worker)
     number = insert(connection)
 
     with pytest.raises(ObjectNotInPrerequisiteState) as refused:
@@ -351,7 +351,7 @@ def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, w
     ("between", "because"),
     [
         (
-            "update notify_worker.devices set retired_at = now(), retired_because = 'lost'",
+            "update notify_worker.devices set retired_at = now(), retired_reason = 'lost'",
             "the device was retired: lost",
         ),
         ("update notify_worker.devices set retired_at = now()", "the device was retired: no reason given"),
@@ -364,7 +364,7 @@ def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, w
 def test_a_device_that_was_retired_or_changed_hands_between_two_attempts_gets_nothing(
     connection: psycopg.Connection, between: LiteralString, because: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     number = insert(connection, receiver_id="u_42")
     record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
@@ -376,7 +376,7 @@ def test_a_device_that_was_retired_or_changed_hands_between_two_attempts_gets_no
 
 
 def test_the_other_devices_are_tried_on(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     register(connection, "u_42", "fcm:tablet")
     number = insert(connection, receiver_id="u_42")
@@ -407,7 +407,7 @@ def drop_newest_partition(connection: psycopg.Connection) -> None:
 
 
 def test_a_missing_partition_is_made_while_somebody_records(database: str, connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     claimed = claim_one(connection, worker)
     drop_newest_partition(connection)
@@ -456,7 +456,7 @@ def fill(connection: psycopg.Connection, count: int, state: str = "pending", ahe
 
 
 def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     fill(connection, 200)
 
     def beside(scheduled: int, settled: int) -> int:
@@ -478,7 +478,7 @@ def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection:
 
 
 def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     fill(connection, 10_000)
     connection.execute("vacuum analyze notify_worker.notifications")
 

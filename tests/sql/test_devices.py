@@ -14,18 +14,18 @@ from tests.support.store_calls import (
     UNREGISTERED,
     Row,
     Worker,
-    bury,
     claim,
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
     notification,
     only_delivery,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     row,
     rows,
     send,
@@ -71,7 +71,7 @@ def test_a_new_address_is_a_new_device(connection: psycopg.Connection) -> None:
     registered = device(connection, "its address")
     assert (registered["id"], registered["receiver_id"], registered["kind"]) == (number, "u_42", "fid")
     assert (registered["platform"], registered["project"]) == ("ios", "default")
-    assert registered["retired_at"] is registered["retired_because"] is registered["replaced_by"] is None
+    assert registered["retired_at"] is registered["retired_reason"] is registered["replaced_by"] is None
 
 
 def test_an_address_belongs_to_whoever_registered_it_last(connection: psycopg.Connection) -> None:
@@ -82,7 +82,7 @@ def test_an_address_belongs_to_whoever_registered_it_last(connection: psycopg.Co
 
     hers = insert(connection, receiver_id="u_43")
     assert first == second
-    assert [each["notification_id"] for each in claim(connection, enter(connection))] == [hers]
+    assert [each["notification_id"] for each in claim(connection, register_worker(connection))] == [hers]
 
 
 def test_registering_again_is_a_sign_of_life_and_keeps_the_platform_that_is_known(
@@ -123,18 +123,18 @@ def test_what_is_no_device_is_refused(
 
 
 def test_a_retired_device_is_told_nothing_until_it_registers_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     insert(connection, receiver_id="u_42")
     assert retire(connection, "fcm:phone") is True
     assert claim(connection, worker) == []
-    assert device(connection, "fcm:phone")["retired_because"] == "retired by the application"
+    assert device(connection, "fcm:phone")["retired_reason"] == "retired by the application"
 
     register(connection, "u_42", "fcm:phone")
 
     insert(connection, receiver_id="u_42")
     assert addresses(claim(connection, worker)) == ["fcm:phone"]
-    assert device(connection, "fcm:phone")["retired_because"] is None
+    assert device(connection, "fcm:phone")["retired_reason"] is None
 
 
 def test_to_retire_says_whether_it_was_in_use(connection: psycopg.Connection) -> None:
@@ -156,9 +156,9 @@ def test_the_address_that_is_followed_is_retired_as_replaced(connection: psycopg
     new = replace(connection, "fcm:old", "fcm:new")
 
     old = device(connection, "fcm:old")
-    assert (old["retired_because"], old["replaced_by"]) == ("replaced", new)
+    assert (old["retired_reason"], old["replaced_by"]) == ("replaced", new)
     insert(connection, receiver_id="u_42")
-    assert addresses(claim(connection, enter(connection))) == ["fcm:new"]
+    assert addresses(claim(connection, register_worker(connection))) == ["fcm:new"]
 
 
 @pytest.mark.parametrize("old", ["fcm:unknown", "fcm:new"])
@@ -169,7 +169,7 @@ def test_to_follow_an_unknown_address_or_oneself_is_just_to_register(connection:
 
 
 def test_what_waits_for_a_replaced_device_goes_to_the_one_that_followed_it(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:old")
     before = only_delivery(connection, number)
     new = replace(connection, "fcm:old", "fcm:new")
@@ -184,7 +184,7 @@ def test_what_waits_for_a_replaced_device_goes_to_the_one_that_followed_it(conne
 
 
 def test_a_token_may_be_followed_by_a_fid(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting_on(connection, worker, "fcm:old")
     connection.execute("select notify_worker.register_device('u_42', 'fid', 'a-fid', 'ios', replaces => 'fcm:old')")
 
@@ -194,29 +194,29 @@ def test_a_token_may_be_followed_by_a_fid(connection: psycopg.Connection) -> Non
 
 
 def test_a_chain_of_replacements_is_followed_to_its_end(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting_on(connection, worker, "fcm:1")
     for number in (1, 2, 3):
         replace(connection, f"fcm:{number}", f"fcm:{number + 1}")
 
     assert addresses(claim(connection, worker)) == ["fcm:4"]
-    assert [device(connection, f"fcm:{number}")["retired_because"] for number in (1, 2, 3)] == ["replaced"] * 3
+    assert [device(connection, f"fcm:{number}")["retired_reason"] for number in (1, 2, 3)] == ["replaced"] * 3
 
 
 def test_a_device_that_fcm_called_unregistered_may_be_followed_too(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting_on(connection, worker, "fcm:old")
     connection.execute(
-        "update notify_worker.devices set retired_at = now(), retired_because = 'FCM calls it unregistered'"
+        "update notify_worker.devices set retired_at = now(), retired_reason = 'FCM calls it unregistered'"
     )
     replace(connection, "fcm:old", "fcm:new")
 
     assert addresses(claim(connection, worker)) == ["fcm:new"]
-    assert device(connection, "fcm:old")["retired_because"] == "FCM calls it unregistered"
+    assert device(connection, "fcm:old")["retired_reason"] == "FCM calls it unregistered"
 
 
 def test_an_old_device_that_registers_again_is_in_use_and_no_longer_replaced(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting_on(connection, worker, "fcm:old")
     replace(connection, "fcm:old", "fcm:new")
 
@@ -228,7 +228,7 @@ def test_an_old_device_that_registers_again_is_in_use_and_no_longer_replaced(con
 
 
 def test_an_address_may_come_back_in_the_place_of_the_one_that_followed_it(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting_on(connection, worker, "fcm:old")
     replace(connection, "fcm:old", "fcm:new")
 
@@ -236,11 +236,11 @@ def test_an_address_may_come_back_in_the_place_of_the_one_that_followed_it(conne
 
     assert addresses(claim(connection, worker)) == ["fcm:old"]
     assert device(connection, "fcm:old")["replaced_by"] is None
-    assert device(connection, "fcm:new")["retired_because"] == "replaced"
+    assert device(connection, "fcm:new")["retired_reason"] == "replaced"
 
 
 def test_what_waits_does_not_follow_to_another_receiver(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:old")
     replace(connection, "fcm:old", "fcm:hers", receiver_id="u_43")
 
@@ -250,7 +250,7 @@ def test_what_waits_does_not_follow_to_another_receiver(connection: psycopg.Conn
 
 
 def test_a_device_that_is_told_anyway_is_told_once(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
     replace(connection, "fcm:phone", "fcm:tablet")
 
@@ -259,7 +259,7 @@ def test_a_device_that_is_told_anyway_is_told_once(connection: psycopg.Connectio
 
 
 def test_two_devices_that_one_has_followed_are_told_once(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
     replace(connection, "fcm:phone", "fcm:new")
     replace(connection, "fcm:tablet", "fcm:new")
@@ -286,7 +286,7 @@ def test_two_devices_that_one_has_followed_are_told_once(connection: psycopg.Con
 def test_a_device_that_is_gone_between_two_tries_gets_nothing_and_the_others_are_told(
     connection: psycopg.Connection, between: LiteralString, because: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
     connection.execute(between)
 
@@ -301,7 +301,7 @@ def test_a_device_that_is_gone_between_two_tries_gets_nothing_and_the_others_are
 
 
 def test_a_device_that_was_deleted_and_registered_by_another_gets_nothing(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = waiting_on(connection, worker, "fcm:phone")
     connection.execute("delete from notify_worker.devices")
     register(connection, "u_43", "fcm:phone")
@@ -313,7 +313,7 @@ def test_a_device_that_was_deleted_and_registered_by_another_gets_nothing(connec
 def test_a_token_that_rotated_while_its_old_one_was_tried_is_looked_at_once_more(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:old")
     number = insert(connection, receiver_id="u_42")
     claimed = claim_one(connection, worker)
@@ -331,7 +331,7 @@ def test_a_token_that_rotated_while_its_old_one_was_tried_is_looked_at_once_more
 
 
 def test_who_has_no_other_device_is_unreachable_after_that_look(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:old")
     number = insert(connection, receiver_id="u_42")
     send(connection, worker, UNREGISTERED)
@@ -343,7 +343,7 @@ def test_who_has_no_other_device_is_unreachable_after_that_look(connection: psyc
 
 
 def test_a_new_device_is_left_out_where_another_was_told(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     register(connection, "u_42", "fcm:tablet")
     number = insert(connection, receiver_id="u_42")
@@ -401,7 +401,7 @@ def live_with(connection: psycopg.Connection, worker: Worker, receiver_id: str) 
 
 
 def test_a_person_who_is_forgotten_leaves_counts_and_no_words(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     numbers, hers = live_with(connection, worker, "u_42"), live_with(connection, worker, "u_43")
     others = everything_about(connection, "u_43")
     assert "secret" in everything_about(connection, "u_42")
@@ -418,7 +418,7 @@ def test_a_person_who_is_forgotten_leaves_counts_and_no_words(connection: psycop
 
 
 def test_a_person_who_is_forgotten_is_never_sent_to_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     live_with(connection, worker, "u_42")
     forget(connection, "u_42")
     connection.execute("update notify_worker.notifications set due_at = now()")
@@ -427,13 +427,13 @@ def test_a_person_who_is_forgotten_is_never_sent_to_again(connection: psycopg.Co
 
     assert claim(connection, worker) == []
     assert state(connection, new) == "unreachable"
-    devices = rows(connection, "select retired_at, retired_because from notify_worker.devices")
-    assert {each["retired_because"] for each in devices} == {"the receiver was forgotten"}
+    devices = rows(connection, "select retired_at, retired_reason from notify_worker.devices")
+    assert {each["retired_reason"] for each in devices} == {"the receiver was forgotten"}
     assert all(each["retired_at"] for each in devices)
 
 
 def test_what_is_leased_while_its_receiver_is_forgotten_ends_as_it_ends(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "secret phone")
     sent, retried = (insert(connection, receiver_id="u_42", **WORDS) for _ in range(2))
     claimed = claim(connection, worker)
@@ -455,17 +455,17 @@ def test_what_a_dead_worker_held_of_a_forgotten_person_is_not_sent(
     register(connection, "u_42", "secret phone")
     number = insert(connection, receiver_id="u_42", **WORDS)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         claim_one(session, dead)
     forget(connection, "u_42")
-    bury(connection, dead)
+    rescue_worker(connection, dead)
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert state(connection, number) == "cancelled"
 
 
 def test_the_phone_of_a_forgotten_person_may_be_registered_by_another(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     forget(connection, "u_42")
 

@@ -12,15 +12,15 @@ from tests.support.store_calls import (
     SENT,
     UNKNOWN,
     UNREGISTERED,
-    bury,
     claim,
     claim_one,
     connected,
-    enter,
     insert,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     rows,
     send,
     value,
@@ -42,7 +42,7 @@ def insert_for_phone(connection: psycopg.Connection, **columns: object) -> int:
 
 
 def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_phone(connection, event_id="order:42:paid")
     delivery = send(connection, worker, SENT)[0]["delivery_id"]
 
@@ -58,7 +58,7 @@ def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
 
 
 def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_phone(connection)
     send(connection, worker, RETRY)
     send(connection, worker, LATER)
@@ -74,7 +74,7 @@ def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
 
 
 def test_the_story_of_what_failed(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_phone(connection)
     send(connection, worker, FAILED)
 
@@ -86,7 +86,7 @@ def test_the_story_of_what_failed(connection: psycopg.Connection) -> None:
 
 def test_the_story_of_a_campaign_that_is_not_there(connection: psycopg.Connection) -> None:
     number = insert(connection, campaign="no_such", address=ADDRESS)
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
 
     assert story(connection, number) == [
         f"notification {number} was inserted for the token …e-0815",
@@ -97,9 +97,9 @@ def test_the_story_of_a_campaign_that_is_not_there(connection: psycopg.Connectio
 def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psycopg.Connection) -> None:
     number = insert_for_phone(connection)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         held = claim_one(session, dead)
-    bury(connection, dead)
+    rescue_worker(connection, dead)
     record(connection, dead, outcome(held, verdict="sent"))
 
     tries = [line.partition(": ")[2] for line in story(connection, number) if "attempt" in line]
@@ -110,7 +110,7 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psyco
 
 
 def test_the_story_of_what_is_held_says_that_a_person_decides(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_phone(connection, on_unknown="hold")
     send(connection, worker, UNKNOWN)
 
@@ -118,7 +118,7 @@ def test_the_story_of_what_is_held_says_that_a_person_decides(connection: psycop
 
 
 def test_the_story_of_what_is_leased_says_who_has_it(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_phone(connection)
     claim(connection, worker)
 
@@ -145,7 +145,7 @@ def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: psy
 
 def test_a_story_is_told_by_its_event_too(connection: psycopg.Connection) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
-    send(connection, enter(connection), SENT)
+    send(connection, register_worker(connection), SENT)
 
     told = rows(connection, "select * from notify_worker.explain('order:42:paid')")
 
@@ -156,7 +156,7 @@ def test_a_story_is_told_by_its_event_too(connection: psycopg.Connection) -> Non
 def test_no_story_shows_more_than_the_end_of_an_address(
     connection: psycopg.Connection, columns: dict[str, object]
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", ADDRESS)
     number = insert(connection, **columns)
     send(connection, worker, UNREGISTERED)

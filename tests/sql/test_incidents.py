@@ -19,13 +19,11 @@ from tests.support.store_calls import (
     attempts,
     await_lock,
     begin,
-    bury,
     claim,
     claim_one,
     connected,
     deliveries,
     end,
-    enter,
     insert,
     let_pass,
     notification,
@@ -34,6 +32,8 @@ from tests.support.store_calls import (
     paused,
     record,
     register,
+    register_worker,
+    rescue_worker,
     row,
     rows,
     state,
@@ -100,7 +100,7 @@ def family(connection: psycopg.Connection, receiver_id: str = "u_42", project: s
 
 def test_a_worker_s_pause_stops_its_project_and_no_other(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting = [insert(connection, project="orders"), insert(connection, project="orders", priority="high")]
     other = insert(connection)
 
@@ -124,7 +124,7 @@ def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(
 
     def look() -> list[Row]:
         with connected(database) as session:
-            return claim(session, enter(session))
+            return claim(session, register_worker(session))
 
     claimed = at_once(look, look, look)
 
@@ -142,12 +142,12 @@ def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(
     begin(connection)
     let_pass(connection, seconds=11)
     with connected(database) as first:
-        worker = enter(first)
+        worker = register_worker(first)
         first.execute("begin")
         assert len(claim(first, worker)) == 1
         connection.execute("set lock_timeout = '5s'")
 
-        assert claim(connection, enter(connection)) == []
+        assert claim(connection, register_worker(connection)) == []
 
 
 def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: psycopg.Connection) -> None:
@@ -156,7 +156,7 @@ def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: psycopg.C
     begin(connection)
     let_pass(connection, seconds=11)
 
-    probe = claim_one(connection, enter(connection))
+    probe = claim_one(connection, register_worker(connection))
 
     assert probe["probe"] is True
     leased = notification(connection, number)
@@ -167,7 +167,7 @@ def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: psycopg.C
 
 
 def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     family(connection)
     number = insert(connection, receiver_id="u_42")
     begin(connection)
@@ -186,7 +186,7 @@ def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: psy
 
 
 def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(10):
         insert(connection)
     begin(connection)
@@ -206,7 +206,7 @@ def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
 
 
 def test_the_probes_of_an_outage_burn_no_attempt(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     begin(connection)
 
@@ -221,7 +221,7 @@ def test_the_probes_of_an_outage_burn_no_attempt(connection: psycopg.Connection)
 
 
 def test_a_probe_that_got_through_frees_all_and_rings(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(5):
         insert(connection)
     begin(connection)
@@ -249,7 +249,7 @@ def test_the_end_of_what_is_not_stopped_changes_nothing(connection: psycopg.Conn
 
 
 def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     begin(connection)
     let_pass(connection, seconds=11)
@@ -276,7 +276,7 @@ def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, con
 
 
 def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: psycopg.Connection) -> None:
-    frozen, other = enter(connection), enter(connection)
+    frozen, other = register_worker(connection), register_worker(connection)
     insert(connection)
     insert(connection)
     begin(connection)
@@ -297,10 +297,10 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_t
     begin(connection)
     let_pass(connection, seconds=11)
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         first = claim_one(session, dead)
-    assert bury(connection, dead) == 1
-    worker = enter(connection)
+    assert rescue_worker(connection, dead) == 1
+    worker = register_worker(connection)
     assert claim(connection, worker) == []
 
     let_pass(connection, seconds=21)
@@ -319,7 +319,7 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_t
     ids=["expired", "failed", "unreachable"],
 )
 def test_what_cannot_be_sent_takes_no_probe_s_turn(connection: psycopg.Connection, columns: dict[str, object]) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     unsendable = [insert(connection, **columns) for _ in range(3)]
     number = insert(connection)
     begin(connection)
@@ -333,7 +333,7 @@ def test_what_cannot_be_sent_takes_no_probe_s_turn(connection: psycopg.Connectio
 
 
 def test_what_another_incident_stops_takes_no_probe_s_turn(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     insert(connection, receiver_id="u_42")
     insert(connection, kind="topic", address="news")
@@ -365,7 +365,7 @@ def waits_or_ended(observer: psycopg.Connection, session: psycopg.Connection, ta
 def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
     database: str, connection: psycopg.Connection, other: LiteralString
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     begin(connection)
     let_pass(connection, seconds=11)
@@ -414,7 +414,7 @@ def test_a_worker_waits_for_another_one_for_half_a_second_at_most(
 def test_an_operator_s_open_transaction_makes_no_worker_wait(
     database: str, connection: psycopg.Connection, keeps: LiteralString
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(3):
         insert(connection)
     begin(connection)
@@ -445,7 +445,7 @@ def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
         operator.execute("begin")
         operator.execute("update notify_worker.projects set credentials = 'env:KEY' where name = 'orders'")
 
-        claimed = claim(connection, enter(connection))
+        claimed = claim(connection, register_worker(connection))
 
     assert {each["notification_id"]: each["probe"] for each in claimed} == {probe: True, number: False}
 
@@ -454,7 +454,7 @@ def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
 def test_what_a_worker_finds_during_an_open_resume_is_an_incident_of_its_own(
     database: str, connection: psycopg.Connection, operator_ends_by: LiteralString
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(3):
         insert(connection)
     begin(connection, reason="the first")
@@ -498,9 +498,9 @@ def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: p
     pause(connection, "orders")
     connection.execute("delete from notify_worker.projects where name = 'orders'")
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
 
-    assert (notification(connection, number)["state"], notification(connection, number)["settled_because"]) == (
+    assert (notification(connection, number)["state"], notification(connection, number)["settled_reason"]) == (
         "failed",
         'there is no project "orders"',
     )
@@ -516,7 +516,7 @@ def decide_nothing(connection: psycopg.Connection, scope: str = "project") -> No
 
 
 def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(5):
         insert(connection)
     begin(connection)
@@ -549,7 +549,7 @@ def test_a_probe_that_decides_nothing_wakes_a_worker(connection: psycopg.Connect
 def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_next(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     for _ in range(4):
         insert(connection, receiver_id="u_42")
@@ -573,7 +573,7 @@ def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_
 def test_a_probe_that_decides_nothing_touches_no_pause_of_an_operator_nor_one_with_a_time(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     pause(connection)
     begin(connection, lasts=60)
@@ -598,7 +598,7 @@ def test_an_open_resume_makes_no_claim_wait(database: str, connection: psycopg.C
         operator.execute("begin")
         resume(operator)
 
-        (android,) = claim(connection, enter(connection))
+        (android,) = claim(connection, register_worker(connection))
 
         assert (android["notification_id"], android["platform"]) == (number, "android")
 
@@ -606,7 +606,7 @@ def test_an_open_resume_makes_no_claim_wait(database: str, connection: psycopg.C
 def test_what_was_put_off_since_its_incident_was_in_other_hands_is_looked_at_again_soon(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     number = insert(connection, receiver_id="u_42")
     begin(connection, "apns_web")
@@ -654,7 +654,7 @@ def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(
 
 
 def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     begin(connection)
     pause(connection)
@@ -670,7 +670,7 @@ def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(co
 
 
 def test_no_probe_is_made_while_an_operator_pauses(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     begin(connection)
     pause(connection)
@@ -682,7 +682,7 @@ def test_no_probe_is_made_while_an_operator_pauses(connection: psycopg.Connectio
 
 
 def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     family(connection)
     family_of_deliveries = insert(connection, receiver_id="u_42")
     topic = insert(connection, kind="topic", address="news")
@@ -704,7 +704,7 @@ def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Co
 
 
 def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(3):
         insert(connection)
     begin(connection, lasts=60, reason="its quota is used up", sent_rate=10_000)
@@ -757,7 +757,7 @@ def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connecti
 
 def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(connection: psycopg.Connection) -> None:
     for _ in range(2):
-        enter(connection)
+        register_worker(connection)
     begin(connection, lasts=60, sent_rate=50)
 
     assert project_rate(connection) == pytest.approx(50)
@@ -824,7 +824,7 @@ def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
 
 
 def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     family(connection)
     number = insert(connection, receiver_id="u_42")
     begin(connection, "apns_web")
@@ -845,7 +845,7 @@ def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -
 def test_what_was_put_off_is_a_row_of_the_claim_without_a_delivery(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     number = insert(connection, receiver_id="u_42")
     begin(connection, "apns_web")
@@ -857,7 +857,7 @@ def test_what_was_put_off_is_a_row_of_the_claim_without_a_delivery(
 
 
 def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for receiver in ("u_1", "u_2", "u_3"):
         family(connection, receiver)
         insert(connection, receiver_id=receiver)
@@ -895,7 +895,7 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: ps
 
     def look() -> list[Row]:
         with connected(database) as session:
-            return claim(session, enter(session), most=3)
+            return claim(session, register_worker(session), most=3)
 
     def somebody_probes() -> bool:
         claimed.extend(each for taken in at_once(look, look, look) for each in taken)
@@ -908,7 +908,7 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: ps
 
 
 def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     family(connection)
     for _ in range(4):
         insert(connection, receiver_id="u_42")
@@ -931,7 +931,7 @@ def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: 
 
 
 def test_who_has_only_ios_is_told_after_all(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     number = insert(connection, receiver_id="u_42")
     begin(connection, "apns_web")
@@ -944,7 +944,7 @@ def test_who_has_only_ios_is_told_after_all(connection: psycopg.Connection) -> N
 
 
 def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     retried = insert(connection, receiver_id="u_42")
     record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", error="busy", retry_in=600))
@@ -961,7 +961,7 @@ def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: p
 def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
     connection: psycopg.Connection, by: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform="ios")
     number = insert(connection, receiver_id="u_42", expires_at=datetime.now(UTC) + timedelta(minutes=10))
     begin(connection, "apns_web")
@@ -976,7 +976,7 @@ def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
 
 
 def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     family(connection)
     soon = datetime.now(UTC) + timedelta(minutes=5)
     number = insert(connection, receiver_id="u_42", expires_at=soon)
@@ -997,7 +997,7 @@ def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connecti
 
 
 def test_a_delivery_of_which_nobody_knows_the_platform_is_not_stopped(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     connection.execute("select notify_worker.register_device('u_42', 'token', 'fcm:thing')")
     expected = [
         insert(connection, receiver_id="u_42"),
@@ -1022,12 +1022,12 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
     with connected(database) as session, connected(database) as other, ThreadPoolExecutor(1) as thread:
         session.execute("begin")
         session.execute("select from notify_worker.stored_incidents for share")
-        looks = thread.submit(claim, other, enter(other))
+        looks = thread.submit(claim, other, register_worker(other))
         until("it waits or has ended", lambda: waits_or_ended(connection, other, looks), within=10)
         session.execute("commit")
         claimed = looks.result(10)
 
-        until("the probe is made", lambda: bool(claimed or claim(connection, enter(connection))), within=3)
+        until("the probe is made", lambda: bool(claimed or claim(connection, register_worker(connection))), within=3)
 
     assert incident(connection)["probe_count"] == 1
 
@@ -1036,7 +1036,7 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
 
 
 def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     stopped = [insert(connection, kind=kind, address="news") for kind in ("topic", "condition")]
     going = [insert(connection, kind=kind, address="fcm:phone") for kind in ("token", "fid")]
     begin(connection, "topics", lasts=60)
@@ -1054,7 +1054,7 @@ def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connect
 
 
 def test_topics_that_wait_longer_after_all_are_put_off_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, kind="topic", address="news")
     begin(connection, "topics", lasts=60)
     assert claim(connection, worker) == []
@@ -1067,7 +1067,7 @@ def test_topics_that_wait_longer_after_all_are_put_off_again(connection: psycopg
 
 
 def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, kind="topic", address="news")
     begin(connection, "topics", lasts=60)
     assert claim(connection, worker) == []
@@ -1080,7 +1080,7 @@ def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: p
 
 
 def test_a_topic_expires_while_it_waits(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, kind="topic", address="news", expires_at=datetime.now(UTC) + timedelta(seconds=30))
     begin(connection, "topics", lasts=60)
     assert claim(connection, worker) == []
@@ -1109,7 +1109,7 @@ def retired(connection: psycopg.Connection) -> set[str]:
 
 
 def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     lose(connection, worker, "fcm:before")
     begin(connection, "devices", reason="more than a fifth of the answers say unregistered")
 
@@ -1127,7 +1127,7 @@ def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_n
     connection: psycopg.Connection,
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     begin(connection, "devices")
 
     lose(connection, worker, "fcm:hers", project="orders")
@@ -1146,7 +1146,7 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
     connection: psycopg.Connection,
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('it''s 100%')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     mine = "it's 100%"
     lose(connection, worker, "fcm:long-ago", mine)
     let_pass(connection, minutes=2)
@@ -1168,7 +1168,7 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
 def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     lose(connection, worker, "fcm:now")
     connection.execute("set timezone = 'Asia/Seoul'")
     begin(connection, "devices")
@@ -1219,7 +1219,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
 
 
 def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     begin(connection, reason="its key was refused")
     let_pass(connection, seconds=11)
@@ -1238,7 +1238,7 @@ def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection
 
 @pytest.mark.parametrize("platform", ["ios", "web"])
 def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psycopg.Connection, platform: str) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone", platform=platform)
     register(connection, "u_43", "fcm:other", platform="android")
     stopped, going = insert(connection, receiver_id="u_42"), insert(connection, receiver_id="u_43")
@@ -1251,7 +1251,7 @@ def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psyc
 
 
 def test_the_story_of_a_topic_says_why_it_waits(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, kind="topic", address="news")
     begin(connection, "topics", reason="its quota of topics is used up", lasts=60)
     claim(connection, worker)

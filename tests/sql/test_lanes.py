@@ -6,7 +6,7 @@ from typing import LiteralString
 import psycopg
 import pytest
 
-from tests.support.store_calls import claim, connected, enter, insert, rows
+from tests.support.store_calls import claim, connected, insert, register_worker, rows
 
 HIGH, NORMAL = "high", "normal"
 
@@ -100,7 +100,7 @@ def test_with_ten_thousand_high_due_normal_gets_an_eighth(
 
 
 def test_with_ten_thousand_high_due_a_worker_claims_an_eighth_of_normal(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     fill(connection, 60, "normal")
     fill(connection, 10_000, "high")
 
@@ -113,7 +113,7 @@ def test_with_ten_thousand_high_due_a_worker_claims_an_eighth_of_normal(connecti
 
 def test_each_project_has_lanes_of_its_own(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     fill(connection, 1_000, "high")
     fill(connection, 100, "normal", "orders")
 

@@ -9,14 +9,14 @@ from tests.support.store_calls import (
     FAILED,
     LATER,
     UNKNOWN,
-    bury,
     claim,
     connected,
-    enter,
     insert,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     rows,
     send_all,
     unbalanced,
@@ -27,7 +27,7 @@ def live_through_everything(database: str, connection: psycopg.Connection) -> No
     """Two devices sent to, one failed, one to be retried, one held, a crash, a late answer, what never came to a delivery,
     what is leased and what is scheduled.
     """
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     register(connection, "u_42", "fcm:tablet")
     insert(connection, receiver_id="u_42")
@@ -40,9 +40,9 @@ def live_through_everything(database: str, connection: psycopg.Connection) -> No
 
     insert(connection, address="is crashed")
     with connected(database) as session:
-        dead = enter(session)
+        dead = register_worker(session)
         held = claim(session, dead)
-    bury(connection, dead)
+    rescue_worker(connection, dead)
     record(connection, dead, *[outcome(each, verdict="sent") for each in held])
 
     insert(connection, address="is leased")
@@ -107,7 +107,7 @@ def test_an_empty_ledger_balances(connection: psycopg.Connection) -> None:
         ),
         ("update stored_workers set ended_at = now()", ["no lease is of a worker that is gone"]),
         (
-            "update notifications set settled_because = null where campaign = 'no_such'",
+            "update notifications set settled_reason = null where campaign = 'no_such'",
             ["each settled notification has deliveries or a reason"],
         ),
     ],

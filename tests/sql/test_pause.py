@@ -12,13 +12,13 @@ from tests.support.store_calls import (
     begin,
     claim,
     claim_one,
-    enter,
     insert,
     let_pass,
     only_delivery,
     outcome,
     paused,
     record,
+    register_worker,
     rows,
     state,
     value,
@@ -57,7 +57,7 @@ def breaker(connection: psycopg.Connection, scope: str, until: str = "infinity")
 
 
 def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     waiting = [insert(connection, project="orders"), insert(connection, project="orders", priority="high")]
     other = insert(connection)
 
@@ -83,7 +83,7 @@ def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: ps
 
 
 def test_what_a_worker_holds_at_the_pause_ends_as_it_ends(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     sent, retried = insert(connection, project="orders"), insert(connection, project="orders")
     first, second = claim(connection, worker)
 
@@ -97,7 +97,7 @@ def test_what_a_worker_holds_at_the_pause_ends_as_it_ends(connection: psycopg.Co
 
 
 def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, project="orders")
     pause(connection, "orders")
     assert claim(connection, worker) == []
@@ -111,7 +111,7 @@ def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
 
 
 def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, project="orders")
     begin(connection, project="orders", lasts=3600)
     assert claim(connection, worker) == []
@@ -125,7 +125,7 @@ def pages(connection: psycopg.Connection) -> int:
     """How many pages it touches to pick 100, in a session that has settled on its plans."""
     explain = (
         "explain (analyze, buffers, format json) "
-        "select * from notify_worker.lock_due(100, clock_timestamp(), '{\"default\": 100, \"other\": 100}')"
+        'select * from notify_worker.lock_due(100, clock_timestamp(), \'{"default": 100, "orders": 100}\')'
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
@@ -216,7 +216,7 @@ def test_a_project_that_is_not_there_is_refused_with_the_nearest_name(
 
 
 def test_a_pause_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, project="orders")
 
     with connection.transaction(force_rollback=True):
@@ -245,7 +245,7 @@ def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
 def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: psycopg.Connection) -> None:
     pause(connection, "orders", "too early")
     resume(connection, "orders")
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, project="orders")
     pause(connection, "orders", "in its time")
     pause(connection, "default", "another project")

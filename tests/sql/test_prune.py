@@ -14,9 +14,9 @@ from tests.support.store_calls import (
     at_once,
     connected,
     deliveries,
-    enter,
     insert,
     register,
+    register_worker,
     rows,
     send,
     send_all,
@@ -41,7 +41,7 @@ def grow_old(connection: psycopg.Connection, by: str = "31 days") -> None:
 
 
 def test_only_what_settled_longer_ago_is_deleted_with_its_deliveries(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     register(connection, "u_42", "fcm:tablet")
     sent, failed = insert(connection, receiver_id="u_42"), insert(connection, address="fails")
@@ -63,7 +63,7 @@ def test_only_what_settled_longer_ago_is_deleted_with_its_deliveries(connection:
 def settle_many(connection: psycopg.Connection, count: int) -> None:
     connection.execute(
         """
-        insert into notify_worker.notifications (kind, address, title, state, settled_at, settled_because)
+        insert into notify_worker.notifications (kind, address, title, state, settled_at, settled_reason)
         select 'topic', 'news', 'Hello', 'failed', now() - number * interval '1 day' + interval '1 hour', 'old'
         from generate_series(1, %s) as number
         """,
@@ -105,7 +105,7 @@ def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, co
 
 
 def test_the_event_of_what_was_pruned_may_be_published_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection, event_id="order:42:paid")
     send(connection, worker, SENT)
 

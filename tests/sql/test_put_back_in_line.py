@@ -25,7 +25,6 @@ from tests.support.store_calls import (
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
     insert_for_devices,
     notification,
@@ -33,6 +32,7 @@ from tests.support.store_calls import (
     outcome,
     record,
     register,
+    register_worker,
     retry,
     send,
     state,
@@ -102,7 +102,7 @@ ENDED = [
 def test_what_ended_is_due_again_with_a_fresh_budget(
     connection: psycopg.Connection, prepare: Prepare, ended: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = prepare(connection, worker)
     before = only_delivery(connection, number)
     assert state(connection, number) == before["state"] == ended
@@ -114,7 +114,11 @@ def test_what_ended_is_due_again_with_a_fresh_budget(
     assert (waiting["state"], waiting["settled_at"], waiting["cancelled_at"]) == ("pending", None, None)
     assert unbalanced(connection) == []
     (claimed,) = send(connection, worker, SENT)
-    assert (claimed["delivery_id"], claimed["attempts"], claimed["last_attempt_number"]) == (before["id"], 0, before["last_attempt_number"])
+    assert (claimed["delivery_id"], claimed["attempts"], claimed["last_attempt_number"]) == (
+        before["id"],
+        0,
+        before["last_attempt_number"],
+    )
     assert state(connection, number) == "sent"
     assert only_delivery(connection, number)["attempts"] == 1
     assert unbalanced(connection) == []
@@ -122,7 +126,7 @@ def test_what_ended_is_due_again_with_a_fresh_budget(
 
 @pytest.mark.parametrize("prepare", [case.values[0] for case in ENDED], ids=[case.id for case in ENDED])
 def test_what_was_put_back_can_end_and_be_put_back_again(connection: psycopg.Connection, prepare: Prepare) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = prepare(connection, worker)
 
     for _ in range(3):
@@ -171,7 +175,7 @@ def expired_before_it_was_sent(connection: psycopg.Connection, worker: Worker) -
 def test_what_never_came_to_a_delivery_gets_its_deliveries_at_the_next_claim(
     connection: psycopg.Connection, prepare: Prepare, ended: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = prepare(connection, worker)
     assert (state(connection, number), deliveries(connection, number)) == (ended, [])
 
@@ -179,13 +183,13 @@ def test_what_never_came_to_a_delivery_gets_its_deliveries_at_the_next_claim(
 
     waiting = notification(connection, number)
     assert again == 0
-    assert (waiting["state"], waiting["settled_at"], waiting["settled_because"]) == ("pending", None, None)
+    assert (waiting["state"], waiting["settled_at"], waiting["settled_reason"]) == ("pending", None, None)
     assert claim_one(connection, worker)["notification_id"] == number
     assert unbalanced(connection) == []
 
 
 def test_an_expiry_that_has_not_come_stays(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(FAILED, expires_at=FUTURE)(connection, worker)
 
     retry(connection, number)
@@ -194,7 +198,7 @@ def test_an_expiry_that_has_not_come_stays(connection: psycopg.Connection) -> No
 
 
 def test_the_project_s_time_to_live_begins_anew(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = expired_by_its_project_s_rule(connection, worker)
 
     retry(connection, number)
@@ -203,7 +207,7 @@ def test_the_project_s_time_to_live_begins_anew(connection: psycopg.Connection) 
 
 
 def test_what_was_sent_and_what_is_retired_stays_out(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 5)
     send(connection, worker, SENT, FAILED, UNREGISTERED, FAILED, FAILED)
     connection.execute("select notify_worker.retire_device('token', 'fcm:device-3')")
@@ -217,7 +221,7 @@ def test_what_was_sent_and_what_is_retired_stays_out(connection: psycopg.Connect
 
 
 def test_what_was_meant_for_a_device_that_was_deleted_stays_out(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(FAILED)(connection, worker)
     connection.execute("delete from notify_worker.devices")
 
@@ -226,7 +230,7 @@ def test_what_was_meant_for_a_device_that_was_deleted_stays_out(connection: psyc
 
 
 def test_devices_registered_since_get_a_delivery(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     send(connection, worker, SENT, FAILED)
     register(connection, "u_42", "fcm:new")
@@ -239,7 +243,7 @@ def test_devices_registered_since_get_a_delivery(connection: psycopg.Connection)
 
 
 def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(UNREGISTERED)(connection, worker)
     assert retry(connection, number) == 0
     assert state(connection, number) == "unreachable"
@@ -253,7 +257,7 @@ def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: 
 
 
 def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     sent = came_to(SENT)(connection, worker)
     gone = came_to(UNREGISTERED)(connection, worker)
     scheduled = insert(connection, send_at=FUTURE)
@@ -276,7 +280,7 @@ def test_what_is_not_there_is_not_retried(connection: psycopg.Connection) -> Non
 
 
 def test_an_event_is_retried_by_its_name(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(FAILED, event_id="order:42:paid")(connection, worker)
 
     assert value(connection, "select notify_worker.retry('order:42:paid')") == 1
@@ -285,7 +289,7 @@ def test_an_event_is_retried_by_its_name(connection: psycopg.Connection) -> None
 
 @pytest.mark.parametrize("statement", ["select retry(%(notification)s)", "select retry_delivery(%(delivery)s)"])
 def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statement: LiteralString) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     failed, _ = claim(connection, worker)
     record(connection, worker, outcome(failed, **FAILED))
@@ -301,7 +305,7 @@ def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statemen
 
 
 def test_a_retry_rings_one_bell(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     numbers = [came_to(FAILED)(connection, worker) for _ in range(3)]
     connection.execute("select notify_worker.delete_wakeups()")
 
@@ -313,7 +317,7 @@ def test_a_retry_rings_one_bell(connection: psycopg.Connection) -> None:
 
 
 def test_a_retry_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(FAILED)(connection, worker)
     connection.execute("select notify_worker.delete_wakeups()")
 
@@ -326,7 +330,7 @@ def test_a_retry_that_is_rolled_back_was_never_there(connection: psycopg.Connect
 
 
 def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = came_to(FAILED)(connection, worker)
     with connected(database) as one, connected(database) as two:
         again = at_once(lambda: retry(one, number), lambda: retry(two, number))
@@ -336,7 +340,7 @@ def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: psyc
 
 
 def test_what_failed_is_retried_now_beside_what_waits(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     send(connection, worker, LATER, FAILED)
     waits = deliveries(connection, number)[0]
@@ -350,7 +354,7 @@ def test_what_failed_is_retried_now_beside_what_waits(connection: psycopg.Connec
 
 
 def test_a_cancel_that_is_lifted_can_be_made_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = cancelled_between_two_tries(connection, worker)
     retry(connection, number)
     send(connection, worker, RETRY)
@@ -361,7 +365,7 @@ def test_a_cancel_that_is_lifted_can_be_made_again(connection: psycopg.Connectio
 
 
 def test_one_delivery_is_put_back_alone(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 3)
     send(connection, worker, SENT, FAILED, FAILED)
     register(connection, "u_42", "fcm:new")
@@ -378,7 +382,7 @@ def test_one_delivery_is_put_back_alone(connection: psycopg.Connection) -> None:
 
 
 def test_one_delivery_of_what_was_cancelled_is_put_back_alone(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     send(connection, worker, RETRY, RETRY)
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
@@ -398,7 +402,7 @@ def retry_dead_letters(connection: psycopg.Connection, project: str, since: time
 
 def test_the_dead_letters_of_one_project_since_then_are_put_back(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('another')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     old = came_to(FAILED)(connection, worker)
     connection.execute("update notify_worker.stored_deliveries set settled_at = now() - interval '2 hours'")
     two_devices = insert_for_devices(connection, 2)
@@ -420,7 +424,7 @@ def test_the_dead_letters_of_one_project_since_then_are_put_back(connection: psy
 
 
 def test_dead_letters_that_a_worker_holds_are_left_out(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     free = insert(connection)
     send(connection, worker, FAILED)
     held = insert_for_devices(connection, 2)

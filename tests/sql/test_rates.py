@@ -26,18 +26,18 @@ from tests.support.store_calls import (
     Row,
     Worker,
     begin,
-    bury,
     connected,
-    enter,
     insert,
-    leave,
     let_pass,
     register,
+    register_worker,
+    rescue_worker,
     row,
     rows,
+    send_heartbeat,
     state,
-    still_here,
     unbalanced,
+    unregister_worker,
     value,
 )
 from tests.support.waiting import auntil
@@ -300,7 +300,7 @@ async def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(
     database: str, connection: psycopg.Connection
 ) -> None:
     limit(connection, None)
-    enter(connection)
+    register_worker(connection)
 
     assert await rates(database) == {"default": 10_000}
 
@@ -316,7 +316,7 @@ async def test_before_anybody_is_registered_a_worker_has_all_of_it(
 async def test_of_two_workers_each_gets_half_of_each_project(database: str, connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 7)")
     limit(connection, 86)
-    enter(connection), enter(connection)
+    register_worker(connection), register_worker(connection)
 
     assert await rates(database) == {"default": 43, "orders": 3.5}
 
@@ -324,15 +324,15 @@ async def test_of_two_workers_each_gets_half_of_each_project(database: str, conn
 @pytest.mark.parametrize("gone", ["for 11 seconds", "left", "dead"])
 async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: psycopg.Connection, gone: str) -> None:
     limit(connection, 86)
-    enter(connection)
+    register_worker(connection)
     with connected(database) as session:
-        other = enter(session)
+        other = register_worker(session)
 
     match gone:
         case "left":
-            leave(connection, other)
+            unregister_worker(connection, other)
         case "dead":
-            bury(connection, other)
+            rescue_worker(connection, other)
         case _:
             gone_for(connection, other, 11)
 
@@ -344,21 +344,21 @@ async def test_a_worker_that_was_seen_within_ten_seconds_still_has_its_share(
 ) -> None:
     """As the view `workers` shows it."""
     limit(connection, 86)
-    enter(connection)
-    other = enter(connection)
+    register_worker(connection)
+    other = register_worker(connection)
 
     gone_for(connection, other, 8)
 
     assert len(rows(connection, "select from notify_worker.workers")) == 2
     assert await rates(database) == {"default": 43}
-    assert still_here(connection, other)
+    assert send_heartbeat(connection, other)
 
 
 async def test_after_a_429_all_go_on_with_half_of_it_which_doubles_each_minute(
     database: str, connection: psycopg.Connection
 ) -> None:
     limit(connection, 86)
-    enter(connection), enter(connection)
+    register_worker(connection), register_worker(connection)
 
     begin(connection, lasts=1, sent_rate=20)
     shares = []
@@ -392,7 +392,7 @@ def test_no_more_of_a_project_is_claimed_than_its_limit(connection: psycopg.Conn
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60)
     fill(connection, 60, "orders")
-    worker = enter(connection)
+    worker = register_worker(connection)
 
     claimed = claim(connection, worker, {"default": 10, "orders": 21})
 
@@ -401,7 +401,7 @@ def test_no_more_of_a_project_is_claimed_than_its_limit(connection: psycopg.Conn
 
 def test_a_project_without_a_limit_is_not_claimed(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker, number = enter(connection), insert(connection)
+    worker, number = register_worker(connection), insert(connection)
     insert(connection, project="orders")
 
     assert [each["notification_id"] for each in claim(connection, worker, {"default": 1})] == [number]
@@ -413,7 +413,7 @@ def test_a_project_whose_tokens_are_used_up_leaves_its_place_to_the_others(conne
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60, "orders")
     fill(connection, 60)
-    worker = enter(connection)
+    worker = register_worker(connection)
 
     claimed = [each for _ in range(3) for each in claim(connection, worker, {"default": 2_500}, most=20)]
 
@@ -422,7 +422,7 @@ def test_a_project_whose_tokens_are_used_up_leaves_its_place_to_the_others(conne
 
 def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(connection: psycopg.Connection) -> None:
     fill(connection, 3_000, "no_such")
-    worker = enter(connection)
+    worker = register_worker(connection)
 
     claimed = claim(connection, worker, {}, most=3_000)
 
@@ -433,7 +433,7 @@ def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(c
 
 def test_a_probe_needs_a_token_as_anything_else(connection: psycopg.Connection) -> None:
     fill(connection, 5)
-    worker = enter(connection)
+    worker = register_worker(connection)
     begin(connection)
     let_pass(connection, seconds=11)
 

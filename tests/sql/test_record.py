@@ -11,12 +11,10 @@ from tests.support.store_calls import (
     Row,
     at_once,
     attempts,
-    bury,
     claim,
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
     let_pass,
     mark,
@@ -25,6 +23,8 @@ from tests.support.store_calls import (
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     row,
     state,
     unbalanced,
@@ -74,7 +74,7 @@ def due_in(connection: psycopg.Connection, delivery: Row) -> timedelta:
 def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
     connection: psycopg.Connection, came_to: Row, on_unknown: str, ends: str, counted: int
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection, on_unknown=on_unknown)
 
     added = record(connection, worker, outcome(claim_one(connection, worker), **came_to))
@@ -97,7 +97,7 @@ def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
 def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock(
     connection: psycopg.Connection, came_to: Row, counted: int
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
 
     record(connection, worker, outcome(claim_one(connection, worker), **came_to))
@@ -106,12 +106,17 @@ def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock
     assert (waiting["state"], waiting["lease"], waiting["leased_by"]) == ("pending", None, None)
     assert waiting["due_at"] == its["due_at"] == attempts(connection, number)[0]["retry_at"]
     assert timedelta(minutes=59) < due_in(connection, its) <= timedelta(hours=1)
-    assert (its["state"], its["attempts"], its["last_attempt_number"], its["settled_at"]) == ("pending", counted, 1, None)
+    assert (its["state"], its["attempts"], its["last_attempt_number"], its["settled_at"]) == (
+        "pending",
+        counted,
+        1,
+        None,
+    )
     assert claim(connection, worker) == []
 
 
 def test_what_is_due_again_is_claimed_with_what_was_counted(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     for verdict in ("retry", "paused", "unknown"):
         record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, retry_in=0))
@@ -126,7 +131,7 @@ def test_what_is_due_again_is_claimed_with_what_was_counted(connection: psycopg.
 
 
 def test_the_history_says_who_did_what_and_when(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     claimed = claim_one(connection, worker)
 
@@ -164,7 +169,7 @@ TRUTH_TABLE: list[tuple[list[Row], str, str]] = [
 def test_a_notification_is_held_until_its_last_device_is_recorded_and_then_is_what_they_are_together(
     connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 3, on_unknown=on_unknown)
     claimed = claim(connection, worker)
 
@@ -198,7 +203,7 @@ RETIRE: LiteralString = "update notify_worker.campaigns set retired_at = now()"
 def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
     connection: psycopg.Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     number = insert_for_devices(connection, 2, campaign="sale")
     claimed = claim(connection, worker)
@@ -212,7 +217,7 @@ def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
 
 
 def test_only_what_is_due_again_is_claimed_again(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 3)
     sent, soon, later = claim(connection, worker)
     record(connection, worker, outcome(sent, **SENT), outcome(soon, **RETRY | NOW), outcome(later, **RETRY))
@@ -226,7 +231,7 @@ def test_only_what_is_due_again_is_claimed_again(connection: psycopg.Connection)
 
 
 def test_the_same_outcomes_again_change_nothing(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 3)
     claimed = claim(connection, worker)
     came_to = [outcome(each, **became) for each, became in zip(claimed, [SENT, RETRY, FAILED], strict=True)]
@@ -240,7 +245,7 @@ def test_the_same_outcomes_again_change_nothing(connection: psycopg.Connection) 
 
 
 def test_the_same_outcomes_twice_in_one_call_are_added_once(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
     sent = outcome(claim_one(connection, worker), **SENT)
 
@@ -259,7 +264,7 @@ def recorder(database: str, *arguments: Any) -> Callable[[], int]:
 def test_the_same_outcomes_on_two_connections_at_once_are_added_once(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(10):
         insert(connection)
         came_to = [outcome(claim_one(connection, worker), **RETRY)]
@@ -274,7 +279,7 @@ def test_batches_in_different_orders_on_two_connections_never_deadlock(
     database: str, connection: psycopg.Connection
 ) -> None:
     with connected(database) as his:
-        she, he = enter(connection), enter(his)
+        she, he = register_worker(connection), register_worker(his)
         for number in range(20):
             register(connection, f"u_{number}", f"fcm:device-{number}")
         for _ in range(10):
@@ -298,7 +303,7 @@ def test_batches_in_different_orders_on_two_connections_never_deadlock(
 def test_a_notification_that_a_business_transaction_has_locked_delays_nobody(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     first, locked, last = insert(connection), insert(connection), insert(connection)
     came_to = [outcome(each, **SENT) for each in claim(connection, worker)]
     connection.execute("set lock_timeout = '5s'")
@@ -314,7 +319,7 @@ def test_a_notification_that_a_business_transaction_has_locked_delays_nobody(
 def test_an_outcome_that_came_too_early_to_be_applied_is_applied_with_the_next(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     one, two = claim(connection, worker)
     with connected(database) as business:
@@ -329,7 +334,7 @@ def test_an_outcome_that_came_too_early_to_be_applied_is_applied_with_the_next(
 
 
 def test_an_unregistered_device_is_retired(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     connection.execute("insert into notify_worker.projects (name) values ('another')")
     register(connection, "u_42", "fcm:phone")
     register(connection, "u_42", "fcm:phone", project="another")
@@ -339,13 +344,13 @@ def test_an_unregistered_device_is_retired(connection: psycopg.Connection) -> No
 
     retired = device(connection, "fcm:phone")
     assert retired["retired_at"] is not None
-    assert retired["retired_because"] == "FCM calls it unregistered"
+    assert retired["retired_reason"] == "FCM calls it unregistered"
     assert device(connection, "fcm:phone", "another")["retired_at"] is None
     assert state(connection, number) == "unreachable"
 
 
 def test_a_device_whose_address_was_given_directly_is_retired_too(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     insert(connection, kind="token", address="fcm:phone")
 
@@ -355,7 +360,7 @@ def test_a_device_whose_address_was_given_directly_is_retired_too(connection: ps
 
 
 def test_a_device_that_has_registered_again_since_the_request_began_stays(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     insert(connection, receiver_id="u_42")
     claimed = claim_one(connection, worker)
@@ -369,7 +374,7 @@ def test_a_device_that_has_registered_again_since_the_request_began_stays(connec
 def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
     database: str, connection: psycopg.Connection
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     number = insert(connection, receiver_id="u_42")
     claimed = claim_one(connection, worker)
@@ -389,7 +394,7 @@ def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
 def test_what_was_sent_to_has_been_seen_which_is_written_once_a_day(
     connection: psycopg.Connection, seen: str, moves: bool
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     connection.execute("update notify_worker.devices set seen_at = now() - %s::interval", [seen])
     before = device(connection, "fcm:phone")["seen_at"]
@@ -402,7 +407,7 @@ def test_what_was_sent_to_has_been_seen_which_is_written_once_a_day(
 
 @pytest.mark.parametrize("came_to", [RETRY, FAILED, UNKNOWN, PAUSED], ids=lambda given: str(given["verdict"]))
 def test_only_sent_is_a_sign_of_life_of_a_device(connection: psycopg.Connection, came_to: Row) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
     before = device(connection, "fcm:phone")
@@ -414,12 +419,12 @@ def test_only_sent_is_a_sign_of_life_of_a_device(connection: psycopg.Connection,
 
 
 def die(database: str, connection: psycopg.Connection) -> tuple[Any, Row]:
-    """A worker claims the one delivery, dies in its request, and is buried; return it and what it held."""
+    """A worker claims the one delivery, dies in its request, and is rescued; return it and what it held."""
     with connected(database) as session:
-        worker = enter(session)
+        worker = register_worker(session)
         claimed = claim_one(session, worker)
         mark(session, claimed)
-    assert bury(connection, worker) == 1
+    assert rescue_worker(connection, worker) == 1
     return worker, claimed
 
 
@@ -428,7 +433,7 @@ def test_a_late_outcome_stands_in_the_history_with_the_number_of_the_row_that_it
 ) -> None:
     number = insert(connection)
     dead, held = die(database, connection)
-    worker = enter(connection)
+    worker = register_worker(connection)
     again = claim_one(connection, worker)
     before = only_delivery(connection, number), notification(connection, number)
 
@@ -466,7 +471,7 @@ def test_a_late_sent_settles_what_is_held_or_waits(
     its = only_delivery(connection, number)
     assert (its["state"], its["provider_message_id"], its["attempts"]) == ("sent", SENT["provider_message_id"], 0)
     assert state(connection, number) == "sent"
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert unbalanced(connection) == []
 
 
@@ -484,7 +489,7 @@ def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection
     number = insert(connection)
     a_late_sent_that_met_a_lock(database, connection, number)
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
 
     its = only_delivery(connection, number)
     assert (its["state"], its["provider_message_id"], its["last_verdict"]) == (
@@ -507,7 +512,7 @@ def test_a_call_finds_a_late_sent_that_met_a_lock(
     assert value(connection, f"select notify_worker.{call}(%s::bigint)", number) == says
 
     assert state(connection, number) == "sent"
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert unbalanced(connection) == []
 
 
@@ -521,7 +526,7 @@ def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_ag
         assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
         record(slow, dead, outcome(held, **SENT))
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
     assert state(connection, number) == "sent"
 
 
@@ -531,7 +536,7 @@ def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
     register(connection, "ada", "fcm:1")
     number = insert(connection, receiver_id="ada")
     dead, held = die(database, connection)
-    other = enter(connection)
+    other = register_worker(connection)
     record(connection, other, outcome(claim_one(connection, other), **RETRY))
     register(connection, "ada", "fcm:2")
     assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1, "she has another device now"
@@ -563,7 +568,7 @@ def test_any_other_late_answer_settles_nothing(
 
 
 def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     claimed = claim_one(connection, worker)
 
@@ -576,7 +581,7 @@ def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: psyc
 
 
 def test_what_is_released_waits_for_what_is_still_out(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert_for_devices(connection, 2)
     out, unsent = claim(connection, worker)
     connection.execute("select notify_worker.release(%s, %s)", [unsent["lease"], [unsent["delivery_id"]]])
@@ -590,7 +595,7 @@ def test_what_is_released_waits_for_what_is_still_out(connection: psycopg.Connec
 def test_nobody_releases_what_another_holds(database: str, connection: psycopg.Connection) -> None:
     number = insert(connection)
     _, held = die(database, connection)
-    again = claim_one(connection, enter(connection))
+    again = claim_one(connection, register_worker(connection))
 
     connection.execute("select notify_worker.release(%s, %s)", [held["lease"], [held["delivery_id"]]])
 

@@ -19,20 +19,20 @@ from notify_worker import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, memory
 from tests.support.store_calls import (
-    bury,
     claim,
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
-    leave,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     rows,
     state,
     unbalanced,
+    unregister_worker,
     value,
 )
 
@@ -160,7 +160,7 @@ def test_a_producer_registers_and_retires_devices_and_cancels(database: str, con
 
 
 def test_a_producer_cancels_what_was_tried_before(database: str, connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = insert(connection)
     record(connection, worker, outcome(claim_one(connection, worker), verdict="unregistered", retry_in=None))
     waits = insert(connection)
@@ -253,7 +253,7 @@ VIEWS = ("deliveries", "attempts", "dead_letters", "status", "ledger", "workers"
 
 
 def test_an_auditor_reads_every_view_and_every_story(database: str, connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     register(connection, "u_42", "fcm:phone")
     number = insert(connection, receiver_id="u_42", event_id="order:42:paid")
     record(connection, worker, outcome(claim_one(connection, worker), verdict="failed"))
@@ -339,8 +339,8 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
     connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
 
     with acting_as(WORKER, database) as session, acting_as(WORKER, database) as other:
-        dead = enter(other)
-        worker = enter(session)
+        dead = register_worker(other)
+        worker = register_worker(session)
         first, second, third = claim(session, worker)
         record(session, worker, outcome(first, verdict="sent"), outcome(second, verdict="failed"))
         session.execute("select notify_worker.release(%s, %s)", [third["lease"], [third["delivery_id"]]])
@@ -369,8 +369,8 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
             "select * from explain(%(kept)s::bigint)",
         ):
             session.execute(statement.encode(), {"worker": worker.id, "kept": kept})
-        assert bury(session, dead) == 1
-        leave(session, worker)
+        assert rescue_worker(session, dead) == 1
+        unregister_worker(session, worker)
 
     remaining = rows(connection, "select id, state from notify_worker.notifications order by id")
     assert remaining == [{"id": kept, "state": "pending"}, {"id": cut_off, "state": "pending"}]
@@ -588,7 +588,7 @@ TRAP: LiteralString = """
 
 def test_a_search_path_of_the_caller_s_own_catches_nobody(database: str, connection: psycopg.Connection) -> None:
     connection.execute(TRAP)
-    worker = enter(connection)
+    worker = register_worker(connection)
     tried = insert(connection, event_id="order:41:paid")
     record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
     connection.execute("select notify_worker.delete_wakeups()")
@@ -678,7 +678,7 @@ def test_who_owns_the_database_and_may_make_no_roles_migrates_and_works(bare: st
 
         assert our_roles(bare) == set()
         with connected(database) as shop:
-            worker = enter(shop)
+            worker = register_worker(shop)
             register(shop, "u_42", "fcm:phone")
             number = insert(shop, receiver_id="u_42")
             record(shop, worker, outcome(claim_one(shop, worker), verdict="sent"))
@@ -746,7 +746,7 @@ def test_the_grants_come_when_the_roles_were_made_later(bare: str) -> None:
         with acting_as(AUDITOR, make_conninfo(database, options="")) as auditor:
             assert value(auditor, "select pending from notify_worker.status") == 1
         with acting_as(WORKER, make_conninfo(database, options="")) as session:
-            claim(session, enter(session))
+            claim(session, register_worker(session))
             assert state(session, number) == "unreachable"
 
 

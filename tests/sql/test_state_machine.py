@@ -185,7 +185,7 @@ class Worker(Named):
     words: store_calls.Worker
     session: psycopg.Connection
     alive: bool = True
-    buried: bool = False
+    rescued: bool = False
 
     def __repr__(self) -> str:
         return f"<worker {self.words.id}{'' if self.alive else ', dead'}>"
@@ -528,7 +528,7 @@ class Model:
         for notification in theirs:
             self.settle(notification)
 
-    def bury(self, worker: Worker, busy: list[Notification]) -> int:
+    def rescue_worker(self, worker: Worker, busy: list[Notification]) -> int:
         theirs = [each for each in self.held_by(worker) if each not in busy]
         for notification in theirs:
             self.take_over(notification)
@@ -734,8 +734,8 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(wishes=wishes)
     def open_the_shop(self, wishes: list[Wish]) -> None:
-        self.enter()
-        self.enter()
+        self.register_worker()
+        self.register_worker()
         for receiver, address in ("ada", "fcm:1"), ("ada", "fcm:2"), ("bob", "fcm:3"):
             self.register(receiver, address, None)
         self.the_campaign("there")
@@ -799,7 +799,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def dead(self) -> list[Worker]:
-        return [each for each in self.workers if not each.alive and not each.buried]
+        return [each for each in self.workers if not each.alive and not each.rescued]
 
     @property
     def holders(self) -> list[Worker]:
@@ -951,9 +951,9 @@ class Machine(RuleBasedStateMachine):
 
     # Workers
 
-    def enter(self) -> None:
+    def register_worker(self) -> None:
         session = psycopg.connect(self.database.conninfo, autocommit=True)
-        self.workers.append(Worker(store_calls.enter(session, timedelta(seconds=LEASE)), session))
+        self.workers.append(Worker(store_calls.register_worker(session, timedelta(seconds=LEASE)), session))
 
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
@@ -1056,16 +1056,16 @@ class Machine(RuleBasedStateMachine):
         gone: LiteralString = "select not exists (select from pg_stat_activity where pid = %s)"
         until("the session has ended", lambda: bool(self.database.value(gone, pid)), within=10)
         worker.alive = False
-        self.enter()
+        self.register_worker()
 
     @there_are("dead")
     @rule(worker=one_of("dead"), busy=maybe_busy)
-    def bury(self, worker: Worker, busy: list[Notification]) -> None:
+    def rescue_worker(self, worker: Worker, busy: list[Notification]) -> None:
         with self.database.locked(busy):
-            buried = store_calls.bury(self.database.connection, worker.words)
+            rescued = store_calls.rescue_worker(self.database.connection, worker.words)
 
-        assert buried == self.model.bury(worker, busy)
-        worker.buried = True
+        assert rescued == self.model.rescue_worker(worker, busy)
+        worker.rescued = True
 
     def let_pass(self, seconds: float) -> None:
         self.database.put_forward(seconds)
@@ -1128,7 +1128,7 @@ class Machine(RuleBasedStateMachine):
 
     def the_ledger_balances(self) -> None:
         expected = {"nothing is due for longer than a lease and 5 s while nobody claims"}  # time leaps here
-        if any(each.buried and self.model.held_by(each) for each in self.workers):
+        if any(each.rescued and self.model.held_by(each) for each in self.workers):
             expected.add("no lease is of a worker that is gone")  # it was locked; it comes back when its lease ends
         assert set(store_calls.unbalanced(self.database.connection)) <= expected
 
@@ -1171,7 +1171,7 @@ def a_notification_whose_device_is_gone(connection: psycopg.Connection, *, regis
     store_calls.register(connection, "ada", "fcm:1")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     number = store_calls.insert(connection, receiver_id="ada", campaign="sale")
-    worker = store_calls.enter(connection)
+    worker = store_calls.register_worker(connection)
     claimed = store_calls.claim_one(connection, worker)
     if registers_again_as != "fcm:1":
         store_calls.register(connection, "ada", registers_again_as)

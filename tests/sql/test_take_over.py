@@ -16,24 +16,24 @@ from tests.support.store_calls import (
     Worker,
     attempts,
     await_end_of_lease,
-    bury,
     claim,
     claim_one,
     connected,
     deliveries,
-    enter,
     insert,
-    leave,
     mark,
     notification,
     only_delivery,
     outcome,
     record,
     register,
+    register_worker,
+    rescue_worker,
     rows,
+    send_heartbeat,
     state,
-    still_here,
     unbalanced,
+    unregister_worker,
     value,
 )
 
@@ -44,7 +44,7 @@ def stale_workers(connection: psycopg.Connection) -> set[int]:
 
 def freeze(connection: psycopg.Connection, number: int, *, marked: bool = False) -> tuple[Worker, Row]:
     """A worker claims the one delivery, and does nothing more until its lease has run out."""
-    frozen = enter(connection, A_MOMENT)
+    frozen = register_worker(connection, A_MOMENT)
     claimed = claim_one(connection, frozen)
     if marked:
         mark(connection, claimed)
@@ -55,14 +55,14 @@ def freeze(connection: psycopg.Connection, number: int, *, marked: bool = False)
 def die(database: str, *, most: int = 100) -> tuple[Worker, list[Row]]:
     """A worker claims what is due and dies; return it and what it held."""
     with connected(database) as session:
-        worker = enter(session)
+        worker = register_worker(session)
         return worker, claim(session, worker, most)
 
 
 def test_a_lease_that_ran_out_is_taken_over_by_the_next_claim(connection: psycopg.Connection) -> None:
     number = insert(connection)
     _, held = freeze(connection, number)
-    other = enter(connection)
+    other = register_worker(connection)
 
     again = claim_one(connection, other)
 
@@ -76,7 +76,7 @@ def test_what_was_not_recorded_is_written_down_as_unknown(connection: psycopg.Co
     frozen, _ = freeze(connection, number)
     leased_at = notification(connection, number)["leased_at"]
 
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
 
     (attempt,) = attempts(connection, number)
     assert (attempt["verdict"], attempt["error_code"], attempt["late"]) == ("unknown", "WORKER_GONE", False)
@@ -90,7 +90,7 @@ def test_what_was_not_recorded_is_written_down_as_unknown(connection: psycopg.Co
 def test_what_may_not_be_resent_is_held(connection: psycopg.Connection) -> None:
     number = insert(connection, on_unknown="hold")
     freeze(connection, number, marked=True)
-    other = enter(connection)
+    other = register_worker(connection)
 
     assert claim(connection, other) == []
 
@@ -105,7 +105,7 @@ def test_what_may_not_be_resent_is_held(connection: psycopg.Connection) -> None:
 def test_what_may_not_be_resent_and_never_began_is_due_again(connection: psycopg.Connection) -> None:
     number = insert(connection, on_unknown="hold")
     freeze(connection, number)
-    other = enter(connection)
+    other = register_worker(connection)
 
     again = claim_one(connection, other)
 
@@ -115,18 +115,18 @@ def test_what_may_not_be_resent_and_never_began_is_due_again(connection: psycopg
 
 def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: psycopg.Connection) -> None:
     number = insert(connection, on_unknown="hold")
-    worker = enter(connection, A_MOMENT)
+    worker = register_worker(connection, A_MOMENT)
     claimed = claim_one(connection, worker)
     mark(connection, claimed)
     connection.execute("select notify_worker.release(%s)", [claimed["lease"]])
     freeze(connection, number)
 
-    assert claim_one(connection, enter(connection))["notification_id"] == number
+    assert claim_one(connection, register_worker(connection))["notification_id"] == number
 
 
 def test_only_what_is_held_under_this_very_lease_is_marked(connection: psycopg.Connection) -> None:
     number = insert(connection)
-    worker = enter(connection, timedelta(seconds=2))
+    worker = register_worker(connection, timedelta(seconds=2))
     claimed = claim_one(connection, worker)
 
     assert mark(connection, claimed | {"lease": str(uuid4())}) == []
@@ -139,14 +139,17 @@ def test_each_crash_stands_in_the_history_and_none_counts(database: str, connect
     number = insert(connection)
     for _ in range(3):
         worker, _ = die(database)
-        bury(connection, worker)
+        rescue_worker(connection, worker)
 
     assert [(each["number"], each["verdict"]) for each in attempts(connection, number)] == [
         (1, "unknown"),
         (2, "unknown"),
         (3, "unknown"),
     ]
-    assert (only_delivery(connection, number)["attempts"], only_delivery(connection, number)["last_attempt_number"]) == (0, 3)
+    assert (
+        only_delivery(connection, number)["attempts"],
+        only_delivery(connection, number)["last_attempt_number"],
+    ) == (0, 3)
 
 
 def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection: psycopg.Connection) -> None:
@@ -154,14 +157,14 @@ def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection
         register(connection, "u_42", f"fcm:{name}")
     number = insert(connection, receiver_id="u_42")
     with connected(database) as session:
-        worker = enter(session)
+        worker = register_worker(session)
         sent, tried, out = claim(session, worker)
         record(session, worker, outcome(sent, verdict="sent"), outcome(tried, verdict="retry", retry_in=3600))
 
-    assert bury(connection, worker) == 1
+    assert rescue_worker(connection, worker) == 1
 
     assert [each["verdict"] for each in attempts(connection, number)] == ["sent", "retry", "unknown"]
-    assert claim_one(connection, enter(connection))["delivery_id"] == out["delivery_id"]
+    assert claim_one(connection, register_worker(connection))["delivery_id"] == out["delivery_id"]
     assert [each["state"] for each in deliveries(connection, number)] == ["sent", "pending", "pending"]
 
 
@@ -183,7 +186,7 @@ def test_an_outcome_that_stands_in_the_history_is_applied_instead(
     )
     assert state(connection, number) == "pending"
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
 
     assert [each["verdict"] for each in attempts(connection, number)] == ["sent"]
     its = only_delivery(connection, number)
@@ -199,7 +202,7 @@ def test_a_retry_that_stands_in_the_history_is_due_when_it_was_to_be(
     frozen, claimed = freeze(connection, number)
     record_while_locked(database, connection, frozen, outcome(claimed, verdict="retry", retry_in=3600))
 
-    assert claim(connection, enter(connection)) == []
+    assert claim(connection, register_worker(connection)) == []
 
     waiting = notification(connection, number)
     assert (waiting["state"], waiting["lease"]) == ("pending", None)
@@ -208,12 +211,12 @@ def test_a_retry_that_stands_in_the_history_is_due_when_it_was_to_be(
 
 
 def test_stale_is_a_registered_worker_whose_session_ended(database: str, connection: psycopg.Connection) -> None:
-    alive, left = enter(connection), enter(connection)
-    leave(connection, left)
+    alive, left = register_worker(connection), register_worker(connection)
+    unregister_worker(connection, left)
     dead, _ = die(database)
 
     assert stale_workers(connection) == {dead.id}
-    assert still_here(connection, alive)
+    assert send_heartbeat(connection, alive)
 
 
 def test_all_that_a_dead_worker_held_is_back_in_line_before_its_lease_ends(
@@ -222,11 +225,11 @@ def test_all_that_a_dead_worker_held_is_back_in_line_before_its_lease_ends(
     for _ in range(3):
         insert(connection)
         insert(connection, priority="high")
-    other = enter(connection)
+    other = register_worker(connection)
     dead, held = die(database, most=4)
     others = claim(connection, other)
 
-    assert bury(connection, dead) == 4
+    assert rescue_worker(connection, dead) == 4
 
     again = {each["delivery_id"] for each in claim(connection, other)}
     assert again == {each["delivery_id"] for each in held}
@@ -239,7 +242,7 @@ def test_the_dead_are_buried_once(database: str, connection: psycopg.Connection)
     number = insert(connection)
     dead, _ = die(database)
 
-    assert [bury(connection, dead), bury(connection, dead)] == [1, 0]
+    assert [rescue_worker(connection, dead), rescue_worker(connection, dead)] == [1, 0]
     assert len(attempts(connection, number)) == 1
 
 
@@ -247,7 +250,7 @@ def test_a_worker_that_sent_a_heartbeat_since_is_not_rescued(database: str, conn
     number = insert(connection)
     worker, _ = die(database)
     (stale,) = rows(connection, "select * from notify_worker.stale_workers()")
-    assert still_here(connection, worker)
+    assert send_heartbeat(connection, worker)
 
     rescued = value(connection, "select notify_worker.rescue_worker(%s, %s)", worker.id, stale["last_heartbeat_at"])
 
@@ -256,31 +259,31 @@ def test_a_worker_that_sent_a_heartbeat_since_is_not_rescued(database: str, conn
 
 
 def test_who_lives_is_not_buried(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
 
-    assert bury(connection, worker) == 0
-    assert still_here(connection, worker)
+    assert rescue_worker(connection, worker) == 0
+    assert send_heartbeat(connection, worker)
 
 
 def test_who_was_buried_hears_of_it_and_may_not_claim(database: str, connection: psycopg.Connection) -> None:
     insert(connection)
     dead, _ = die(database)
 
-    bury(connection, dead)
+    rescue_worker(connection, dead)
 
-    assert not still_here(connection, dead)
+    assert not send_heartbeat(connection, dead)
     assert rows(connection, "select * from notify_worker.workers") == []
     with pytest.raises(ObjectNotInPrerequisiteState):
         claim(connection, dead)
 
 
 def test_who_left_is_no_longer_among_the_workers(connection: psycopg.Connection) -> None:
-    worker, leaving = enter(connection), enter(connection)
+    worker, leaving = register_worker(connection), register_worker(connection)
 
-    leave(connection, leaving)
+    unregister_worker(connection, leaving)
 
     assert [each["name"] for each in rows(connection, "select name from notify_worker.workers")] == [worker.name]
-    assert not still_here(connection, leaving)
+    assert not send_heartbeat(connection, leaving)
 
 
 def test_what_is_locked_at_the_burial_comes_back_when_its_lease_ends(
@@ -289,26 +292,26 @@ def test_what_is_locked_at_the_burial_comes_back_when_its_lease_ends(
     locked = insert(connection)
     free = insert(connection)
     with connected(database) as session:
-        dead = enter(session, A_MOMENT)
+        dead = register_worker(session, A_MOMENT)
         claim(session, dead)
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications where id = %s for update", [locked])
 
-        assert bury(connection, dead) == 1
+        assert rescue_worker(connection, dead) == 1
     await_end_of_lease(connection, locked)
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
 
     assert len(attempts(connection, locked)) == len(attempts(connection, free)) == 1
 
 
 def test_nobody_takes_over_while_the_holder_is_just_recording(database: str, connection: psycopg.Connection) -> None:
     first, second = insert(connection), insert(connection)
-    worker = enter(connection, A_MOMENT)
+    worker = register_worker(connection, A_MOMENT)
     claimed, _ = claim(connection, worker)
     await_end_of_lease(connection, second)
-    other = enter(connection)
+    other = register_worker(connection)
     with connected(database) as recording:
         recording.execute("begin")
         record(recording, worker, outcome(claimed, verdict="sent"))
@@ -328,10 +331,10 @@ def test_nobody_is_buried_while_it_is_just_recording(database: str, connection: 
         recording.execute("begin")
         record(recording, dead, outcome(claimed, verdict="sent"))
 
-        assert bury(connection, dead) == 0
+        assert rescue_worker(connection, dead) == 0
         recording.execute("commit")
 
-    assert bury(connection, dead) == 1
+    assert rescue_worker(connection, dead) == 1
     assert [each["verdict"] for each in attempts(connection, first)] == ["sent"]
     assert [each["verdict"] for each in attempts(connection, second)] == ["unknown"]
 
@@ -342,14 +345,14 @@ def test_a_late_record_of_a_rescued_worker_still_holds_off_whoever_would_end_its
     """It was alive all the while; and a lease whose row was locked at the rescue is still its own."""
     first, second = insert(connection), insert(connection)
     with connected(database) as session:
-        rescued = enter(session, A_MOMENT)
+        rescued = register_worker(session, A_MOMENT)
         claimed, _ = claim(session, rescued)
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications for update")
-        assert bury(connection, rescued) == 0
+        assert rescue_worker(connection, rescued) == 0
     await_end_of_lease(connection, second)
-    other = enter(connection)
+    other = register_worker(connection)
     with connected(database) as recording:
         recording.execute("begin")
         record(recording, rescued, outcome(claimed, verdict="sent"))
@@ -367,9 +370,9 @@ def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_w
 ) -> None:
     number = insert(connection)
     worker, claimed = freeze(connection, number)
-    leave(connection, worker)
+    unregister_worker(connection, worker)
     assert rows(connection, "select from notify_worker.stored_worker_locks where worker_id = %s", worker.id) == []
-    claim_one(connection, enter(connection))
+    claim_one(connection, register_worker(connection))
 
     assert record(connection, worker, outcome(claimed, verdict="sent")) == 1
 
@@ -389,7 +392,7 @@ def test_whoever_just_records_is_not_waited_for_when_a_worker_unregisters(
         recording.execute("begin")
         record(recording, worker, outcome(claimed, verdict="sent"))
 
-        leave(connection, worker)
+        unregister_worker(connection, worker)
 
 
 # A stranger
@@ -419,7 +422,7 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_record_and_no_rescue(
     database: str, connection: psycopg.Connection, stranger: psycopg.Connection
 ) -> None:
     first, second = insert(connection), insert(connection)
-    worker = enter(connection)
+    worker = register_worker(connection)
     (claimed,) = claim(connection, worker, 1)
     dead, _ = die(database)
     take_advisory_locks(stranger, worker)
@@ -427,7 +430,7 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_record_and_no_rescue(
     connection.execute("set statement_timeout = '5s'")
 
     assert record(connection, worker, outcome(claimed, verdict="sent")) == 1
-    assert bury(connection, dead) == 1
+    assert rescue_worker(connection, dead) == 1
 
     assert (state(connection, first), state(connection, second)) == ("sent", "pending")
 
@@ -439,7 +442,7 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_take_over(
     frozen, _ = freeze(connection, number)
     take_advisory_locks(stranger, frozen)
 
-    assert claim_one(connection, enter(connection))["notification_id"] == number
+    assert claim_one(connection, register_worker(connection))["notification_id"] == number
 
 
 def test_a_stranger_who_takes_advisory_locks_stops_no_partition(

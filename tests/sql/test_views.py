@@ -23,15 +23,15 @@ from tests.support.store_calls import (
     cancel,
     claim,
     deliveries,
-    enter,
     insert,
     insert_for_devices,
-    leave,
     register,
+    register_worker,
     retry,
     row,
     rows,
     send,
+    unregister_worker,
     value,
 )
 
@@ -99,7 +99,7 @@ def test_what_is_of_no_project_is_due_until_it_is_settled(connection: psycopg.Co
 
 
 def test_what_a_worker_has_in_hand_is_leased(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(3):
         insert(connection)
     claim(connection, worker, most=2)
@@ -111,11 +111,11 @@ def test_what_a_worker_that_left_or_froze_has_in_hand_is_an_orphan(
     database: str, connection: psycopg.Connection
 ) -> None:
     insert(connection)
-    left = enter(connection)
+    left = register_worker(connection)
     claim(connection, left)
     frozen_with = insert(connection)
-    claim(connection, enter(connection, A_MOMENT))
-    leave(connection, left)
+    claim(connection, register_worker(connection, A_MOMENT))
+    unregister_worker(connection, left)
     await_end_of_lease(connection, frozen_with)
 
     now = status(connection)
@@ -124,13 +124,13 @@ def test_what_a_worker_that_left_or_froze_has_in_hand_is_an_orphan(
 
 
 def test_what_is_held_is_counted_for_a_person_to_decide(connection: psycopg.Connection) -> None:
-    tell(connection, enter(connection), UNKNOWN, on_unknown="hold")
+    tell(connection, register_worker(connection), UNKNOWN, on_unknown="hold")
 
     assert status(connection) == EMPTY | {"held": 1, "workers": 1}
 
 
 def test_dead_letters_are_counted_a_delivery_each(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     tell(connection, worker, FAILED, UNREGISTERED, GIVEN_UP)
     insert(connection, campaign="no_such")
     claim(connection, worker)
@@ -139,7 +139,7 @@ def test_dead_letters_are_counted_a_delivery_each(connection: psycopg.Connection
 
 
 def test_what_was_sent_counts_for_a_minute(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     tell(connection, worker, SENT, SENT, FAILED)
     assert status(connection)["sent_last_minute"] == 2
 
@@ -149,8 +149,8 @@ def test_what_was_sent_counts_for_a_minute(connection: psycopg.Connection) -> No
 
 
 def test_workers_are_counted_until_they_leave(connection: psycopg.Connection) -> None:
-    one, _ = enter(connection), enter(connection)
-    leave(connection, one)
+    one, _ = register_worker(connection), register_worker(connection)
+    unregister_worker(connection, one)
 
     assert status(connection)["workers"] == 1
 
@@ -166,11 +166,11 @@ def fill(connection: psycopg.Connection, columns: LiteralString, values: Literal
 
 def test_counts_stop_at_a_hundred_thousand(connection: psycopg.Connection) -> None:
     connection.execute("alter table notify_worker.notifications disable trigger user")
-    enter(connection)
+    register_worker(connection)
     fill(connection, "due_at", "now()", CAP + 1)
     fill(connection, "due_at, lease, leased_by", "now() + '1 minute', gen_random_uuid(), 4711", CAP + 1)
     fill(connection, "state", "'held'", CAP + 1)
-    fill(connection, "state, settled_at, settled_because", "'failed', now(), 'x'", CAP + 1)
+    fill(connection, "state, settled_at, settled_reason", "'failed', now(), 'x'", CAP + 1)
     connection.execute(
         """
         insert into notify_worker.stored_attempts
@@ -201,7 +201,7 @@ DEAD_LETTERS: LiteralString = "select * from notify_worker.dead_letters order by
 
 def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = tell(connection, worker, FAILED, SENT, event_id="order:42:paid", campaign="sale")
 
     (letter,) = rows(connection, DEAD_LETTERS)
@@ -223,7 +223,7 @@ def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: psycopg.Con
 
 def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: psycopg.Connection) -> None:
     number = insert(connection, campaign="no_such")
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
 
     (letter,) = rows(connection, DEAD_LETTERS)
 
@@ -234,7 +234,7 @@ def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: psycopg.
 
 def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     number = tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
     claim(connection, worker)
@@ -247,7 +247,7 @@ def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: p
 
 def test_the_reason_of_a_dead_letter_has_no_code_of_another_reason(connection: psycopg.Connection) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = enter(connection)
+    worker = register_worker(connection)
     tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
     claim(connection, worker)
@@ -299,7 +299,7 @@ def told(*came_to: Row, **columns: object) -> Prepare:
     ],
 )
 def test_what_was_not_given_up_on_is_no_dead_letter(connection: psycopg.Connection, prepare: Prepare) -> None:
-    prepare(connection, enter(connection))
+    prepare(connection, register_worker(connection))
 
     assert rows(connection, DEAD_LETTERS) == []
 
@@ -364,7 +364,7 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
 def test_the_history_of_a_receiver_says_what_became_of_it_and_why(
     connection: psycopg.Connection, prepare: Prepare, state: str, reason: str
 ) -> None:
-    number = prepare(connection, enter(connection))
+    number = prepare(connection, register_worker(connection))
 
     (line,) = rows(connection, HISTORY)
 
@@ -375,7 +375,7 @@ def test_the_history_of_a_receiver_says_what_became_of_it_and_why(
 def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_first(
     connection: psycopg.Connection,
 ) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     first = tell(connection, worker, SENT, FAILED, event_id="order:42:paid", title="Hello")
     second = insert(connection, receiver_id="u_42", campaign="sale")
     insert(connection, receiver_id="u_43")
@@ -404,16 +404,16 @@ def test_a_history_begins_when_it_is_asked_to(connection: psycopg.Connection) ->
 def test_a_delivery_shows_no_more_than_the_end_of_its_address(connection: psycopg.Connection) -> None:
     register(connection, "u_42", "a-secret-address-0815")
     insert(connection, receiver_id="u_42")
-    claim(connection, enter(connection))
+    claim(connection, register_worker(connection))
 
     assert value(connection, "select address from notify_worker.deliveries") == "s-0815"
 
 
 def test_a_worker_is_among_the_workers_while_it_lives(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     (alive,) = rows(connection, "select * from notify_worker.workers")
 
-    leave(connection, worker)
+    unregister_worker(connection, worker)
 
     assert (alive["name"], alive["host"], alive["pid"]) == (worker.name, "here", connection.info.backend_pid)
     assert rows(connection, "select * from notify_worker.workers") == []

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
-from tests.support.store_calls import claim, connected, enter, insert, rows, value
+from tests.support.store_calls import claim, connected, insert, register_worker, rows, value
 
 CHANNEL = "procrastinate_queue_v1#notify_worker"
 BULK: LiteralString = """
@@ -246,7 +246,7 @@ def test_a_role_that_may_only_insert_rings_and_can_neither_move_the_mark_nor_rin
 
 
 def test_a_statement_without_rows_does_no_harm(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
 
     connection.execute("insert into notify_worker.notifications (receiver_id, title) select 'u_42', 'Paid' where false")
 
@@ -343,7 +343,7 @@ def test_a_bell_that_procrastinate_is_just_fetching_is_left_to_it(
 
 
 def test_a_claim_takes_the_bells_down(connection: psycopg.Connection) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     insert(connection)
 
     claim(connection, worker)

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.store_calls import CLAIM, Row, enter, outcome, rows, value
+from tests.support.store_calls import CLAIM, Row, outcome, register_worker, rows, value
 
 RECEIVERS, AT_ONCE = 2000, 100
 
@@ -60,7 +60,7 @@ def held(connection: psycopg.Connection) -> list[Row]:
 
 @pytest.mark.parametrize("verdict", ["sent", "unregistered", "unknown"])
 def test_a_claim_and_a_record_touch_what_they_are_about(connection: psycopg.Connection, verdict: str) -> None:
-    worker = enter(connection)
+    worker = register_worker(connection)
     for _ in range(3):  # some history, and plans that have settled
         connection.execute(CLAIM, [worker.id, uuid4(), AT_ONCE])
         outcomes = [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from uuid import UUID
 
-from notify_worker.model import Delivery, Json, Message, OnUnknown, Content
+from notify_worker.model import Content, Delivery, Json, Message, OnUnknown
 from notify_worker.render import render
 
 DELIVERY = Delivery(

@@ -120,7 +120,7 @@ def insert_for_devices(connection: psycopg.Connection, count: int, **columns: ob
     return insert(connection, receiver_id="u_42", **columns)
 
 
-def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(minutes=2)) -> Worker:
+def register_worker(connection: psycopg.Connection, lease_length: timedelta = timedelta(minutes=2)) -> Worker:
     """A worker enters. It lives as long as this session."""
     pid = connection.info.backend_pid
     return Worker(
@@ -128,11 +128,11 @@ def enter(connection: psycopg.Connection, lease_length: timedelta = timedelta(mi
     )
 
 
-def leave(connection: psycopg.Connection, worker: Worker) -> None:
+def unregister_worker(connection: psycopg.Connection, worker: Worker) -> None:
     value(connection, "select notify_worker.unregister_worker(array[%s]::integer[])", worker.id)
 
 
-def still_here(connection: psycopg.Connection, worker: Worker) -> bool:
+def send_heartbeat(connection: psycopg.Connection, worker: Worker) -> bool:
     alive = rows(connection, "select notify_worker.heartbeat(array[%s]::integer[])", worker.id)
     return bool(alive)
 
@@ -188,7 +188,7 @@ def mark(connection: psycopg.Connection, *claimed: Row) -> list[int]:
     return [each["id"] for each in rows(connection, statement, ids, leases)]
 
 
-def bury(connection: psycopg.Connection, worker: Worker) -> int:
+def rescue_worker(connection: psycopg.Connection, worker: Worker) -> int:
     """Rescue what a worker held, without its grace period; return how many notifications are due again."""
     statement: LiteralString = """
         select notify_worker.rescue_worker(id, last_heartbeat_at) from notify_worker.stored_workers where id = %s
@@ -294,10 +294,10 @@ def let_pass(connection: psycopg.Connection, **time: float) -> None:
 def settled(connection: psycopg.Connection, verdict: str, **columns: object) -> int:
     """Insert a notification to a token and let a worker bring it to this verdict; return its number."""
     number = insert(connection, **columns)
-    worker = enter(connection)
+    worker = register_worker(connection)
     error = None if verdict == "sent" else f"FCM said {verdict}"
     record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, error=error))
-    leave(connection, worker)
+    unregister_worker(connection, worker)
     return number
 
 

@@ -14,7 +14,7 @@ import pytest
 from notify_worker.cli.main import app
 from tests.support import cli_process
 from tests.support.cli_process import CHECKOUT, Cli, Ended, ended, start
-from tests.support.store_calls import EVENT, claim, enter, insert
+from tests.support.store_calls import EVENT, claim, insert, register_worker
 
 cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
@@ -128,7 +128,7 @@ def test_the_script_that_the_help_names_is_printed_for_each_shell(cli: Cli, shel
 def told_shop(shop: psycopg.Connection) -> psycopg.Connection:
     """A receiver with a notification that had no device, and one that waits, whose event tries to be markup and control."""
     insert(shop, receiver_id="u_42", event_id=EVENT)
-    claim(shop, enter(shop))
+    claim(shop, register_worker(shop))
     insert(shop, receiver_id="u_42", event_id="[bold]\x1b[2Jorder\n")
     return shop
 

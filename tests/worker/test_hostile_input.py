@@ -48,11 +48,11 @@ from tests.support.store_calls import (
     claim,
     connected,
     deliveries,
-    enter,
     insert,
     outcome,
     record,
     register,
+    register_worker,
     rows,
     state,
     value,
@@ -156,7 +156,7 @@ async def test_a_length_that_no_clock_can_add_stops_no_other_project(database: s
 
         async with Store(database) as store:
             await store.projects()
-        claimed = claim(connection, enter(connection))
+        claimed = claim(connection, register_worker(connection))
 
     assert healthy in {each["notification_id"] for each in claimed}
 
@@ -172,7 +172,7 @@ def test_made_up_names_of_projects_hide_none_that_is_there(connection: psycopg.C
 
     assert value(connection, "select notify_worker.has_due()")
     assert value(connection, "select sum(due) from notify_worker.status") == 1
-    assert [each["notification_id"] for each in claim(connection, enter(connection))] == [number]
+    assert [each["notification_id"] for each in claim(connection, register_worker(connection))] == [number]
 
 
 @pytest.mark.parametrize("wait", ["infinity", "200000 years"])
@@ -185,7 +185,7 @@ async def test_a_retry_beyond_the_end_of_all_times_is_refused_or_recorded(databa
             )
         async with Store(database) as store:
             ((project, *_),) = await store.projects()
-        worker = enter(connection)
+        worker = register_worker(connection)
         claimed = claim(connection, worker)
 
         retry_in = RetryPolicy.of(project).wait(1, jitter=0.9)
@@ -199,7 +199,7 @@ async def test_a_campaign_that_can_not_be_read_fails_its_own_rows_alone(database
     with connected(database) as connection:
         connection.execute("insert into notify_worker.campaigns (name, message) values ('hostile', %s)", [message])
         hostile, healthy = insert(connection, campaign="hostile"), insert(connection)
-        worker = enter(connection)
+        worker = register_worker(connection)
 
     async with Store(database) as store:
         claimed = await store.claim(worker.id, uuid4(), 100, {"default": 1000}, timedelta(seconds=60))
@@ -482,7 +482,7 @@ STORY: LiteralString = """
         notification.id,
         notification.event_id,
         notification.state,
-        concat_ws(' ', notification.settled_because, delivery.last_error) as because,
+        concat_ws(' ', notification.settled_reason, delivery.last_error) as because,
         attempt.verdict,
         attempt.error,
         attempt.error_code,
@@ -754,7 +754,7 @@ def test_temporary_tables_and_functions_of_the_producer_catch_nobody(
 
     assert caught == []
     assert state(connection, taken_back) == "cancelled"
-    (claimed,) = claim(connection, enter(connection))
+    (claimed,) = claim(connection, register_worker(connection))
     assert [each["device_id"] for each in deliveries(connection, claimed["notification_id"])] == [device]
 
 

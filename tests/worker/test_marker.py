@@ -15,7 +15,7 @@ from notify_worker.marker import StartMarks
 from notify_worker.model import Delivery, OnUnknown
 from notify_worker.store import Store
 from tests.support.relay import Relay
-from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, enter, rows, value
+from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, register_worker, rows, value
 from tests.support.waiting import auntil
 
 MARK = "notify_worker.mark_started("
@@ -45,7 +45,7 @@ async def held(connection: psycopg.Connection, store: Store, count: int, lease: 
         """,
         [count],
     )
-    worker = enter(connection, lease)
+    worker = register_worker(connection, lease)
     claim = await store.claim(worker.id, uuid4(), count, {"default": 1000}, lease)
     assert len(claim.deliveries) == count
     return claim.deliveries

@@ -20,7 +20,7 @@ from notify_worker.senders.factory import LazySender
 from notify_worker.store import Store
 from tests.support.messages import DELIVERY
 from tests.support.relay import Relay
-from tests.support.store_calls import connected, enter, insert, paused, row, rows, value
+from tests.support.store_calls import connected, insert, paused, register_worker, row, rows, value
 from tests.support.waiting import auntil
 
 READING = "from notify_worker.projects"
@@ -220,7 +220,7 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     connection.execute("select notify_worker.resume('default')")
     insert(connection)
 
-    claim = await store.claim(enter(connection).id, uuid4(), 10, {"default": 10}, A_MINUTE)
+    claim = await store.claim(register_worker(connection).id, uuid4(), 10, {"default": 10}, A_MINUTE)
     await projects.read_what_is_claimed(claim.deliveries)
     await projects.read_what_is_claimed(claim.deliveries)
 

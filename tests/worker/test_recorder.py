@@ -20,7 +20,7 @@ from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
 from notify_worker.store import Store
-from tests.support.store_calls import attempts, connected, enter, insert, register, state, unbalanced, value
+from tests.support.store_calls import attempts, connected, insert, register, register_worker, state, unbalanced, value
 from tests.support.waiting import auntil
 
 QUOTA = Outcome(
@@ -156,7 +156,7 @@ async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connecti
     """Else a device that registers meanwhile would be taken for one that has not registered since."""
     register(connection, "ada", "fcm:1")
     insert(connection, receiver_id="ada")
-    worker = enter(connection)
+    worker = register_worker(connection)
 
     async with Store(database) as store:
         (delivery,) = (await store.claim(worker.id, uuid4(), 10, {"default": 1000}, timedelta(minutes=1))).deliveries

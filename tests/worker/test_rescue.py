@@ -25,16 +25,16 @@ from tests.support.store_calls import (
     Row,
     Worker,
     attempts,
-    bury,
     claim,
     connected,
-    enter,
     insert,
     outcome,
     record,
+    register_worker,
+    rescue_worker,
     row,
     rows,
-    still_here,
+    send_heartbeat,
     unbalanced,
     value,
 )
@@ -47,7 +47,7 @@ SOON, HALF_A_LEASE = 3, LEASE.total_seconds() / 2
 def die(database: str, lease: timedelta = LEASE) -> Worker:
     """A worker claims what is due and dies."""
     with connected(database) as session:
-        worker = enter(session, lease)
+        worker = register_worker(session, lease)
         claim(session, worker)
     return worker
 
@@ -88,7 +88,7 @@ def sent(connection: psycopg.Connection) -> int:
 
 
 def test_a_worker_whose_lock_is_held_is_not_stale(connection: psycopg.Connection) -> None:
-    worker = enter(connection, LEASE)
+    worker = register_worker(connection, LEASE)
 
     assert grace_period(connection, worker) is None
 
@@ -115,7 +115,7 @@ def test_a_worker_that_sent_no_heartbeat_since_the_server_started_is_dead_after_
     )
     assert grace_period(connection, dead) == HALF_A_LEASE
 
-    still_here(connection, dead)
+    send_heartbeat(connection, dead)
 
     assert grace_period(connection, dead) == SOON
 
@@ -191,13 +191,13 @@ def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_whe
     """A busy database answers no heartbeat for 3 s: the worker gives its session up, and registers again a second later."""
     insert(connection)
     with connected(database) as session:
-        slow = enter(session, LEASE)
+        slow = register_worker(session, LEASE)
         claim(session, slow)
         rescue(connection)
         let_pass(connection, 5)
 
     assert rescue(connection)["workers"] == 0
-    assert still_here(connection, slow), "it is back, and what it holds is its own"
+    assert send_heartbeat(connection, slow), "it is back, and what it holds is its own"
 
 
 def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
@@ -206,7 +206,7 @@ def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
     dead = die(database)
     rescue(connection)
     let_pass(connection, SOON)
-    still_here(connection, dead)
+    send_heartbeat(connection, dead)
 
     assert rescue(connection)["workers"] == 0
     let_pass(connection, 2)
@@ -263,7 +263,7 @@ def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, con
 def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, connection: psycopg.Connection) -> None:
     insert(connection), insert(connection)
     with connected(database) as session:
-        dead = enter(session, LEASE)
+        dead = register_worker(session, LEASE)
         claimed, _ = claim(session, dead)
     rescue(connection)
     let_pass(connection, SOON)
@@ -282,7 +282,7 @@ def test_a_heartbeat_is_not_waited_for(database: str, connection: psycopg.Connec
     connection.execute("set lock_timeout = '1s'")
     with connected(database) as session:
         session.execute("begin")
-        still_here(session, dead)
+        send_heartbeat(session, dead)
 
         rescue(connection)
 
@@ -296,10 +296,10 @@ def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connect
     with connected(database) as session:
         session.execute("select pg_advisory_lock(notify_worker.presence_lock_class(), %s)", [worker.id])
 
-        assert bury(connection, worker) == 0
+        assert rescue_worker(connection, worker) == 0
         assert not has_ended(connection, worker.id)
 
-    assert bury(connection, worker) == 1
+    assert rescue_worker(connection, worker) == 1
     assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
 
 
@@ -311,7 +311,7 @@ def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbea
     (stale,) = rows(connection, "select * from notify_worker.stale_workers()")
     insert(connection)
     claim(connection, pooled)
-    still_here(connection, pooled)
+    send_heartbeat(connection, pooled)
 
     rescued = value(connection, "select notify_worker.rescue_worker(%s, %s)", pooled.id, stale["last_heartbeat_at"])
 
@@ -378,7 +378,7 @@ async def test_a_process_that_has_just_reconnected_robs_nobody(database: str, co
         assert await rescuer.rescue() == 0
 
         assert not has_ended(connection, slower.id)
-        assert still_here(connection, slower), "it comes back, and what it holds is its own"
+        assert send_heartbeat(connection, slower), "it comes back, and what it holds is its own"
         assert (
             value(connection, "select count(*) from notify_worker.notifications where leased_by = %s", slower.id) == 1
         )

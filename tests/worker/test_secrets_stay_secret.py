@@ -235,9 +235,9 @@ def stories(shop: Shop, told: list[int]) -> str:
     said = [
         *shop.rows("select error, error_code, provider_message_id from notify_worker.attempts"),
         *shop.rows("select last_error, provider_message_id from notify_worker.deliveries"),
-        *shop.rows("select settled_because from notify_worker.notifications"),
+        *shop.rows("select settled_reason from notify_worker.notifications"),
         *shop.rows("select reason from notify_worker.incidents"),
-        *shop.rows("select retired_because from notify_worker.devices"),
+        *shop.rows("select retired_reason from notify_worker.devices"),
         *(row for each in told for row in shop.rows("select * from notify_worker.explain(%s::bigint)", each)),
     ]
     return "\n".join(map(str, said))

@@ -9,7 +9,18 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from notify_worker.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
-from tests.support.store_calls import Row, Worker, claim, claim_one, enter, insert, mark, outcome, record, value
+from tests.support.store_calls import (
+    Row,
+    Worker,
+    claim,
+    claim_one,
+    insert,
+    mark,
+    outcome,
+    record,
+    register_worker,
+    value,
+)
 
 # A conninfo
 
@@ -134,7 +145,7 @@ def test_what_a_request_follows_from_or_leads_to_is_durable_whatever_the_default
 ) -> None:
     set_default(connection, default)
     with psycopg.connect(database, autocommit=True) as session:
-        worker = enter(session)
+        worker = register_worker(session)
         insert(session)
         claimed = claim_one(session, worker)
         insert(session)
@@ -154,7 +165,7 @@ def test_a_default_that_is_durable_stays(database: str, connection: psycopg.Conn
     with psycopg.connect(database) as session:
         insert(session)
 
-        claim_one(session, enter(session))
+        claim_one(session, register_worker(session))
 
         assert value(session, "show synchronous_commit") == chosen
 

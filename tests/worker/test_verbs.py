@@ -28,9 +28,9 @@ from tests.support.store_calls import (
     attempts,
     claim,
     deliveries,
-    enter,
     insert,
     move,
+    register_worker,
     row,
     rows,
     settled,
@@ -69,7 +69,7 @@ def busy_shop(shop: psycopg.Connection) -> psycopg.Connection:
     settled(shop, "failed")
     settled(shop, "unknown", on_unknown="hold")
     insert(shop)
-    claim(shop, enter(shop))
+    claim(shop, register_worker(shop))
     move(shop, insert(shop), "due_at", timedelta(minutes=1))
     insert(shop, send_at="tomorrow")
     insert(shop, project="paused")
@@ -122,7 +122,7 @@ def test_where_nothing_is_due_nothing_has_been_due_for_a_while(cli: Cli, shop: p
 def told_shop(shop: psycopg.Connection) -> psycopg.Connection:
     """A receiver was to be told of an order two days ago, and will be of something else; so will another one."""
     insert(shop, receiver_id="u_42", event_id=EVENT, campaign="order_paid")
-    claim(shop, enter(shop))
+    claim(shop, register_worker(shop))
     move(shop, 1, "created_at", timedelta(days=2))
     insert(shop, receiver_id="u_42", send_at="2099-01-02 09:00+09")
     insert(shop, receiver_id="u_43")
@@ -226,7 +226,7 @@ def test_what_was_sent_is_not_sent_again(cli: Cli, shop: psycopg.Connection) -> 
 
 def test_retry_of_what_a_worker_holds_says_to_try_again(cli: Cli, shop: psycopg.Connection) -> None:
     insert(shop)
-    claim(shop, enter(shop))
+    claim(shop, register_worker(shop))
 
     assert cli("retry", "1").complaint.startswith(
         "notification 1 is in the hands of a worker. Try again when it has ended"
@@ -268,7 +268,7 @@ def test_cancel_of_what_was_sent_or_may_be_fails_and_says_where_its_story_is(
         settled(shop, "sent")
     else:
         insert(shop)
-        claim(shop, enter(shop))
+        claim(shop, register_worker(shop))
 
     told = cli("cancel", "1")
 

@@ -152,7 +152,7 @@ def test_a_campaign_that_is_not_there_fails_its_notification_alone(open_shop: Sh
     )
 
     assert [open_shop.state(each) for each in (before, missing, bare, after)] == ["sent", "failed", "failed", "sent"]
-    because = open_shop.value("select settled_because from notify_worker.notifications where id = %s", missing)
+    because = open_shop.value("select settled_reason from notify_worker.notifications where id = %s", missing)
     assert '"order_payd"' in because
     assert '"order_paid"' in because
     assert '"order_paid"' in open_shop.delivery(bare)["last_error"]
@@ -214,7 +214,7 @@ def test_an_unregistered_device_is_retired_and_leaves_the_receiver_unreachable(o
     until("it ends", lambda: open_shop.state(unreachable) == "unreachable", within=5)
     (device,) = open_shop.rows("select * from notify_worker.devices where receiver_id = 'u_7'")
     assert device["retired_at"] is not None
-    assert device["retired_because"]
+    assert device["retired_reason"]
     assert [attempt["verdict"] for attempt in open_shop.attempts(unreachable)] == ["unregistered"]
 
 

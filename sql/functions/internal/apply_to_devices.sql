@@ -36,7 +36,7 @@ as $$
     update devices as device
     set seen_at = case when told.verdict = 'sent' then clock_timestamp() else device.seen_at end,
         retired_at = case when told.verdict = 'unregistered' then clock_timestamp() end,
-        retired_because = case when told.verdict = 'unregistered' then 'FCM calls it unregistered' end
+        retired_reason = case when told.verdict = 'unregistered' then 'FCM calls it unregistered' end
     from told
     where device.id = told.id
 $$;

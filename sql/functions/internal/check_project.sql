@@ -10,7 +10,7 @@ begin
         raise exception using
             errcode = 'undefined_object',
             message = format('there is no project "%s"', check_project.project)
-                || nearest(check_project.project, (select array_agg(name) from projects));
+                || did_you_mean(check_project.project, (select array_agg(name) from projects));
     end if;
 end
 $$;

@@ -11,7 +11,7 @@ as $$
     update notifications as notification
     set state = 'unreachable',
         settled_at = clock_timestamp(),
-        settled_because = 'the receiver has no live device'
+        settled_reason = 'the receiver has no live device'
     where notification.id = any (fan_out.notification_ids)
         and notification.state = 'pending'
         and notification.id not in (select id from expanded)

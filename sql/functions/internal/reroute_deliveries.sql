@@ -48,7 +48,7 @@ begin
         last_verdict = 'unregistered',
         last_error_code = null,
         last_error = case
-            when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_because, 'no reason given')
+            when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_reason, 'no reason given')
             when device.id is not null then 'the device belongs to another receiver by now'
             else 'the device was deleted'
         end,

@@ -6,8 +6,8 @@ stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select format(
-        'What was retired in the minute before comes back by: update notify_worker.devices set retired_at = null, retired_because = null '
-            || 'where project = %L and retired_because = %L and retired_at between %L and %L',
+        'What was retired in the minute before comes back by: update notify_worker.devices set retired_at = null, retired_reason = null '
+            || 'where project = %L and retired_reason = %L and retired_at between %L and %L',
         project,
         'FCM calls it unregistered',
         at - interval '1 minute',

@@ -13,7 +13,7 @@ begin
     from notifications
     where id = retry_deliveries.notification_id
     for update;
-    if not found or notification.settled_because = 'the receiver was forgotten' then
+    if not found or notification.settled_reason = 'the receiver was forgotten' then
         return 0;
     end if;
     if notification.lease is not null then
@@ -61,7 +61,7 @@ begin
         retried_at = clock_timestamp(),
         cancelled_at = null,
         settled_at = null,
-        settled_because = null
+        settled_reason = null
     where id = notification.id;
     perform wake_worker();
     return again + added;

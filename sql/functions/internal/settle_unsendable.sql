@@ -34,11 +34,11 @@ begin
             case reason when 'expired' then 'expired' when 'retired' then 'cancelled' else 'failed' end as state,
             case reason
                 when 'no project' then format('there is no project "%s"', project)
-                    || nearest(project, (select array_agg(name) from projects))
+                    || did_you_mean(project, (select array_agg(name) from projects))
                 when 'expired' then 'it expired before it could be sent'
                 when 'retired' then format('the campaign "%s" is retired', campaign)
                 when 'no campaign' then format('there is no campaign "%s"', campaign)
-                    || nearest(campaign, (select array_agg(name) from campaigns))
+                    || did_you_mean(campaign, (select array_agg(name) from campaigns))
                 else 'words, params, data and message take more than 64 KB'
             end as because
         from judged
@@ -57,7 +57,7 @@ begin
         update notifications as notification
         set state = unsendable.state,
             settled_at = at,
-            settled_because = unsendable.because
+            settled_reason = unsendable.because
         from unsendable
         where notification.id = unsendable.id
             and notification.fanned_out_at is null

@@ -44,7 +44,7 @@ begin
         update notifications
         set state = 'cancelled',
             settled_at = clock_timestamp(),
-            settled_because = 'it was cancelled by a call'
+            settled_reason = 'it was cancelled by a call'
         where id = notification.id;
         return true;
     end if;

@@ -87,7 +87,7 @@ as $$
                 )
             )
         union all
-        select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_because, '')
+        select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_reason, '')
         from notification
         where settled_at is not null
         union all

@@ -12,7 +12,7 @@ declare
 begin
     update devices as device
     set retired_at = coalesce(device.retired_at, now()),
-        retired_because = 'the receiver was forgotten',
+        retired_reason = 'the receiver was forgotten',
         address = 'forgotten:' || device.id
     where device.receiver_id = forget_receiver.receiver_id;
 
@@ -37,7 +37,7 @@ begin
         params = null,
         data = null,
         message = null,
-        settled_because = 'the receiver was forgotten'
+        settled_reason = 'the receiver was forgotten'
     where notification.id = any (theirs);
     return coalesce(cardinality(theirs), 0);
 end

@@ -13,7 +13,7 @@ as $$
         notification.campaign,
         notification.state,
         case
-            when notification.settled_because is not null then notification.settled_because
+            when notification.settled_reason is not null then notification.settled_reason
             when notification.state = 'sent' then 'FCM has accepted it'
             when notification.state = 'held' then 'nobody can say whether FCM has it; it is for a person to decide'
             when notification.cancelled_at is not null then 'it was cancelled by a call'

@@ -32,7 +32,7 @@ as $$
                 registered_at = excluded.registered_at,
                 seen_at = now(),
                 retired_at = null,
-                retired_because = null,
+                retired_reason = null,
                 replaced_by = null
         returning device.id
     ), followed as (
@@ -45,7 +45,7 @@ as $$
     ), replaced as (
         update devices as device
         set retired_at = coalesce(device.retired_at, now()),
-            retired_because = coalesce(device.retired_because, 'replaced'),
+            retired_reason = coalesce(device.retired_reason, 'replaced'),
             replaced_by = registered.id
         from registered
         where (device.id in (select id from followed) or device.replaced_by in (select id from followed))

@@ -8,7 +8,7 @@ as $$
     with retired as (
         update devices as device
         set retired_at = now(),
-            retired_because = 'retired by the application'
+            retired_reason = 'retired by the application'
         where device.project = retire_device.project
             and device.kind = retire_device.kind
             and device.address = retire_device.address

@@ -108,7 +108,7 @@ begin
         delivery.id = any (probes),
         date_part('epoch', expiry(notification, project.expires_after)) - date_part('epoch', at),
         date_part('epoch', expiry(notification, project.expires_after)),
-        installation.digits || '-' || notification.id,
+        installation.prefix || '-' || notification.id,
         notification.title,
         notification.body,
         notification.image,

@@ -1,6 +1,6 @@
 -- Names the candidate that is spelt most like a word, as the end of a sentence (`; did you mean "order_paid"?`), or nothing
 -- where none is near: half of the pairs of neighbouring letters have to be the same.
-create or replace function notify_worker.nearest(word text, candidates text[])
+create or replace function notify_worker.did_you_mean(word text, candidates text[])
 returns text
 language sql
 immutable
