@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from notify_worker.schema import apply_sql, connect, run
+from notify_worker.database.schema import apply_sql, connect, run
 from notify_worker.settings import Settings
 
 OPENING = (

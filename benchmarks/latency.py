@@ -18,7 +18,7 @@ from time import monotonic, sleep
 
 import psycopg
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.dev.demo import register
 from notify_worker.dev.shop import Shop

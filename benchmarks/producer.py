@@ -29,7 +29,7 @@ import psutil
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 
 COLUMNS = "(event_id, receiver_id, campaign, params)"

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.dev.shop import Shop
 from notify_worker.sandbox import Sandbox

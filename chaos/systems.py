@@ -10,7 +10,7 @@ import psycopg
 
 from chaos.book import Event, Push
 from chaos.producers import RECEIVERS, devices_of
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.sandbox import Sandbox
 from tests.support.relay import Moment
 

@@ -6,16 +6,23 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
+from math import ceil
 from os import environ
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from notify_worker.errors import SettingsError
-from notify_worker.retry import QUICK_REQUESTS, QUICK_RETRY_WAITS
 
 PREFIX = "NOTIFY_WORKER_"
 LONGEST_REQUEST_TIMEOUT = timedelta(seconds=20)
+
+QUICK_WAITS = ((1.0, 1.2), (2.0, 2.4))
+"""Seconds before the second and the third request of an attempt: at least, and with a fifth of jitter."""
+QUICK_REQUESTS = len(QUICK_WAITS) + 1
+"""Requests of one attempt, at most."""
+QUICK_RETRY_WAITS = timedelta(seconds=ceil(sum(longest for _, longest in QUICK_WAITS)))
+"""All waits within one attempt, at most; rounded up to whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ COMMENT ON COLUMN notify_worker.devices.retired_at IS 'Since then nothing is sen
 COMMENT ON COLUMN notify_worker.devices.retired_reason IS 'Why it was retired.';
 
 CREATE TABLE notify_worker.installation (
-    digits text NOT NULL,
+    prefix text NOT NULL,
     installed_at timestamp with time zone DEFAULT now() NOT NULL
 );
 

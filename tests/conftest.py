@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, forget_the_shell, memory
 from tests.support.shop import Shop, a_shop

@@ -8,8 +8,8 @@ import re
 from hashlib import sha256
 from importlib.resources import files
 
+from notify_worker.database.schema import run
 from notify_worker.errors import BrokenInstallation
-from notify_worker.schema import run
 
 revision = "0001"
 down_revision = None

@@ -1,6 +1,6 @@
 """Our tables: what others write, what the worker keeps, and the mark that says that a worker is awake."""
 
-from notify_worker.schema import run
+from notify_worker.database.schema import run
 
 revision = "0002"
 down_revision = "0001"

@@ -52,7 +52,7 @@ def dev(ctx: click.Context) -> None:
 @click.option("--sql", is_flag=True, help="Print the SQL for psql, and change nothing.")
 def migrate(*, sql: bool) -> None:
     """Bring the schema in the database to this release's version."""
-    from notify_worker import schema  # noqa: PLC0415
+    from notify_worker.database import schema  # noqa: PLC0415
 
     if sql:
         schema.print_sql(sys.stdout)
@@ -68,7 +68,7 @@ def worker(ctx: click.Context, *, drain: bool) -> int:
     """Send what is due, woken by commits, until SIGTERM."""
     import asyncio  # noqa: PLC0415
 
-    from notify_worker import supervisor  # noqa: PLC0415
+    from notify_worker.process import supervisor  # noqa: PLC0415
 
     configure_logging(ctx, logging.INFO)
     all_recorded = asyncio.run(supervisor.run_until_nothing_is_due() if drain else supervisor.run())

@@ -9,13 +9,13 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import dict_row
 
-from notify_worker import schema
 from notify_worker.cli.output import one_line, print_line, timestamp
 from notify_worker.cli.verb import EXIT_FAILED, EXIT_OK
-from notify_worker.connections import APPLICATION_NAME
+from notify_worker.database import schema
+from notify_worker.database.connections import APPLICATION_NAME
+from notify_worker.database.store import Store
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 
 POLL_INTERVAL = 0.05
 """Seconds between two polls of `send --wait`."""

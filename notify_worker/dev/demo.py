@@ -12,7 +12,7 @@ from time import monotonic
 
 import psycopg
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.dev.shop import Shop, ShopError
 from notify_worker.producer import defer

@@ -13,8 +13,9 @@ import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
 import notify_worker
-from notify_worker import producer, schema, worker
+from notify_worker import producer, worker
 from notify_worker.cli.main import app
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from notify_worker.retry import QUICK_REQUESTS
+from notify_worker.settings import QUICK_REQUESTS
 from tests.support.shop import Shop
 from tests.support.waiting import until
 

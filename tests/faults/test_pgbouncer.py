@@ -14,7 +14,7 @@ from time import monotonic
 import psycopg
 import pytest
 
-from notify_worker.connections import is_transaction_pooled
+from notify_worker.database.connections import is_transaction_pooled
 from notify_worker.dev.shop import Worker
 from notify_worker.producer import Columns, defer, defer_async, defer_many, defer_many_async
 from tests.support.pooler import HOW_TO_HAVE_IT, Pooler, program

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.dev.shop import Worker
 from tests.support.server import created, memory

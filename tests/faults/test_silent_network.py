@@ -9,14 +9,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from notify_worker.connections import answer_within, connect
-from notify_worker.heartbeat import HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, Heartbeat
+from notify_worker.database.connections import answer_within, connect
+from notify_worker.pipeline.heartbeat import HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, Heartbeat
 from tests.support.relay import Relay
 from tests.support.shop import COMMANDS, Shop
 from tests.support.waiting import auntil, until
 
 IMPATIENT = """
-from notify_worker import connections, recorder, store
+from notify_worker.database import connections
+from notify_worker.pipeline import recorder
+from notify_worker.database import store
 connections.LIMITS["connect_timeout"] = "2"
 connections.STATEMENT_WITHIN = recorder.STATEMENT_WITHIN = 2.0
 connections.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0

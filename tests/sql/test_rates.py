@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.pipeline import Pipeline
-from notify_worker.rate_limiter import COLD_RAMP, RateLimiter
+from notify_worker.database.store import Store
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.pipeline import Pipeline
+from notify_worker.pipeline.rate_limiter import COLD_RAMP, RateLimiter
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 from tests.support.relay import Relay
 from tests.support.store_calls import (
     Row,

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import CheckViolation, InsufficientPrivilege
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, memory
 from tests.support.store_calls import (
@@ -563,7 +563,8 @@ TRAP: LiteralString = """
     create table trap.procrastinate_jobs (like notify_worker.procrastinate_jobs);
 
     create function trap.settle(bigint[]) returns void language sql as $$ select trap.catch('settle') $$;
-    create function trap.wake_worker(boolean default false) returns boolean language sql as $$ select trap.catch('wake_worker') $$;
+    create function trap.wake_worker(boolean default false) returns boolean language sql as
+        $$ select trap.catch('wake_worker') $$;
     create function trap.cancel(bigint) returns boolean language sql as $$ select trap.catch('cancel') $$;
     create function trap.explain(bigint) returns table (at timestamptz, what text) language sql as
         $$ select now(), trap.catch('explain')::text $$;

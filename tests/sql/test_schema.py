@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.errors import BrokenInstallation, DatabaseUnavailable, NotifyWorkerError, SchemaMismatch
 

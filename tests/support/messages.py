@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from notify_worker.model import Content, Delivery, Json, Message, OnUnknown
-from notify_worker.render import render
+from notify_worker.pipeline.render import render
 
 DELIVERY = Delivery(
     id=7,

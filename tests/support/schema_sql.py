@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from notify_worker import schema
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 
 FILE = Path(__file__).parents[2] / "sql" / "tables.sql"

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from notify_worker.attempt import AttemptRun
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import StartMarks
 from notify_worker.model import (
     Attempt,
     Change,
@@ -25,8 +22,11 @@ from notify_worker.model import (
     Scope,
     Verdict,
 )
-from notify_worker.project_state import ProjectState
-from notify_worker.slots import Slots
+from notify_worker.pipeline.attempt import AttemptRun
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.project_state import ProjectState
+from notify_worker.pipeline.slots import Slots
+from notify_worker.pipeline.start_marks import StartMarks
 from tests.support.messages import DELIVERY
 from tests.support.waiting import auntil
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from notify_worker.model import Content, Delivery, Json, Message, Outcome, Verdict
-from notify_worker.render import render
+from notify_worker.pipeline.render import render
 from tests.support.messages import ADDRESSES, DELIVERY, ID, TAG, body, nested
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

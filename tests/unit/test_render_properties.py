@@ -9,8 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from notify_worker.model import UNREADABLE, Content, Delivery, Json, Message, Verdict
-from notify_worker.platform_fields import merged, visible_on
-from notify_worker.render import render
+from notify_worker.pipeline.platform_fields import merged, visible_on
+from notify_worker.pipeline.render import render
 from tests.support.messages import ADDRESSES, DELIVERY, TAG, body, nested
 
 FOUR_WEEKS = 28 * 24 * 60 * 60

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from notify_worker.model import OnUnknown, Outcome, Project, Verdict
-from notify_worker.retry import RetryPolicy, quick_retry
+from notify_worker.pipeline.retry import RetryPolicy, quick_retry
 from tests.support.messages import DELIVERY
 
 TEN_SECONDS = timedelta(seconds=10)

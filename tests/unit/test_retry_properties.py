@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notify_worker.model import OnUnknown, Outcome, Verdict
-from notify_worker.retry import RetryPolicy
+from notify_worker.pipeline.retry import RetryPolicy
 from tests.support.messages import DELIVERY
 
 TEN_SECONDS = timedelta(seconds=10)

@@ -8,7 +8,7 @@ from time import monotonic
 import pytest
 
 from notify_worker.model import Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
-from notify_worker.project_state import ProjectState
+from notify_worker.pipeline.project_state import ProjectState
 from notify_worker.senders.console import ConsoleSender
 from tests.support.messages import DELIVERY
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notify_worker.answer_stats import AnswerStats
 from notify_worker.model import Outcome, Verdict
+from notify_worker.pipeline.answer_stats import AnswerStats
 
 TAKEN = Outcome(Verdict.SENT, http_status=200)
 WRONG = Outcome(Verdict.FAILED, http_status=400, error_code="INVALID_ARGUMENT")

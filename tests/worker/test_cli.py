@@ -14,8 +14,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import defer, schema
+from notify_worker import defer
 from notify_worker.cli.json_formatter import JsonFormatter
+from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
 from tests.support import cli_process

@@ -29,16 +29,16 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier, Placeholder
 
 from notify_worker.cli.main import main
+from notify_worker.database.store import Store
 from notify_worker.errors import SettingsError
 from notify_worker.model import Message, Outcome, Verdict
-from notify_worker.projects import Projects
-from notify_worker.render import render
-from notify_worker.retry import RetryPolicy
+from notify_worker.pipeline.projects import Projects
+from notify_worker.pipeline.render import render
+from notify_worker.pipeline.retry import RetryPolicy
 from notify_worker.sandbox.account import account_info, write
 from notify_worker.senders.factory import open_sender
 from notify_worker.senders.transport import AiohttpTransport
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 from tests.support.hostile import Act, HostileServer, answer, in_turn, then_close, then_stall
 from tests.support.server import created
 from tests.support.shop import Shop, a_shop

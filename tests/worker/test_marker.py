@@ -11,9 +11,9 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from notify_worker.marker import StartMarks
+from notify_worker.database.store import Store
 from notify_worker.model import Delivery, OnUnknown
-from notify_worker.store import Store
+from notify_worker.pipeline.start_marks import StartMarks
 from tests.support.relay import Relay
 from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, register_worker, rows, value
 from tests.support.waiting import auntil

@@ -12,12 +12,12 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from notify_worker.database.store import Store
 from notify_worker.model import Message, Outcome, Pause, Project, Scope, Verdict
-from notify_worker.project_state import ProjectState
-from notify_worker.projects import Projects
+from notify_worker.pipeline.project_state import ProjectState
+from notify_worker.pipeline.projects import Projects
 from notify_worker.senders import Sender
 from notify_worker.senders.factory import LazySender
-from notify_worker.store import Store
 from tests.support.messages import DELIVERY
 from tests.support.relay import Relay
 from tests.support.store_calls import connected, insert, paused, register_worker, row, rows, value

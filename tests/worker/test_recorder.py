@@ -12,14 +12,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from notify_worker.heartbeat import Heartbeat
+from notify_worker.database.store import Store
 from notify_worker.model import Attempt, Message, Outcome, Pause, Project, Scope, Verdict
-from notify_worker.pipeline import Pipeline
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.pipeline import Pipeline
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 from tests.support.store_calls import attempts, connected, insert, register, register_worker, state, unbalanced, value
 from tests.support.waiting import auntil
 

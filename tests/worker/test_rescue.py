@@ -13,13 +13,13 @@ import psycopg
 import pytest
 
 from notify_worker import sandbox
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.pipeline import Pipeline
-from notify_worker.rescuer import Rescuer
+from notify_worker.database.store import Store
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.pipeline import Pipeline
+from notify_worker.process.rescuer import Rescuer
 from notify_worker.sandbox import Sandbox
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 from tests.support.messages import DELIVERY
 from tests.support.store_calls import (
     Row,

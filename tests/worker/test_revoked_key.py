@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from notify_worker import sandbox
-from notify_worker.answer_stats import LATEST
+from notify_worker.pipeline.answer_stats import LATEST
 from notify_worker.sandbox.switches import Changes
 from tests.support.shop import Row, Shop, a_shop
 from tests.support.waiting import until

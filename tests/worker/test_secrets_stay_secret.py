@@ -27,7 +27,7 @@ import asyncio, logging
 
 logging.basicConfig(level=logging.DEBUG)
 
-from notify_worker import supervisor
+from notify_worker.process import supervisor
 
 for name in logging.root.manager.loggerDict:
     logging.getLogger(name).setLevel(logging.NOTSET)

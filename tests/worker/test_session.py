@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
-from notify_worker.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
+from notify_worker.database.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
 from tests.support.store_calls import (
     Row,
     Worker,

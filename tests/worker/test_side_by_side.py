@@ -2,7 +2,7 @@
 
 import psycopg
 
-from notify_worker import schema
+from notify_worker.database import schema
 from tests.support.shop import Shop, both_kinds
 from tests.support.waiting import until
 

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from notify_worker import schema
+from notify_worker.database import schema
 from tests.support import cli_process
 from tests.support.cli_process import HELLO, Cli, Ended, ended, lets_in, start
 from tests.support.store_calls import (

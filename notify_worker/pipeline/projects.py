@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
+from notify_worker.database.store import Store
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
-from notify_worker.project_state import ProjectState
-from notify_worker.rate_limiter import RateLimiter
+from notify_worker.pipeline.project_state import ProjectState
+from notify_worker.pipeline.rate_limiter import RateLimiter
 from notify_worker.senders.factory import LazySender
-from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 

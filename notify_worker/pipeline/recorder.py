@@ -13,12 +13,12 @@ from uuid import UUID
 
 import psycopg
 
-from notify_worker.connections import STATEMENT_WITHIN, summary
+from notify_worker.database.connections import STATEMENT_WITHIN, summary
+from notify_worker.database.store import Store
 from notify_worker.log_once import LogOnce
 from notify_worker.model import Attempt, Delivery
-from notify_worker.projects import Projects
-from notify_worker.slots import Outstanding, Slots
-from notify_worker.store import Store
+from notify_worker.pipeline.projects import Projects
+from notify_worker.pipeline.slots import Outstanding, Slots
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import random
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import StartMarks
 from notify_worker.model import BUG, Attempt, Delivery, Message, OnUnknown, Outcome, Verdict
-from notify_worker.project_state import ProjectState
-from notify_worker.render import render
-from notify_worker.retry import quick_retry
-from notify_worker.slots import Slots
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.project_state import ProjectState
+from notify_worker.pipeline.render import render
+from notify_worker.pipeline.retry import quick_retry
+from notify_worker.pipeline.slots import Slots
+from notify_worker.pipeline.start_marks import StartMarks
 
 log = logging.getLogger(__name__)
 

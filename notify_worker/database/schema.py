@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors as postgres
 from psycopg.errors import Diagnostic
 
-from notify_worker.connections import with_limits
+from notify_worker.database.connections import with_limits
 from notify_worker.errors import (
     BrokenInstallation,
     DatabaseUnavailable,
@@ -23,7 +23,7 @@ from notify_worker.errors import (
     SchemaMismatch,
 )
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import logging
 
 import psycopg
 
-from notify_worker.connections import summary
-from notify_worker.heartbeat import Heartbeat
+from notify_worker.database.connections import summary
+from notify_worker.database.store import Rescue, Store
 from notify_worker.log_once import LogOnce
-from notify_worker.store import Rescue, Store
+from notify_worker.pipeline.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 

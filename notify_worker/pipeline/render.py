@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from notify_worker.model import ADDRESS_KINDS, UNREADABLE, Content, Delivery, Json, Message, Outcome, Verdict
-from notify_worker.platform_fields import mapping_at, merged, with_platform_fields
+from notify_worker.pipeline.platform_fields import mapping_at, merged, with_platform_fields
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 MAX_BYTES = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}

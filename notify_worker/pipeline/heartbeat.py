@@ -16,9 +16,9 @@ from typing import Any
 
 import psycopg
 
-from notify_worker.connections import answer_within, configure, configure_pooled, connect, summary
+from notify_worker.database.connections import answer_within, configure, configure_pooled, connect, summary
 from notify_worker.log_once import LogOnce
-from notify_worker.slots import Outstanding
+from notify_worker.pipeline.slots import Outstanding
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ moves, and any worker may make it. Pure.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from math import ceil
 from typing import assert_never
 
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_chain, wait_random
@@ -23,18 +22,12 @@ from notify_worker.model import (
     Scope,
     Verdict,
 )
+from notify_worker.settings import QUICK_REQUESTS, QUICK_WAITS
 
 NOTHING = timedelta()
 APNS_WAIT = timedelta(minutes=15)
 """Between two attempts while Apple or a browser's push service rejects the project's key."""
 APNS_AND_WEB = ("ios", "web")
-
-QUICK_WAITS = ((1.0, 1.2), (2.0, 2.4))
-"""Seconds before the second and the third request of an attempt: at least, and with a fifth of jitter."""
-QUICK_REQUESTS = len(QUICK_WAITS) + 1
-"""Requests of one attempt, at most."""
-QUICK_RETRY_WAITS = timedelta(seconds=ceil(sum(longest for _, longest in QUICK_WAITS)))
-"""All waits within one attempt, at most; rounded up to whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)

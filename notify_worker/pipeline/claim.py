@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import psycopg
 
-from notify_worker.heartbeat import Heartbeat
+from notify_worker.database.store import Claim, Store
 from notify_worker.model import Delivery
-from notify_worker.projects import Projects
-from notify_worker.recorder import FLUSH, Recorder
-from notify_worker.slots import Slots
-from notify_worker.store import Claim, Store
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.projects import Projects
+from notify_worker.pipeline.recorder import FLUSH, Recorder
+from notify_worker.pipeline.slots import Slots
 
 PREFETCH = 10 * FLUSH
 """Outstanding deliveries beyond the slots at which nothing is claimed: they wait for a slot, a retry or the recorder."""

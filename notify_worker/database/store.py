@@ -17,7 +17,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from notify_worker.connections import (
+from notify_worker.database.connections import (
     ANSWER_WITHIN,
     APPLICATION_NAME,
     answer_within,

@@ -8,7 +8,7 @@ from secrets import token_hex
 
 from procrastinate.connector import Notify
 
-from notify_worker.store import Store
+from notify_worker.database.store import Store
 
 PINGS = 10
 """How many pings may stay unanswered: a worker that has just started does not listen yet."""

@@ -5,9 +5,9 @@ import logging
 
 import psycopg
 
-from notify_worker.connections import summary
+from notify_worker.database.connections import summary
+from notify_worker.database.store import Store
 from notify_worker.model import Delivery
-from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 

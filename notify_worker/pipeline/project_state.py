@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from notify_worker.answer_stats import SENDER_MISMATCH, AnswerStats, is_trouble
 from notify_worker.model import TOPIC_KINDS, Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
-from notify_worker.retry import APNS_AND_WEB, RetryPolicy
+from notify_worker.pipeline.answer_stats import SENDER_MISMATCH, AnswerStats, is_trouble
+from notify_worker.pipeline.retry import APNS_AND_WEB, RetryPolicy
 from notify_worker.senders import Sender
 
 log = logging.getLogger(__name__)

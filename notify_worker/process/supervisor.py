@@ -11,11 +11,11 @@ from time import monotonic
 
 import psycopg
 
-from notify_worker.connections import summary
-from notify_worker.connector import TRANSACTION_POOLED, Process
+from notify_worker.database.connections import summary
 from notify_worker.errors import DatabaseUnavailable, SchemaIsOlder
 from notify_worker.log_once import LogOnce
-from notify_worker.worker import app
+from notify_worker.process.connector import TRANSACTION_POOLED, Process
+from notify_worker.process.tasks import app
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from procrastinate.app import WorkerOptions
 from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
-from notify_worker import schema
-from notify_worker.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool
+from notify_worker.database import schema
+from notify_worker.database.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool
+from notify_worker.database.store import Store
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.listen_check import ListenCheck
-from notify_worker.pipeline import Pipeline
-from notify_worker.rescuer import Rescuer
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.pipeline import Pipeline
+from notify_worker.process.listen_check import ListenCheck
+from notify_worker.process.rescuer import Rescuer
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
-from notify_worker.store import Store
 
 TRANSACTION_POOLED = (
     "The database is behind a pooler that shares sessions between transactions (PgBouncer's transaction mode)"

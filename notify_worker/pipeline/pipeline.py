@@ -8,17 +8,17 @@ import asyncio
 import logging
 from time import monotonic
 
-from notify_worker.attempt import AttemptRun
-from notify_worker.claim import Claimer
-from notify_worker.heartbeat import Heartbeat
-from notify_worker.marker import StartMarks
+from notify_worker.database.store import Store
 from notify_worker.model import Attempt, Delivery
-from notify_worker.projects import OpenSender, Projects
-from notify_worker.recorder import Recorder
+from notify_worker.pipeline.attempt import AttemptRun
+from notify_worker.pipeline.claim import Claimer
+from notify_worker.pipeline.heartbeat import Heartbeat
+from notify_worker.pipeline.projects import OpenSender, Projects
+from notify_worker.pipeline.recorder import Recorder
+from notify_worker.pipeline.shutdown import Shutdown
+from notify_worker.pipeline.slots import PROGRESS_INTERVAL, Slots
+from notify_worker.pipeline.start_marks import StartMarks
 from notify_worker.settings import Settings
-from notify_worker.shutdown import Shutdown
-from notify_worker.slots import PROGRESS_INTERVAL, Slots
-from notify_worker.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import asyncio
 import logging
 from time import monotonic
 
-from notify_worker.recorder import Recorder
-from notify_worker.slots import PROGRESS_INTERVAL, Outstanding, Slots
+from notify_worker.pipeline.recorder import Recorder
+from notify_worker.pipeline.slots import PROGRESS_INTERVAL, Outstanding, Slots
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a worker does with a notification: claim, render, send, record."""
