@@ -5,7 +5,7 @@ select
     delivery_id,
     count(*) filter (where verdict = 'sent') as accepted,
     count(*) filter (where verdict = 'unknown') as unknown,
-    string_agg(coalesce(error_code, verdict), ', ' order by number) as tries,
+    string_agg(coalesce(error_code, verdict), ', ' order by number) as outcomes,
     min(started_at) as first_at
 from notify_worker.attempts
 where started_at > now() - interval '7 days'

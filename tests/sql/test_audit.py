@@ -196,8 +196,8 @@ def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
     doubles = {each["notification_id"]: each for each in psql(lived, "doubles")}
 
     busy, crashed = doubles[number_of(lived, "sale:3")], doubles[number_of(lived, "crash:1")]
-    assert (busy["accepted"], busy["unknown"], busy["last_attempt_number"]) == ("1", "1", "UNAVAILABLE, sent")
-    assert (crashed["accepted"], crashed["unknown"], crashed["last_attempt_number"]) == ("1", "1", "WORKER_GONE, sent")
+    assert (busy["accepted"], busy["unknown"], busy["outcomes"]) == ("1", "1", "UNAVAILABLE, sent")
+    assert (crashed["accepted"], crashed["unknown"], crashed["outcomes"]) == ("1", "1", "WORKER_GONE, sent")
     assert len(doubles) == 2
 
 

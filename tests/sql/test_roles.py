@@ -772,7 +772,7 @@ def test_the_roles_of_another_database_are_ours_too(bare: str, server: str, stag
 
 
 def test_six_may_migrate_two_databases_of_one_server_at_once(bare: str) -> None:
-    migrate = "import sys; from notify_worker.schema import migrate; print(migrate(sys.argv[1]))"
+    migrate = "import sys; from notify_worker.database.schema import migrate; print(migrate(sys.argv[1]))"
 
     with created(bare) as first, created(bare) as second:
         databases = [make_conninfo(bare, dbname=name) for name in (first, second)]

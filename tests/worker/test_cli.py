@@ -325,7 +325,9 @@ def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
     lines = [json.loads(line) for line in worker.err.splitlines()]
     assert (worker.code, worker.out) == (0, "")
     assert all({"at", "level", "logger", "text"} <= line.keys() for line in lines)
-    assert [line["logger"] for line in lines if line["text"].endswith("is registered")] == ["notify_worker.heartbeat"]
+    assert [line["logger"] for line in lines if line.get("event") == "worker_registered"] == [
+        "notify_worker.pipeline.heartbeat"
+    ]
 
 
 def test_a_traceback_stays_in_its_line_of_the_log() -> None:
