@@ -1,5 +1,5 @@
--- Says how many messages a second all workers together may send of a project: its max_per_second, or FCM's default quota; after a
--- 429 the half of what it was, which doubles each minute. (No pinned path, so that it is inlined.)
+-- Returns how many messages a second all workers together may send for a project: its max_per_second, or FCM's default quota.
+-- After FCM's quota was exceeded, half of the previous rate, doubling each minute.
 create or replace function notify_worker.project_rate(project notify_worker.projects)
 returns double precision
 language sql

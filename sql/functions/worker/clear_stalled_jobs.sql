@@ -1,5 +1,6 @@
--- Takes care of jobs that a dead process left as doing: bells are deleted, since the tables are the truth; other tasks of ours are put
--- back. Dead is a process of procrastinate's that has given no sign for two minutes. Returns how many jobs.
+-- Clears up the jobs that dead processes left as doing: deletes wake-ups and rescues, which are made anew anyway, and defers
+-- other tasks of ours again. A process of procrastinate's counts as dead after two minutes without a heartbeat. Returns how
+-- many jobs there were.
 create or replace function notify_worker.clear_stalled_jobs()
 returns bigint
 language plpgsql
