@@ -1,11 +1,11 @@
 -- Deliveries of the last 7 days that FCM may have got more than once, and why: psql -f sql/audit/doubles.sql
--- Counted is each try of which FCM may have a copy: accepted, or unknown and not known to have stayed here.
+-- Counts each attempt of which FCM may have a copy: accepted, or unknown and not known to have stayed here.
 select
     notification_id,
     delivery_id,
     count(*) filter (where verdict = 'sent') as accepted,
     count(*) filter (where verdict = 'unknown') as unknown,
-    string_agg(coalesce(error_code, verdict), ', ' order by number) as tries,
+    string_agg(coalesce(error_code, verdict), ', ' order by number) as outcomes,
     min(started_at) as first_at
 from notify_worker.attempts
 where started_at > now() - interval '7 days'

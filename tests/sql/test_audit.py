@@ -196,8 +196,8 @@ def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
     doubles = {each["notification_id"]: each for each in psql(lived, "doubles")}
 
     busy, crashed = doubles[number_of(lived, "sale:3")], doubles[number_of(lived, "crash:1")]
-    assert (busy["accepted"], busy["unknown"], busy["last_attempt_number"]) == ("1", "1", "UNAVAILABLE, sent")
-    assert (crashed["accepted"], crashed["unknown"], crashed["last_attempt_number"]) == ("1", "1", "WORKER_GONE, sent")
+    assert (busy["accepted"], busy["unknown"], busy["outcomes"]) == ("1", "1", "UNAVAILABLE, sent")
+    assert (crashed["accepted"], crashed["unknown"], crashed["outcomes"]) == ("1", "1", "WORKER_GONE, sent")
     assert len(doubles) == 2
 
 
@@ -206,7 +206,7 @@ def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None
 
     assert [(each["event_id"], each["in_its_way"]) for each in due] == [
         ("due:paused", "its project is paused: their certificate"),
-        ("due:no project", "its project is not there"),
+        ("due:no project", "its project does not exist"),
         ("due:waits", "it waits for a worker"),
     ]
     assert due[0]["due_for"].startswith("03:00:")
@@ -227,7 +227,7 @@ def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: psyco
 
     (due,) = psql(database, "oldest_due")
 
-    assert due["in_its_way"] == "its lease has run out; a worker will take it over"
+    assert due["in_its_way"] == "its lease has run out; the next claim ends it"
 
 
 def test_devices_retired_today_are_counted_by_reason(lived: str) -> None:

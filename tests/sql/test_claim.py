@@ -94,7 +94,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
     register(connection, "u_42", "fcm:phone", platform="ios")
     words = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
     number = insert(connection, receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
-    digits = value(connection, "select digits from notify_worker.installation")
+    prefix = value(connection, "select prefix from notify_worker.installation")
 
     claimed = claim_one(connection, register_worker(connection))
 
@@ -109,7 +109,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
     }
     assert (claimed["project"], claimed["platform"], claimed["on_unknown"]) == ("default", "ios", "hold")
     assert (claimed["priority"], claimed["attempts"], claimed["last_attempt_number"]) == ("high", 0, 0)
-    assert claimed["tag"] == f"{digits}-{number}"
+    assert claimed["tag"] == f"{prefix}-{number}"
 
 
 def test_a_notification_without_a_campaign_has_no_words_of_one(connection: psycopg.Connection) -> None:
@@ -357,7 +357,7 @@ def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, w
         ("update notify_worker.devices set retired_at = now()", "the device was retired: no reason given"),
         (
             "select notify_worker.register_device('u_43', 'token', 'fcm:phone')",
-            "the device belongs to another receiver by now",
+            "the device belongs to another receiver now",
         ),
     ],
 )

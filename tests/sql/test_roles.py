@@ -716,7 +716,7 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
         ]
         told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
 
-    assert "shopkeeper may not make them" in told
+    assert "shopkeeper may not create them" in told
     for role in ROLES:
         assert f"create role {role} nologin" in told
     assert "run migrate again, for the grants" in told
@@ -772,7 +772,7 @@ def test_the_roles_of_another_database_are_ours_too(bare: str, server: str, stag
 
 
 def test_six_may_migrate_two_databases_of_one_server_at_once(bare: str) -> None:
-    migrate = "import sys; from notify_worker.schema import migrate; print(migrate(sys.argv[1]))"
+    migrate = "import sys; from notify_worker.database.schema import migrate; print(migrate(sys.argv[1]))"
 
     with created(bare) as first, created(bare) as second:
         databases = [make_conninfo(bare, dbname=name) for name in (first, second)]

@@ -37,17 +37,11 @@ begin
     );
 
     update notifications
-    set cancelled_at = clock_timestamp()
+    set cancelled_at = clock_timestamp(),
+        state = case when fanned_out_at is null then 'cancelled' else state end,
+        settled_at = case when fanned_out_at is null then clock_timestamp() else settled_at end,
+        settled_reason = case when fanned_out_at is null then 'it was cancelled by a call' else settled_reason end
     where id = notification.id;
-
-    if notification.fanned_out_at is null then
-        update notifications
-        set state = 'cancelled',
-            settled_at = clock_timestamp(),
-            settled_reason = 'it was cancelled by a call'
-        where id = notification.id;
-        return true;
-    end if;
 
     update stored_deliveries as delivery
     set state = 'cancelled',

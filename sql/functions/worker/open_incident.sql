@@ -46,7 +46,14 @@ begin
     end if;
 
     if open_incident.scope = 'devices' then
-        open_incident.reason := open_incident.reason || '. ' || restore_devices_statement(open_incident.project, opened.began_at);
+        open_incident.reason := open_incident.reason || format(
+            '. What was retired in the minute before comes back by: update notify_worker.devices set retired_at = null, '
+                || 'retired_reason = null where project = %L and retired_reason = %L and retired_at between %L and %L',
+            open_incident.project,
+            'FCM calls it unregistered',
+            opened.began_at - interval '1 minute',
+            opened.began_at + interval '1 second'
+        );
     end if;
     insert into stored_incidents (project, scope, by, began_at, ends_at, next_probe_at, reason, project_rate)
     values (
