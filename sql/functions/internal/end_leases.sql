@@ -7,9 +7,6 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
-    if notification_ids is null then
-        return;
-    end if;
     perform apply_history(notification_ids);
 
     insert into stored_attempts

@@ -45,23 +45,29 @@ begin
     set state = 'failed',
         last_verdict = 'unregistered',
         last_error_code = null,
-        last_error = case
-            when device.retired_at is not null then 'the device was retired: ' || coalesce(device.retired_reason, 'no reason given')
-            when device.id is not null then 'the device belongs to another receiver now'
-            else 'the device was deleted'
-        end,
+        last_error = coalesce(
+            (
+                select case
+                    when device.retired_at is null then 'the device belongs to another receiver now'
+                    else 'the device was retired: ' || coalesce(device.retired_reason, 'no reason given')
+                end
+                from devices as device
+                where device.id = delivery.device_id
+            ),
+            'the device was deleted'
+        ),
         settled_at = clock_timestamp()
     from notifications as notification
-    join stored_deliveries as open
-        on open.notification_id = notification.id
-        and open.state = 'pending'
-        and open.device_id is not null
-    left join devices as device
-        on device.id = open.device_id
     where notification.id = any (notification_ids)
         and notification.state = 'pending'
-        and delivery.id = open.id
-        and reaches(device, notification.receiver_id) is not true;
+        and delivery.notification_id = notification.id
+        and delivery.state = 'pending'
+        and delivery.device_id is not null
+        and not exists (
+            select from devices as device
+            where device.id = delivery.device_id
+                and reaches(device, notification.receiver_id)
+        );
     if found then
         perform settle(notification_ids);
     end if;

@@ -27,8 +27,7 @@ begin
         return null;
     end if;
 
-    select array_agg(id) into leased_ids
-    from (
+    leased_ids := array(
         select id
         from notifications
         where state = 'pending'
@@ -38,8 +37,8 @@ begin
             and leased_by = rescue_worker.worker_id
         order by id
         for update skip locked      -- a locked one is due again when its lease ends
-    ) as leased;
+    );
     perform end_leases(leased_ids);
-    return coalesce(cardinality(leased_ids), 0);
+    return cardinality(leased_ids);
 end
 $$;

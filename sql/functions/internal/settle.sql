@@ -8,10 +8,6 @@ as $$
 declare
     unreachable bigint[];
 begin
-    if notification_ids is null then
-        return;
-    end if;
-
     -- A notification that was cancelled while leased: start nothing more of it.
     update stored_deliveries as delivery
     set state = 'cancelled',

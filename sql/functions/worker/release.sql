@@ -20,15 +20,14 @@ declare
     ));
     leased_ids bigint[];
 begin
-    select array_agg(id) into leased_ids
-    from (
+    leased_ids := array(
         select notification.id
         from notifications as notification
         where notification.lease = release.lease
             and notification.id in (select notification_id from stored_deliveries where id = any (released))
         order by notification.id
         for update skip locked
-    ) as leased;
+    );
 
     update stored_deliveries as delivery
     set due_at = greatest(clock_timestamp(), notification.leased_at + interval '1 microsecond')
