@@ -7,6 +7,9 @@ language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
+    if coalesce(cardinality(notification_ids), 0) = 0 then
+        return;
+    end if;
     perform apply_history(notification_ids);
 
     insert into stored_attempts

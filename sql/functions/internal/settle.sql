@@ -8,6 +8,10 @@ as $$
 declare
     unreachable bigint[];
 begin
+    if coalesce(cardinality(notification_ids), 0) = 0 then
+        return;
+    end if;
+
     -- A notification that was cancelled while leased: start nothing more of it.
     update stored_deliveries as delivery
     set state = 'cancelled',

@@ -6,17 +6,21 @@ returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
+declare
+    unleased bigint[];
 begin
-    perform apply_late(array(
+    select array_agg(id) into unleased
+    from (
         select notification.id
         from notifications as notification
         where notification.id in (
-                select outcome.notification_id from parse_outcomes(outcomes) as outcome where outcome.verdict = 'sent'
-            )
+            select outcome.notification_id from parse_outcomes(outcomes) as outcome where outcome.verdict = 'sent'
+        )
             and notification.state in ('pending', 'held')
             and notification.lease is null
         order by notification.id
         for update skip locked
-    ));
+    ) as notification;
+    perform apply_late(unleased);
 end
 $$;
