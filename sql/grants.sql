@@ -1,41 +1,40 @@
--- Who may do what. Three roles, made where the migrating role may make roles; another database of the cluster may have made
--- them already, or be making them at this moment. Where they can't be made, everything works for the owner, and the grants
--- below can be run later, by whoever may: migrate says so.
+-- The three roles and what they may do. The roles are created if the migrating role may create roles, and if another database of the
+-- cluster has not created them already. Without them everything works for the owner, and `migrate` grants the rights later.
 do $$
 declare
-    of_ours text;
+    role text;
 begin
-    foreach of_ours in array array['notify_worker_producer', 'notify_worker_worker', 'notify_worker_auditor'] loop
-        if to_regrole(of_ours) is null then
+    foreach role in array array['notify_worker_producer', 'notify_worker_worker', 'notify_worker_auditor'] loop
+        if to_regrole(role) is null then
             begin
-                execute format('create role %I nologin', of_ours);
+                execute format('create role %I nologin', role);
             exception
                 when duplicate_object or unique_violation then
-                    null;       -- another database's migrate was quicker
+                    null;       -- the migrate of another database was quicker
             end;
         end if;
     end loop;
 exception
     when insufficient_privilege then
-        raise warning 'the roles notify_worker_producer, notify_worker_worker and notify_worker_auditor are not there, and % may not make them',
+        raise warning 'the roles notify_worker_producer, notify_worker_worker and notify_worker_auditor do not exist, and % may not create them',
             current_user
             using hint = 'Everything works for the owner. To share it, let an administrator run: create role notify_worker_producer nologin; '
                 'create role notify_worker_worker nologin; create role notify_worker_auditor nologin; and then run migrate again, for the grants.';
 end
 $$;
 
--- Whatever an earlier release granted ends here. What the owner granted to roles of others stays.
+-- Revokes what an earlier release granted. What the owner granted to other roles stays.
 do $$
 declare
-    grantee text;
+    statement text;
 begin
-    foreach grantee in array array['public', 'notify_worker_producer', 'notify_worker_worker', 'notify_worker_auditor'] loop
-        if grantee = 'public' or to_regrole(grantee) is not null then
-            execute format('revoke all on schema notify_worker from %s', grantee);
-            execute format('revoke all on all tables in schema notify_worker from %s', grantee);
-            execute format('revoke all on all sequences in schema notify_worker from %s', grantee);
-            execute format('revoke all on all routines in schema notify_worker from %s', grantee);
-        end if;
+    for statement in
+        select format('revoke all on %s notify_worker from %s', objects, grantee)
+        from unnest(array['schema', 'all tables in schema', 'all sequences in schema', 'all routines in schema']) as objects
+        cross join unnest(array['public', 'notify_worker_producer', 'notify_worker_worker', 'notify_worker_auditor']) as grantee
+        where grantee = 'public' or to_regrole(grantee) is not null
+    loop
+        execute statement;
     end loop;
 end
 $$;
@@ -52,9 +51,9 @@ begin
         grant execute on function
             notify_worker.cancel(text),
             notify_worker.cancel(bigint),
-            notify_worker.installed_version(),
-            notify_worker.register_device(text, text, text, text, text, text),
-            notify_worker.retire_device(text, text, text)
+            notify_worker.installed_version,
+            notify_worker.register_device,
+            notify_worker.retire_device
         to notify_worker_producer;
     end if;
 
@@ -72,15 +71,15 @@ begin
         grant execute on function
             notify_worker.explain(text),
             notify_worker.explain(bigint),
-            notify_worker.history(text, timestamptz),
-            notify_worker.pending_projects(),   -- the view status asks it
-            notify_worker.installed_version()
+            notify_worker.history,
+            notify_worker.pending_projects,     -- the view status calls it
+            notify_worker.installed_version
         to notify_worker_auditor;
     end if;
 
     if to_regrole('notify_worker_worker') is not null then
         grant usage on schema notify_worker to notify_worker_worker;
-        execute (       -- not on the partitions of the history: they are reached through their parent
+        execute (       -- not on the partitions of the history, which are reached through their parent
             select format(
                 'grant select, insert, update, delete on %s to notify_worker_worker',
                 string_agg(oid::regclass::text, ', ' order by oid)
@@ -92,17 +91,14 @@ begin
         );
         grant usage, select, update on all sequences in schema notify_worker to notify_worker_worker;
 
-        -- functions/worker and functions/internal, procrastinate's, and of functions/public what the worker and its command call
+        -- functions/worker and functions/internal, procrastinate's, and of functions/public what the worker and its commands call
         execute (
             select format('grant execute on routine %s to notify_worker_worker', string_agg(oid::regprocedure::text, ', '))
             from pg_proc
             where pronamespace = 'notify_worker'::regnamespace
                 and prorettype <> 'trigger'::regtype
         );
-        revoke execute on function
-            notify_worker.register_device(text, text, text, text, text, text),
-            notify_worker.retire_device(text, text, text)
-        from notify_worker_worker;
+        revoke execute on function notify_worker.register_device, notify_worker.retire_device from notify_worker_worker;
     end if;
 end
 $$;

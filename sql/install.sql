@@ -1,12 +1,13 @@
--- How `migrate` replaces what an earlier release installed, and drops what no file defines any more. All of this is temporary:
--- it ends with the transaction or the session. Functions named procrastinate_* and objects of extensions are not ours.
+-- How `migrate` replaces what an earlier release installed, and drops what no file defines any more. Everything here is temporary
+-- and ends with the transaction or the session. Functions named procrastinate_* and objects of extensions are not ours.
 create temporary table installed_before on commit drop as
-select 'pg_proc'::regclass as catalog, oid, xmin::text as version
+select
+    'routine' as kind, proname as name, oid::regprocedure::text as identity, 'pg_proc'::regclass as catalog, oid, xmin::text as version
 from pg_proc
 where pronamespace = 'notify_worker'::regnamespace
     and proname not like 'procrastinate\_%'
 union all
-select 'pg_class'::regclass, oid, xmin::text
+select 'view', relname, oid::regclass::text, 'pg_class'::regclass, oid, xmin::text
 from pg_class
 where relnamespace = 'notify_worker'::regnamespace
     and relkind = 'v';
@@ -17,18 +18,18 @@ where classid = catalog
     and objid = oid
     and deptype = 'e';
 
--- What was there before and has not been replaced since: `create or replace` gives a row of the catalog another xmin.
+-- The objects from before that were not replaced so far: `create or replace` gives an object's row in the catalog another xmin.
 create temporary view outdated as
-select 'routine' as kind, proname as name, oid::regprocedure::text as identity, 'pg_proc'::regclass as catalog, oid
-from pg_proc
-where ('pg_proc'::regclass, oid, xmin::text) in (select catalog, oid, version from installed_before)
-union all
-select 'view', relname, oid::regclass::text, 'pg_class'::regclass, oid
-from pg_class
-where ('pg_class'::regclass, oid, xmin::text) in (select catalog, oid, version from installed_before);
+select installed_before.*
+from installed_before
+where (catalog, oid, version) in (
+    select 'pg_proc'::regclass, oid, xmin::text from pg_proc
+    union all
+    select 'pg_class'::regclass, oid, xmin::text from pg_class
+);
 
--- Drops the outdated objects of a kind, or only those of one name, and first all outdated views where these are in the way.
--- Objects outside of the schema that depend on them are an error: they are not ours to drop.
+-- Drops the outdated objects of a kind, or only those of one name; if outdated views depend on them, drops all of those first.
+-- Fails if objects outside of the schema depend on them: those are not ours to drop.
 create or replace procedure pg_temp.drop_outdated(of_kind text, named text default null)
 language plpgsql
 as $$
@@ -53,8 +54,8 @@ exception
 end
 $$;
 
--- Runs a file that creates or replaces the function or the view of this name. Where Postgres refuses to (another result,
--- parameters of other names, fewer defaults, other columns; a comment on one of two functions), the outdated one goes first.
+-- Runs a file that creates or replaces the function or view of this name. If Postgres refuses the replacement (another result, other
+-- names of parameters, fewer defaults, other columns; a comment on one of two functions), drops the outdated one first.
 create or replace procedure pg_temp.install(name text, source text)
 language plpgsql
 as $$
@@ -68,7 +69,7 @@ exception
 end
 $$;
 
--- Comments outlive a replacement: the files give them anew.
+-- Removes all comments, which would outlive a replacement: the files add theirs again.
 do $$
 declare
     commented text;

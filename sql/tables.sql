@@ -23,7 +23,7 @@ COMMENT ON COLUMN notify_worker.campaigns.body IS 'May have {placeholders}.';
 COMMENT ON COLUMN notify_worker.campaigns.image IS 'A URL; may have {placeholders}.';
 COMMENT ON COLUMN notify_worker.campaigns.data IS 'What the app receives: an object, string to string.';
 COMMENT ON COLUMN notify_worker.campaigns.message IS 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
-COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'Since then nothing of it is sent: what comes due ends cancelled.';
+COMMENT ON COLUMN notify_worker.campaigns.retired_at IS 'From then on its notifications end as cancelled when they come due.';
 
 CREATE TABLE notify_worker.notifications (
     id bigint NOT NULL,
@@ -58,12 +58,12 @@ CREATE TABLE notify_worker.notifications (
     settled_reason text
 );
 COMMENT ON TABLE notify_worker.notifications IS 'The outbox. INSERT a row in your own transaction to send a push notification, once, to a receiver or an address.';
-COMMENT ON COLUMN notify_worker.notifications.id IS 'Its number.';
-COMMENT ON COLUMN notify_worker.notifications.event_id IS 'The same event published twice is sent once. Null: not deduplicated. At most 512 bytes.';
+COMMENT ON COLUMN notify_worker.notifications.id IS 'The notification''s number.';
+COMMENT ON COLUMN notify_worker.notifications.event_id IS 'An event that is inserted twice is sent once. Null: not deduplicated. At most 512 bytes.';
 COMMENT ON COLUMN notify_worker.notifications.receiver_id IS 'Sent to every live device of this receiver; or else give kind and address.';
 COMMENT ON COLUMN notify_worker.notifications.kind IS 'token, fid, topic or condition.';
 COMMENT ON COLUMN notify_worker.notifications.address IS 'The token, the Firebase installation ID, the topic''s name or the condition.';
-COMMENT ON COLUMN notify_worker.notifications.campaign IS 'Its title, body, image, data and message are used where the row has none of its own.';
+COMMENT ON COLUMN notify_worker.notifications.campaign IS 'Gives title, body, image, data and message where the row has none of its own.';
 COMMENT ON COLUMN notify_worker.notifications.title IS 'Sent as it is; wins over the campaign''s.';
 COMMENT ON COLUMN notify_worker.notifications.body IS 'Sent as it is; wins over the campaign''s.';
 COMMENT ON COLUMN notify_worker.notifications.image IS 'A URL, sent as it is; wins over the campaign''s.';
@@ -73,12 +73,57 @@ COMMENT ON COLUMN notify_worker.notifications.message IS 'Fields of FCM''s messa
 COMMENT ON COLUMN notify_worker.notifications.priority IS 'high, normal, or null: FCM''s own default. high is a lane of its own.';
 COMMENT ON COLUMN notify_worker.notifications.send_at IS 'Not before. Null: at once.';
 COMMENT ON COLUMN notify_worker.notifications.expires_at IS 'Not after. Null: by the project''s expires_after.';
-COMMENT ON COLUMN notify_worker.notifications.on_unknown IS 'If nobody can say whether FCM has the message: resend it, or hold it for a person to decide.';
+COMMENT ON COLUMN notify_worker.notifications.on_unknown IS 'If it is unknown whether FCM has the message: resend it, or hold it for a person to decide.';
 COMMENT ON COLUMN notify_worker.notifications.project IS 'The name of a row of projects.';
 COMMENT ON COLUMN notify_worker.notifications.traceparent IS 'Kept for a later release; nothing reads it yet.';
 COMMENT ON COLUMN notify_worker.notifications.state IS 'pending, sent (FCM has accepted it), failed, expired, cancelled, unreachable (no live device), held.';
 COMMENT ON COLUMN notify_worker.notifications.created_at IS 'When its transaction began.';
-COMMENT ON COLUMN notify_worker.notifications.settled_at IS 'When it ended.';
+COMMENT ON COLUMN notify_worker.notifications.settled_at IS 'When its state became final.';
+
+CREATE TABLE notify_worker.stored_attempts (
+    delivery_id bigint NOT NULL,
+    notification_id bigint NOT NULL,
+    number integer NOT NULL,
+    lease uuid NOT NULL,
+    worker text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    verdict text NOT NULL,
+    requests integer,
+    http_status integer,
+    error_code text,
+    error text,
+    retry_at timestamp with time zone,
+    provider_message_id text,
+    counts boolean DEFAULT true NOT NULL,
+    late boolean DEFAULT false NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT stored_attempts_verdict CHECK ((verdict = ANY (ARRAY['sent'::text, 'retry'::text, 'failed'::text, 'unregistered'::text, 'unknown'::text, 'paused'::text])))
+)
+PARTITION BY RANGE (recorded_at);
+
+CREATE TABLE notify_worker.stored_deliveries (
+    id bigint NOT NULL,
+    notification_id bigint NOT NULL,
+    device_id bigint,
+    kind text NOT NULL,
+    address text NOT NULL,
+    platform text,
+    state text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    last_attempt_number integer DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    last_verdict text,
+    last_error_code text,
+    last_error text,
+    provider_message_id text,
+    started_under uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retried_at timestamp with time zone,
+    settled_at timestamp with time zone,
+    CONSTRAINT stored_deliveries_state CHECK ((state = ANY (ARRAY['pending'::text, 'sent'::text, 'failed'::text, 'expired'::text, 'cancelled'::text, 'held'::text])))
+)
+WITH (fillfactor='80');
 
 CREATE TABLE notify_worker.stored_incidents (
     id bigint NOT NULL,
@@ -114,62 +159,17 @@ CREATE TABLE notify_worker.projects (
     CONSTRAINT projects_retry_grows CHECK ((('00:00:00'::interval < first_retry_after) AND (first_retry_after <= longest_retry_after) AND (longest_retry_after <= '1 year'::interval))),
     CONSTRAINT projects_stale_after_is_a_time CHECK (((stale_after >= '00:00:00'::interval) AND (stale_after <= '100 years'::interval)))
 );
-COMMENT ON TABLE notify_worker.projects IS 'One row a Firebase project: credentials, quota, retry policy and pauses.';
+COMMENT ON TABLE notify_worker.projects IS 'One row per Firebase project: credentials, rate limit and retry policy.';
 COMMENT ON COLUMN notify_worker.projects.name IS 'The key.';
-COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'What stands in FCM''s URL; null: the project that the credentials name.';
+COMMENT ON COLUMN notify_worker.projects.firebase_project_id IS 'The project ID in FCM''s URL. Null: the project that the credentials name.';
 COMMENT ON COLUMN notify_worker.projects.credentials IS 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
-COMMENT ON COLUMN notify_worker.projects.sender IS 'fcm, console, or a sender that a package brings.';
+COMMENT ON COLUMN notify_worker.projects.sender IS 'fcm, console, or the name of a sender from another package.';
 COMMENT ON COLUMN notify_worker.projects.max_per_second IS 'The rate of all workers together. Null: 10,000, FCM''s default quota.';
-COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'How many attempts of a delivery count before it is given up.';
-COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
-COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The wait grows no further than this.';
-COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification that names no expires_at stays worth sending.';
+COMMENT ON COLUMN notify_worker.projects.max_attempts IS 'A delivery is given up after so many attempts that count.';
+COMMENT ON COLUMN notify_worker.projects.first_retry_after IS 'The wait after the first failed attempt; it doubles with each. FCM asks for 10 s or more.';
+COMMENT ON COLUMN notify_worker.projects.longest_retry_after IS 'The longest wait between two attempts.';
+COMMENT ON COLUMN notify_worker.projects.expires_after IS 'How long a notification without expires_at is worth sending.';
 COMMENT ON COLUMN notify_worker.projects.stale_after IS 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
-
-CREATE TABLE notify_worker.stored_deliveries (
-    id bigint NOT NULL,
-    notification_id bigint NOT NULL,
-    device_id bigint,
-    kind text NOT NULL,
-    address text NOT NULL,
-    platform text,
-    state text DEFAULT 'pending'::text NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL,
-    last_attempt_number integer DEFAULT 0 NOT NULL,
-    due_at timestamp with time zone NOT NULL,
-    last_verdict text,
-    last_error_code text,
-    last_error text,
-    provider_message_id text,
-    started_under uuid,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    retried_at timestamp with time zone,
-    settled_at timestamp with time zone,
-    CONSTRAINT stored_deliveries_state CHECK ((state = ANY (ARRAY['pending'::text, 'sent'::text, 'failed'::text, 'expired'::text, 'cancelled'::text, 'held'::text])))
-)
-WITH (fillfactor='80');
-
-CREATE TABLE notify_worker.stored_attempts (
-    delivery_id bigint NOT NULL,
-    notification_id bigint NOT NULL,
-    number integer NOT NULL,
-    lease uuid NOT NULL,
-    worker text NOT NULL,
-    started_at timestamp with time zone NOT NULL,
-    finished_at timestamp with time zone,
-    verdict text NOT NULL,
-    requests integer,
-    http_status integer,
-    error_code text,
-    error text,
-    retry_at timestamp with time zone,
-    provider_message_id text,
-    counts boolean DEFAULT true NOT NULL,
-    late boolean DEFAULT false NOT NULL,
-    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT stored_attempts_verdict CHECK ((verdict = ANY (ARRAY['sent'::text, 'retry'::text, 'failed'::text, 'unregistered'::text, 'unknown'::text, 'paused'::text])))
-)
-PARTITION BY RANGE (recorded_at);
 
 CREATE TABLE notify_worker.devices (
     id bigint NOT NULL,
@@ -186,13 +186,13 @@ CREATE TABLE notify_worker.devices (
     CONSTRAINT devices_kind CHECK ((kind = ANY (ARRAY['token'::text, 'fid'::text]))),
     CONSTRAINT devices_platform CHECK ((platform = ANY (ARRAY['android'::text, 'ios'::text, 'web'::text])))
 );
-COMMENT ON TABLE notify_worker.devices IS 'Where a receiver can be reached. An address belongs to whoever registered it last.';
+COMMENT ON TABLE notify_worker.devices IS 'The devices of receivers. An address belongs to the receiver that registered it last.';
 COMMENT ON COLUMN notify_worker.devices.receiver_id IS 'The application''s own user id.';
 COMMENT ON COLUMN notify_worker.devices.kind IS 'token or fid.';
 COMMENT ON COLUMN notify_worker.devices.platform IS 'android, ios, web, or null.';
 COMMENT ON COLUMN notify_worker.devices.registered_at IS 'When it was last registered.';
 COMMENT ON COLUMN notify_worker.devices.seen_at IS 'When it was last registered or sent to.';
-COMMENT ON COLUMN notify_worker.devices.retired_at IS 'Since then nothing is sent here. A tombstone; registering again clears it.';
+COMMENT ON COLUMN notify_worker.devices.retired_at IS 'From then on nothing is sent to it. Registering it again clears this.';
 COMMENT ON COLUMN notify_worker.devices.retired_reason IS 'Why it was retired.';
 
 CREATE TABLE notify_worker.installation (

@@ -31,16 +31,16 @@ create table notify_worker.projects (
 );
 insert into notify_worker.projects (name) values ('default');
 
-comment on table notify_worker.projects is 'One row a Firebase project: credentials, quota, retry policy and pauses.';
+comment on table notify_worker.projects is 'One row per Firebase project: credentials, rate limit and retry policy.';
 comment on column notify_worker.projects.name is 'The key.';
-comment on column notify_worker.projects.firebase_project_id is 'What stands in FCM''s URL; null: the project that the credentials name.';
+comment on column notify_worker.projects.firebase_project_id is 'The project ID in FCM''s URL. Null: the project that the credentials name.';
 comment on column notify_worker.projects.credentials is 'file:PATH, or env:NAME of a variable that holds the JSON; never the key itself. Null: Google''s default chain.';
-comment on column notify_worker.projects.sender is 'fcm, console, or a sender that a package brings.';
+comment on column notify_worker.projects.sender is 'fcm, console, or the name of a sender from another package.';
 comment on column notify_worker.projects.max_per_second is 'The rate of all workers together. Null: 10,000, FCM''s default quota.';
-comment on column notify_worker.projects.max_attempts is 'How many attempts of a delivery count before it is given up.';
-comment on column notify_worker.projects.first_retry_after is 'The wait after the first attempt that failed; it doubles from there. FCM asks for 10 s or more.';
-comment on column notify_worker.projects.longest_retry_after is 'The wait grows no further than this.';
-comment on column notify_worker.projects.expires_after is 'How long a notification that names no expires_at stays worth sending.';
+comment on column notify_worker.projects.max_attempts is 'A delivery is given up after so many attempts that count.';
+comment on column notify_worker.projects.first_retry_after is 'The wait after the first failed attempt; it doubles with each. FCM asks for 10 s or more.';
+comment on column notify_worker.projects.longest_retry_after is 'The longest wait between two attempts.';
+comment on column notify_worker.projects.expires_after is 'How long a notification without expires_at is worth sending.';
 comment on column notify_worker.projects.stale_after is 'A device unseen for longer is not sent to; FCM drops Android registrations after 270 days.';
 
 create table notify_worker.campaigns (
@@ -63,7 +63,7 @@ comment on column notify_worker.campaigns.body is 'May have {placeholders}.';
 comment on column notify_worker.campaigns.image is 'A URL; may have {placeholders}.';
 comment on column notify_worker.campaigns.data is 'What the app receives: an object, string to string.';
 comment on column notify_worker.campaigns.message is 'Fields of FCM''s message to merge in: android, apns, webpush, fcm_options.';
-comment on column notify_worker.campaigns.retired_at is 'Since then nothing of it is sent: what comes due ends cancelled.';
+comment on column notify_worker.campaigns.retired_at is 'From then on its notifications end as cancelled when they come due.';
 
 create table notify_worker.devices (
     id bigint generated always as identity primary key,
@@ -78,7 +78,7 @@ create table notify_worker.devices (
     seen_at timestamptz not null default now(),
     retired_at timestamptz,
     retired_reason text,
-    -- The device that followed it: what waits for it goes there.
+    -- The device that replaced it, and gets its waiting deliveries.
     replaced_by bigint,
     constraint devices_address_once unique (project, kind, address)
 );
@@ -86,13 +86,13 @@ create index devices_live_idx
     on notify_worker.devices (receiver_id, project)
     where retired_at is null;
 
-comment on table notify_worker.devices is 'Where a receiver can be reached. An address belongs to whoever registered it last.';
+comment on table notify_worker.devices is 'The devices of receivers. An address belongs to the receiver that registered it last.';
 comment on column notify_worker.devices.receiver_id is 'The application''s own user id.';
 comment on column notify_worker.devices.kind is 'token or fid.';
 comment on column notify_worker.devices.platform is 'android, ios, web, or null.';
 comment on column notify_worker.devices.registered_at is 'When it was last registered.';
 comment on column notify_worker.devices.seen_at is 'When it was last registered or sent to.';
-comment on column notify_worker.devices.retired_at is 'Since then nothing is sent here. A tombstone; registering again clears it.';
+comment on column notify_worker.devices.retired_at is 'From then on nothing is sent to it. Registering it again clears this.';
 comment on column notify_worker.devices.retired_reason is 'Why it was retired.';
 
 create table notify_worker.notifications (
@@ -120,20 +120,20 @@ create table notify_worker.notifications (
     due_at timestamptz not null default now(),
     -- 0: priority high. 1: the rest.
     lane smallint not null default 1,
-    -- Since when it has its deliveries, one per live device.
+    -- When its deliveries were created, one per live device.
     fanned_out_at timestamptz,
-    -- The token of the claim: whoever knows it may change the deliveries.
+    -- The token of the claim: only its holder changes the deliveries.
     lease uuid,
     -- The id of the worker that claimed it.
     leased_by bigint,
-    -- When it was last claimed; its deliveries due by then belong to that claim.
+    -- When it was last claimed; its deliveries that were due by then belong to that claim.
     leased_at timestamptz,
-    -- When a call cancelled it; what a worker holds then still ends as it ends.
+    -- When a call cancelled it; deliveries in flight at that moment are still finished.
     cancelled_at timestamptz,
     -- When a call last made it due again.
     retried_at timestamptz,
     settled_at timestamptz,
-    -- Why it ended where it never came to a delivery.
+    -- Why it ended, if it ended without deliveries.
     settled_reason text,
     constraint notifications_event_once unique (event_id)
 );
@@ -150,12 +150,12 @@ create index notifications_settled_idx
     where settled_at is not null;
 
 comment on table notify_worker.notifications is 'The outbox. INSERT a row in your own transaction to send a push notification, once, to a receiver or an address.';
-comment on column notify_worker.notifications.id is 'Its number.';
-comment on column notify_worker.notifications.event_id is 'The same event published twice is sent once. Null: not deduplicated. At most 512 bytes.';
+comment on column notify_worker.notifications.id is 'The notification''s number.';
+comment on column notify_worker.notifications.event_id is 'An event that is inserted twice is sent once. Null: not deduplicated. At most 512 bytes.';
 comment on column notify_worker.notifications.receiver_id is 'Sent to every live device of this receiver; or else give kind and address.';
 comment on column notify_worker.notifications.kind is 'token, fid, topic or condition.';
 comment on column notify_worker.notifications.address is 'The token, the Firebase installation ID, the topic''s name or the condition.';
-comment on column notify_worker.notifications.campaign is 'Its title, body, image, data and message are used where the row has none of its own.';
+comment on column notify_worker.notifications.campaign is 'Gives title, body, image, data and message where the row has none of its own.';
 comment on column notify_worker.notifications.title is 'Sent as it is; wins over the campaign''s.';
 comment on column notify_worker.notifications.body is 'Sent as it is; wins over the campaign''s.';
 comment on column notify_worker.notifications.image is 'A URL, sent as it is; wins over the campaign''s.';
@@ -165,16 +165,16 @@ comment on column notify_worker.notifications.message is 'Fields of FCM''s messa
 comment on column notify_worker.notifications.priority is 'high, normal, or null: FCM''s own default. high is a lane of its own.';
 comment on column notify_worker.notifications.send_at is 'Not before. Null: at once.';
 comment on column notify_worker.notifications.expires_at is 'Not after. Null: by the project''s expires_after.';
-comment on column notify_worker.notifications.on_unknown is 'If nobody can say whether FCM has the message: resend it, or hold it for a person to decide.';
+comment on column notify_worker.notifications.on_unknown is 'If it is unknown whether FCM has the message: resend it, or hold it for a person to decide.';
 comment on column notify_worker.notifications.project is 'The name of a row of projects.';
 comment on column notify_worker.notifications.traceparent is 'Kept for a later release; nothing reads it yet.';
 comment on column notify_worker.notifications.state is 'pending, sent (FCM has accepted it), failed, expired, cancelled, unreachable (no live device), held.';
 comment on column notify_worker.notifications.created_at is 'When its transaction began.';
-comment on column notify_worker.notifications.settled_at is 'When it ended.';
+comment on column notify_worker.notifications.settled_at is 'When its state became final.';
 """
 
 TABLES_OF_THE_WORKER = """
--- One row: the prefix of every message's tag, so that two installations never replace each other's messages.
+-- One row: the prefix of every message's tag, so that no installation replaces another's messages.
 create table notify_worker.installation (
     prefix text primary key,
     installed_at timestamptz not null default now()
@@ -193,9 +193,9 @@ create table notify_worker.stored_deliveries (
         constraint stored_deliveries_state check (state in ('pending', 'sent', 'failed', 'expired', 'cancelled', 'held')),
     -- How many attempts count against the project's max_attempts.
     attempts integer not null default 0,
-    -- How many rows of the history are applied here, and the number of the last of them.
+    -- The number of the last attempt in the history that was applied here.
     last_attempt_number integer not null default 0,
-    -- When it may be sent; by the notification's leased_at at the latest: it belongs to that claim.
+    -- When it may be sent. If that is not later than the notification's leased_at, it belongs to that claim.
     due_at timestamptz not null,
     last_verdict text,
     last_error_code text,
@@ -204,7 +204,7 @@ create table notify_worker.stored_deliveries (
     -- The lease under which a request was about to start. Set only where on_unknown is hold.
     started_under uuid,
     created_at timestamptz not null default now(),
-    -- When a call gave it a fresh budget: attempts counts from there.
+    -- When a call gave it a fresh budget of attempts, which counts from there.
     retried_at timestamptz,
     settled_at timestamptz
 ) with (fillfactor = 80);
@@ -223,7 +223,7 @@ create table notify_worker.stored_attempts (
     lease uuid not null,
     worker text not null,
     started_at timestamptz not null,
-    -- Null: its worker was gone before it could say; the message may never have left.
+    -- Null: the worker was gone before it recorded an outcome; FCM may have the message or not.
     finished_at timestamptz,
     verdict text not null
         constraint stored_attempts_verdict
@@ -233,12 +233,12 @@ create table notify_worker.stored_attempts (
     http_status integer,
     error_code text,
     error text,
-    -- When the delivery was to be due again. Null: never.
+    -- When the delivery became due again. Null: never.
     retry_at timestamptz,
     provider_message_id text,
     -- Whether it counts against the project's max_attempts. A fault of the project, an outage and a crash do not.
     counts boolean not null default true,
-    -- The lease had been taken over before this outcome was appended.
+    -- Whether its lease had ended before this outcome was appended.
     late boolean not null default false,
     recorded_at timestamptz not null default now()
 ) partition by range (recorded_at);
@@ -253,13 +253,13 @@ create table notify_worker.stored_workers (
     name text not null,
     host text not null,
     pid integer not null,
-    -- How long the leases are that it takes.
+    -- How long its leases are.
     lease_length interval not null,
     -- Whether it holds its lock while it is alive; false behind a pooler in transaction mode.
     holds_lock boolean not null default true,
     started_at timestamptz not null default now(),
     last_heartbeat_at timestamptz not null default now(),
-    -- When it was first found without its lock; the next heartbeat clears it. Its grace period counts from here.
+    -- When it was first found stale; the next heartbeat clears it. Its grace period starts here.
     stale_since timestamptz,
     -- When it unregistered, or was rescued.
     ended_at timestamptz
@@ -268,8 +268,8 @@ create index stored_workers_here_idx
     on notify_worker.stored_workers (id)
     where ended_at is null;
 
--- One row a worker id, locked while outcomes are recorded under it or its leases are ended. A rescued worker keeps its row: it
--- may be alive, and record late.
+-- One row per worker id, locked while outcomes are recorded under it or its leases are ended. A rescued worker keeps its row, since
+-- it may be alive and record late.
 create table notify_worker.stored_worker_locks (
     worker_id integer primary key
 );
@@ -278,17 +278,17 @@ create table notify_worker.stored_worker_locks (
 create table notify_worker.stored_incidents (
     id bigint generated always as identity primary key,
     project text not null,
-    -- What of the project it stops: all of it, iOS and web, topics, or the retiring of devices.
+    -- What it blocks: the whole project, iOS and web, topics, or that devices are retired.
     scope text not null default 'project'
         constraint stored_incidents_scope check (scope in ('project', 'apns_web', 'topics', 'devices')),
     by text not null
         constraint stored_incidents_by check (by in ('operator', 'worker')),
     began_at timestamptz not null default now(),
-    -- When it ends by itself; infinity: when somebody resumes, or a probe succeeds.
+    -- When it ends by itself. Infinity: when an operator resumes the project, or a probe succeeds.
     ends_at timestamptz not null default 'infinity',
     -- When the next probe may be sent; the first that succeeds closes the incident. Null: it is not probed.
     next_probe_at timestamptz,
-    -- How many probes have been sent that decided something. The wait between two grows with it.
+    -- How many probes were sent, without those that decided nothing. The wait between probes grows with it.
     probe_count integer not null default 0,
     -- When it was closed. Null also where ends_at has passed and nobody has closed it since.
     ended_at timestamptz,
@@ -303,14 +303,14 @@ create index stored_incidents_rate_idx
     on notify_worker.stored_incidents (project, id)
     where project_rate is not null;
 
--- One row a project, for its lock alone: workers that change its incidents take turns. Only the worker's role may lock it,
--- which holds for no row of projects and for no advisory lock.
+-- One row per project, only to be locked: workers that change its incidents take turns. Only the worker's role may lock it; other
+-- roles may lock rows of projects, and any session may take an advisory lock.
 create table notify_worker.stored_project_locks (
     project text primary key
 );
 
--- Until when a worker is awake, in milliseconds since 1970: a statement before that sends no wake-up. Only workers move it.
--- A crash of the server empties it, and then every statement sends one.
+-- Until when a worker is awake, in milliseconds since 1970: a statement before that sends no wake-up. Only workers set it. A crash
+-- of the server resets it, and until a worker sets it again every statement sends a wake-up.
 create unlogged sequence notify_worker.awake_until;
 """
 

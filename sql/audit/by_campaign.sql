@@ -1,4 +1,4 @@
--- How the campaigns of the last 7 days went: psql -f sql/audit/by_campaign.sql
+-- The campaigns of the last 7 days, with their notifications by state: psql -f sql/audit/by_campaign.sql
 select
     campaign,
     count(*) as notifications,

@@ -1,4 +1,4 @@
--- What was given up on in the last 7 days, the most frequent first, with one to look at: psql -f sql/audit/dead_letters_by_error.sql
+-- Dead letters of the last 7 days by error, the most frequent first, each with its latest: psql -f sql/audit/dead_letters_by_error.sql
 select
     project,
     error_code,

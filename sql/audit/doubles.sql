@@ -1,5 +1,5 @@
 -- Deliveries of the last 7 days that FCM may have got more than once, and why: psql -f sql/audit/doubles.sql
--- Counted is each try of which FCM may have a copy: accepted, or unknown and not known to have stayed here.
+-- Counts each attempt of which FCM may have a copy: accepted, or unknown and not known to have stayed here.
 select
     notification_id,
     delivery_id,

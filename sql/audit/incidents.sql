@@ -1,4 +1,4 @@
--- Pauses and breakers, those that go on first: psql -f sql/audit/incidents.sql
+-- Pauses and incidents, open ones first: psql -f sql/audit/incidents.sql
 select
     project,
     scope,

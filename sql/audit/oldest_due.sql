@@ -1,13 +1,13 @@
--- What has been due the longest, who holds it, and what is in its way: psql -f sql/audit/oldest_due.sql
+-- What has been due the longest, and why it is not sent: psql -f sql/audit/oldest_due.sql
 select
     notification.id,
     notification.event_id,
     notification.project,
     now() - notification.due_at as due_for,
     case
-        when project.name is null then 'its project is not there'
+        when project.name is null then 'its project does not exist'
         when pause.project is not null then 'its project is paused: ' || coalesce(pause.reason, 'no reason given')
-        when notification.lease is not null then 'its lease has run out; a worker will take it over'
+        when notification.lease is not null then 'its lease has run out; the next claim ends it'
         when not exists (select from notify_worker.workers) then 'no worker is alive'
         else 'it waits for a worker'
     end as in_its_way

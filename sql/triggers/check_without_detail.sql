@@ -1,5 +1,5 @@
--- Refuse what is no device, no campaign, or no place of a key, as the constraints of the table would, and by their names; but an
--- error of theirs has a DETAIL with the whole row, address and all, and it stands in the logs of the server and of whoever asked.
+-- Refuse bad devices, campaigns and credentials as the constraints of the tables would, and by their names. But an error from a
+-- constraint has a DETAIL with the whole row, address included, which ends up in the logs of the server and the caller.
 create or replace function notify_worker.check_device()
 returns trigger
 language plpgsql
@@ -12,8 +12,10 @@ declare
         when new.address is null then 'address'
         when new.project is null then 'project'
     end;
-    rule text;
-    what text;
+    wrong text := case
+        when new.kind not in ('token', 'fid') then 'kind'
+        when new.platform not in ('android', 'ios', 'web') then 'platform'
+    end;
 begin
     if missing is not null then
         raise exception using
@@ -22,18 +24,12 @@ begin
             column = missing,
             schema = tg_table_schema,
             table = tg_table_name;
-    elsif new.kind not in ('token', 'fid') then
-        rule := 'devices_kind';
-        what := format('the kind of a device can''t be "%s": there are token and fid', left(new.kind, 40));
-    elsif new.platform not in ('android', 'ios', 'web') then
-        rule := 'devices_platform';
-        what := format('the platform of a device can''t be "%s": there are android, ios and web', left(new.platform, 40));
-    end if;
-    if rule is not null then
+    elsif wrong is not null then
         raise exception using
             errcode = 'check_violation',
-            message = what,
-            constraint = rule,
+            message = format('the %s of a device can''t be "%s"', wrong, left(to_jsonb(new) ->> wrong, 40)),
+            hint = case wrong when 'kind' then 'Use token or fid.' else 'Use android, ios or web.' end,
+            constraint = 'devices_' || wrong,
             schema = tg_table_schema,
             table = tg_table_name;
     end if;
@@ -73,8 +69,8 @@ begin
     if new.credentials !~ '^(file:|env:)' then
         raise exception using
             errcode = 'check_violation',
-            message = 'the credentials of a project are a place, and never the key itself',
-            hint = 'file:PATH of a service-account file, or env:NAME of a variable that holds its JSON. A key that was pasted here is better replaced.',
+            message = 'the credentials of a project have to name a place, not be the key itself',
+            hint = 'Use file:PATH of a service-account file, or env:NAME of a variable with its JSON. Replace a key that was pasted here.',
             constraint = 'projects_credentials_are_a_place',
             schema = tg_table_schema,
             table = tg_table_name;

@@ -1,10 +1,10 @@
--- procrastinate's trigger functions name their tables without a schema: pinned to ours, they also work for whoever puts a job in or
--- takes one out in psql.
+-- procrastinate's trigger functions name their tables without a schema. With a pinned path they also work for sessions with another
+-- path, such as psql.
 do $$
 declare
-    of_procrastinate regprocedure;
+    trigger_function regprocedure;
 begin
-    for of_procrastinate in
+    for trigger_function in
         select oid
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace
@@ -12,7 +12,7 @@ begin
             and prorettype = 'trigger'::regtype
             and proconfig is null
     loop
-        execute format('alter function %s set search_path = pg_catalog, notify_worker, pg_temp', of_procrastinate);
+        execute format('alter function %s set search_path = pg_catalog, notify_worker, pg_temp', trigger_function);
     end loop;
 end
 $$;

@@ -1,4 +1,4 @@
--- The history: one row a try, only ever added to.
+-- The history: one row per attempt, append-only.
 create or replace view notify_worker.attempts as
 select
     delivery_id,
@@ -17,9 +17,9 @@ select
     late
 from notify_worker.stored_attempts;
 
-comment on view notify_worker.attempts is 'The history: one row a try, only ever added to.';
-comment on column notify_worker.attempts.started_at is 'When its first request began; of one that was cut off, when it was claimed.';
-comment on column notify_worker.attempts.finished_at is 'Null: its worker was gone before it could say; the message may never have left.';
-comment on column notify_worker.attempts.verdict is 'sent, retry, failed, unregistered, unknown (FCM may have it or not) or paused (the project''s fault, counts against nothing).';
-comment on column notify_worker.attempts.retry_at is 'When the delivery was to be due again. Null: never.';
-comment on column notify_worker.attempts.late is 'The lease had been taken over before this outcome came.';
+comment on view notify_worker.attempts is 'The history: one row per attempt, append-only.';
+comment on column notify_worker.attempts.started_at is 'When its first request started; if it was cut off, when its notification was claimed.';
+comment on column notify_worker.attempts.finished_at is 'Null: the worker was gone before it recorded an outcome; FCM may have the message or not.';
+comment on column notify_worker.attempts.verdict is 'sent, retry, failed, unregistered, unknown (FCM may have it or not) or paused (a fault of the project, not counted).';
+comment on column notify_worker.attempts.retry_at is 'When the delivery became due again. Null: never.';
+comment on column notify_worker.attempts.late is 'Its lease had ended before this outcome was recorded.';

@@ -1,4 +1,5 @@
--- What was given up on; kept, and can be retried. An address that FCM calls unregistered is none: nobody is there any more.
+-- Deliveries that were given up, and notifications that failed before they had any. They are kept and can be retried. An
+-- address that FCM calls unregistered is not a dead letter: nobody is there any more.
 create or replace view notify_worker.dead_letters as
 select
     delivery.id as delivery_id,
@@ -32,5 +33,5 @@ from notify_worker.notifications
 where settled_reason is not null
     and state = 'failed';
 
-comment on view notify_worker.dead_letters is 'What was given up on; kept, and can be retried.';
-comment on column notify_worker.dead_letters.delivery_id is 'Null where it never came to one.';
+comment on view notify_worker.dead_letters is 'Deliveries that were given up. They are kept and can be retried.';
+comment on column notify_worker.dead_letters.delivery_id is 'Null: the notification failed before it had deliveries.';

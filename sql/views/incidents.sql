@@ -1,4 +1,4 @@
--- Pauses and breakers, past and present.
+-- The pauses and incidents of projects, past and present.
 create or replace view notify_worker.incidents as
 select
     incident.project,
@@ -12,7 +12,7 @@ select
     incident.reason
 from notify_worker.stored_incidents as incident;
 
-comment on view notify_worker.incidents is 'Pauses and breakers, past and present.';
-comment on column notify_worker.incidents.scope is 'What of the project it stops: project, apns_web, topics, or devices (their retiring).';
+comment on view notify_worker.incidents is 'The pauses and incidents of projects, past and present.';
+comment on column notify_worker.incidents.scope is 'What it blocks: project (everything), apns_web, topics, or devices (that devices are retired).';
 comment on column notify_worker.incidents.by is 'operator or worker.';
 comment on column notify_worker.incidents.ended_at is 'Null: it is still open.';

@@ -1,5 +1,5 @@
--- What must balance, a line each, from two different sources: of everything unsettled, and of what settled in the last hour.
--- `balanced` false is a bug, or a hand in the tables.
+-- Figures that must balance, from two different sources each: over everything unsettled, and what settled in the last hour.
+-- `balanced` is false only after a bug, or a change by hand.
 create or replace view notify_worker.ledger as
 with notification as materialized (
     select id, state, project, due_at, lease, leased_by, leased_at, settled_at, settled_reason
@@ -20,6 +20,8 @@ with notification as materialized (
         stored.state,
         stored.attempts,
         stored.settled_at,
+        notification.lease,
+        notification.settled_at as notification_settled_at,
         count(*) filter (where attempt.verdict = 'sent' and not attempt.late) as sent,
         count(*) filter (where attempt.verdict = 'sent' and attempt.late) as sent_late,
         count(*) filter (
@@ -32,16 +34,14 @@ with notification as materialized (
         on stored.notification_id = notification.id
     left join notify_worker.stored_attempts as attempt
         on attempt.delivery_id = stored.id
-    group by stored.id, stored.notification_id, stored.state, stored.attempts, stored.settled_at
+    group by stored.id, notification.lease, notification.settled_at
 ), line (what, expected, found) as (
     select
         'deliveries of settled notifications are settled',
         count(*),
-        count(*) filter (where delivery.settled_at is not null)
-    from notification
-    join delivery
-        on delivery.notification_id = notification.id
-    where notification.settled_at is not null
+        count(*) filter (where settled_at is not null)
+    from delivery
+    where notification_settled_at is not null
 
     union all
     select
@@ -55,22 +55,18 @@ with notification as materialized (
     select
         'each sent attempt settled its delivery',
         count(*),
-        count(*) filter (where delivery.state = 'sent')
-    from notification
-    join delivery
-        on delivery.notification_id = notification.id
-    where delivery.sent > 0
-        and notification.lease is null
+        count(*) filter (where state = 'sent')
+    from delivery
+    where sent > 0
+        and lease is null
 
     union all
     select
         'attempts of deliveries are rows of the history that count',
         count(*),
-        count(*) filter (where delivery.attempts = delivery.counted)
-    from notification
-    join delivery
-        on delivery.notification_id = notification.id
-    where notification.lease is null
+        count(*) filter (where attempts = counted)
+    from delivery
+    where lease is null
 
     union all
     select
@@ -117,4 +113,4 @@ select what, expected::bigint, found::bigint, expected = found as balanced
 from line;
 
 comment on view notify_worker.ledger is
-    'What must balance, a line each, from two different sources: of everything unsettled, and of what settled in the last hour.';
+    'Figures that must balance, from two different sources each: over everything unsettled, and what settled in the last hour.';

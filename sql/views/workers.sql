@@ -1,4 +1,4 @@
--- The workers that are alive.
+-- The workers that are alive: registered, not rescued, and with a heartbeat within 10 s.
 create or replace view notify_worker.workers as
 select name, started_at, last_heartbeat_at, host, pid
 from notify_worker.stored_workers

@@ -206,7 +206,7 @@ def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None
 
     assert [(each["event_id"], each["in_its_way"]) for each in due] == [
         ("due:paused", "its project is paused: their certificate"),
-        ("due:no project", "its project is not there"),
+        ("due:no project", "its project does not exist"),
         ("due:waits", "it waits for a worker"),
     ]
     assert due[0]["due_for"].startswith("03:00:")
@@ -227,7 +227,7 @@ def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: psyco
 
     (due,) = psql(database, "oldest_due")
 
-    assert due["in_its_way"] == "its lease has run out; a worker will take it over"
+    assert due["in_its_way"] == "its lease has run out; the next claim ends it"
 
 
 def test_devices_retired_today_are_counted_by_reason(lived: str) -> None:

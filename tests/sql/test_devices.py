@@ -274,7 +274,7 @@ def test_two_devices_that_one_has_followed_are_told_once(connection: psycopg.Con
         ("delete from notify_worker.devices where address = 'fcm:phone'", "the device was deleted"),
         (
             "select notify_worker.register_device('u_43', 'token', 'fcm:phone')",
-            "the device belongs to another receiver by now",
+            "the device belongs to another receiver now",
         ),
         (
             "select notify_worker.retire_device('token', 'fcm:phone')",

@@ -27,7 +27,7 @@ from tests.support.store_calls import (
 )
 
 ADDRESS = "fcm:a-secret-address-of-a-phone-0815"
-GONE = "the worker was gone before it could say what became of this"
+GONE = "the worker was gone before it recorded an outcome"
 
 
 def story(connection: psycopg.Connection, notification_id: int) -> list[str]:
@@ -51,7 +51,7 @@ def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
     phone = f"delivery {delivery} (android …e-0815)"
     assert told == [
         f"notification {number} (event order:42:paid) was inserted for receiver u_42",
-        f"{phone} was made",
+        f"{phone} was created",
         f"{phone}: attempt 1 by {worker.name} came to sent: FCM has accepted it as projects/p/messages/1",
         "it ended sent",
     ]
@@ -105,7 +105,7 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psyco
     tries = [line.partition(": ")[2] for line in story(connection, number) if "attempt" in line]
     assert tries == [
         f"attempt 1 by {dead.name} came to unknown: {GONE}, to be tried again at <time>",
-        f"attempt 1 by {dead.name} came to sent: FCM has accepted it (late: its lease had been taken over)",
+        f"attempt 1 by {dead.name} came to sent: FCM has accepted it (late: its lease had ended)",
     ]
 
 

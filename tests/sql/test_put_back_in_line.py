@@ -297,10 +297,10 @@ def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statemen
 
     connection.execute("set search_path = notify_worker")
 
-    with pytest.raises(ObjectInUse, match=f"notification {number} is in the hands of a worker") as refused:
+    with pytest.raises(ObjectInUse, match=f"notification {number} is leased by a worker") as refused:
         connection.execute(statement, {"notification": number, "delivery": failed["delivery_id"]})
 
-    assert "Try again when it has ended" in (refused.value.diag.message_hint or "")
+    assert "Retry it once the worker has recorded it" in (refused.value.diag.message_hint or "")
     assert (notification(connection, number), deliveries(connection, number)) == before
 
 

@@ -716,7 +716,7 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
         ]
         told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
 
-    assert "shopkeeper may not make them" in told
+    assert "shopkeeper may not create them" in told
     for role in ROLES:
         assert f"create role {role} nologin" in told
     assert "run migrate again, for the grants" in told

@@ -348,7 +348,7 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
         (told(FAILED, UNREGISTERED), "failed", "it is"),
         (told(GIVEN_UP), "failed", "FCM is busy"),
         (told(UNREGISTERED), "unreachable", "it is gone"),
-        (told(UNKNOWN, on_unknown="hold"), "held", "nobody can say whether FCM has it; it is for a person to decide"),
+        (told(UNKNOWN, on_unknown="hold"), "held", "it is unknown whether FCM has it; it is for a person to decide"),
         (told(LATER), "pending", "FCM is busy, due at "),
         (of_no_campaign, "failed", 'there is no campaign "no_such"'),
         (without_a_device, "unreachable", "the receiver has no live device"),

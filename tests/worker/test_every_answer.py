@@ -124,7 +124,7 @@ HELD = Fate(
     "held",
     story=(
         "{tried} came to unknown: {said}",
-        "it is held: nobody can say whether FCM has it, and it is for a person to decide",
+        "it is held: it is unknown whether FCM has it, and it is for a person to decide",
     ),
 )
 NEVER_LEFT = Fate(

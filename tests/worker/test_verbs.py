@@ -229,7 +229,7 @@ def test_retry_of_what_a_worker_holds_says_to_try_again(cli: Cli, shop: psycopg.
     claim(shop, register_worker(shop))
 
     assert cli("retry", "1").complaint.startswith(
-        "notification 1 is in the hands of a worker. Try again when it has ended"
+        "notification 1 is leased by a worker. Retry it once the worker has recorded it"
     )
 
 

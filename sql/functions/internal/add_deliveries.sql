@@ -1,5 +1,5 @@
--- Gives each of these notifications, which the caller has locked, a delivery for every live device of its receiver that has none
--- yet, or one to its address. Returns the notifications that got one.
+-- Adds a delivery to each of these notifications for every live device of its receiver that has none yet, or one to its
+-- address. The caller holds the row locks. Returns the notification of each delivery that was added.
 create or replace function notify_worker.add_deliveries(notification_ids bigint[])
 returns setof bigint
 language sql

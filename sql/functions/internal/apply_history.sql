@@ -1,5 +1,5 @@
--- What the history holds for the open deliveries of these notifications, under their present leases, becomes their state. The
--- caller has locked the notifications. The one place where a verdict turns into a state.
+-- Applies the attempts that the history holds under the present leases of these notifications to their deliveries in flight.
+-- This is the one place where a verdict becomes a state. The caller holds the row locks of the notifications.
 create or replace function notify_worker.apply_history(notification_ids bigint[])
 returns void
 language plpgsql
@@ -7,7 +7,7 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
     oldest timestamptz := (
-        select min(leased_at) - interval '1 minute'     -- a minute, for a clock that was set back
+        select min(leased_at) - interval '1 minute'     -- a minute in case the clock was set back
         from notifications
         where id = any (notification_ids)
     );
@@ -22,7 +22,7 @@ begin
                 least(
                     attempt.retry_at,
                     (
-                        select expiry(notification, project.expires_after)      -- due then, to be ended
+                        select expiry(notification, project.expires_after)      -- it becomes due then, and ends as expired
                         from projects as project
                         where project.name = notification.project
                     )
@@ -51,10 +51,8 @@ begin
                 attempt.counts::integer as counted
         ) as becomes
     where notification.id = any (notification_ids)
-        and notification.lease is not null
         and delivery.notification_id = notification.id
-        and delivery.state = 'pending'
-        and delivery.due_at <= notification.leased_at
+        and in_flight(delivery, notification)
         and attempt.delivery_id = delivery.id
         and attempt.lease = notification.lease
         and attempt.recorded_at >= oldest

@@ -1,6 +1,6 @@
--- What the history holds of late outcomes that say sent settles the open deliveries of these notifications, which the caller has
--- locked and nobody holds. Asked wherever somebody decides what becomes of them next, since `record` passes over what is locked.
--- One from before a call put the delivery back in line counts no more: that call knew of it.
+-- Settles the open deliveries of these notifications that a late outcome in the history says were sent. The caller holds the
+-- row locks, and the notifications are unleased. `record` skips locked rows, so every function that decides what happens to a
+-- notification next calls this first. An outcome from before the last retry is ignored: that retry knew of it.
 create or replace function notify_worker.apply_late(notification_ids bigint[])
 returns void
 language plpgsql

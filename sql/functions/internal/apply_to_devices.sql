@@ -1,7 +1,7 @@
--- What these outcomes say of devices: an address that FCM calls unregistered is retired, if it has not registered again since the
--- request began, and no breaker is open; one that was sent to has been seen (written once a day). A device that is locked is left
--- for the next time. Driven from the outcomes, whatever the statistics say: on tables that were never analyzed the planner
--- would join all notifications with all devices first.
+-- Retires the devices that FCM calls unregistered, unless they registered again after the request began or an incident protects
+-- the project's devices; marks those that were sent to as seen, at most once a day. Skips devices that are locked. Starts from
+-- the outcomes whatever the statistics say: on tables that were never analyzed, the planner would join all notifications with
+-- all devices first.
 create or replace function notify_worker.apply_to_devices(outcomes jsonb)
 returns void
 language sql
@@ -13,7 +13,7 @@ as $$
         cross join lateral (select * from stored_deliveries where id = outcome.delivery_id offset 0) as delivery
         cross join lateral (select project from notifications where id = delivery.notification_id offset 0) as notification
         where outcome.verdict in ('sent', 'unregistered')
-    ), told as (
+    ), changed as (
         select device.id, outcome.verdict
         from addressed as outcome
         join devices as device
@@ -34,9 +34,9 @@ as $$
         for update of device skip locked
     )
     update devices as device
-    set seen_at = case when told.verdict = 'sent' then clock_timestamp() else device.seen_at end,
-        retired_at = case when told.verdict = 'unregistered' then clock_timestamp() end,
-        retired_reason = case when told.verdict = 'unregistered' then 'FCM calls it unregistered' end
-    from told
-    where device.id = told.id
+    set seen_at = case when changed.verdict = 'sent' then clock_timestamp() else device.seen_at end,
+        retired_at = case when changed.verdict = 'unregistered' then clock_timestamp() end,
+        retired_reason = case when changed.verdict = 'unregistered' then 'FCM calls it unregistered' end
+    from changed
+    where device.id = changed.id
 $$;

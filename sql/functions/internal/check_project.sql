@@ -1,4 +1,4 @@
--- Refuses a project that is not there (undefined_object), and suggests the nearest name.
+-- Refuses a project that does not exist (undefined_object) and suggests the nearest name.
 create or replace function notify_worker.check_project(project text)
 returns void
 language plpgsql

@@ -1,5 +1,5 @@
--- Makes the transaction that calls this commit durably, whatever the database's default is: what follows from it leaves the house.
--- A claim that commits synchronously also makes the producer's commit durable, which came before it.
+-- Makes the calling transaction commit durably whatever the database's default is, since requests are sent because of it. A
+-- claim that commits synchronously also makes the producer's earlier commit durable.
 create or replace function notify_worker.commit_durably()
 returns void
 language sql

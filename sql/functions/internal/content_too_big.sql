@@ -1,5 +1,6 @@
--- Returns whether a notification and its campaign hold more than 64 KB of content and params, which could kill a worker.
--- Measured as text: the stored form may be a hundred times smaller.
+-- Returns whether a notification and its campaign hold more than 64 KB of content and params together, which could exhaust a
+-- worker's memory. Measured as text, since the compressed form can be a hundred times smaller. No pinned path, so that it is
+-- inlined.
 create or replace function notify_worker.content_too_big(
     notification notify_worker.notifications, campaign notify_worker.campaigns
 )

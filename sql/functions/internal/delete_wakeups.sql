@@ -1,4 +1,4 @@
--- Deletes the bells that wait: whoever claims after this answers them all. Returns how many.
+-- Deletes the wake-ups that wait, up to 500: the claim that follows answers them all. Returns how many.
 create or replace function notify_worker.delete_wakeups()
 returns bigint
 language sql
@@ -14,11 +14,11 @@ as $$
         order by priority desc, id
         limit 500
         for update skip locked
-    ), taken_down as (
+    ), deleted as (
         delete from procrastinate_jobs
         using waiting
         where procrastinate_jobs.id = waiting.id
         returning procrastinate_jobs.id
     )
-    select count(*) from taken_down
+    select count(*) from deleted
 $$;

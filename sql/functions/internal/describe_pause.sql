@@ -1,4 +1,4 @@
--- Says until when a project is paused, in words, and why. No row: it is not paused.
+-- Returns until when a project is paused, in words, and why; no row if it is not paused.
 create or replace function notify_worker.describe_pause(project text)
 returns table (until text, reason text)
 language sql

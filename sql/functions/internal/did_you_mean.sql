@@ -1,5 +1,5 @@
--- Names the candidate that is spelt most like a word, as the end of a sentence (`; did you mean "order_paid"?`), or nothing
--- where none is near: half of the pairs of neighbouring letters have to be the same.
+-- Returns the candidate that is spelt most like a word as the end of a sentence (`; did you mean "order_paid"?`), or an empty
+-- text if none shares at least half of the word's pairs of neighbouring letters.
 create or replace function notify_worker.did_you_mean(word text, candidates text[])
 returns text
 language sql

@@ -1,13 +1,13 @@
--- Ends the leases of these notifications, which the caller has locked: applies what the history holds for them; records what it does
--- not hold as unknown (it may never have left), due at once, or held where its sender asked for that and a request of it was
--- about to begin. That counts against nothing.
+-- Ends the leases of these notifications: first applies what the history holds for them, then records each delivery without an
+-- outcome as unknown, since FCM may have it. It is due again at once; or held, if its sender asked for that and a request was
+-- about to start. Neither counts against max_attempts. The caller holds the row locks.
 create or replace function notify_worker.end_leases(notification_ids bigint[])
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 begin
-    if notification_ids is null then
+    if coalesce(cardinality(notification_ids), 0) = 0 then
         return;
     end if;
     perform apply_history(notification_ids);
@@ -23,7 +23,7 @@ begin
         notification.leased_at,
         'unknown',
         'WORKER_GONE',
-        'the worker was gone before it could say what became of this',
+        'the worker was gone before it recorded an outcome',
         case when notification.on_unknown = 'resend' or delivery.started_under is distinct from notification.lease then clock_timestamp() end,
         false
     from notifications as notification
@@ -32,9 +32,7 @@ begin
     left join stored_workers as worker
         on worker.id = notification.leased_by
     where notification.id = any (notification_ids)
-        and notification.lease is not null
-        and delivery.state = 'pending'
-        and delivery.due_at <= notification.leased_at;
+        and in_flight(delivery, notification);
 
     if found then
         perform apply_history(notification_ids);

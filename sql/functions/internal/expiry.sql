@@ -1,4 +1,4 @@
--- Says until when a notification is worth sending. (No pinned path, so that it is inlined.)
+-- Returns when a notification expires. No pinned path, so that it is inlined.
 create or replace function notify_worker.expiry(notification notify_worker.notifications, expires_after interval)
 returns timestamptz
 language sql

@@ -1,11 +1,11 @@
--- Gives each of these notifications, which the caller has locked, its deliveries: one per live device of its receiver, or one to
--- its address. A receiver without a live device ends it as unreachable.
+-- Creates the deliveries of these notifications: one per live device of the receiver, or one to the address. A notification
+-- whose receiver has no live device ends as unreachable. The caller holds the row locks.
 create or replace function notify_worker.fan_out(notification_ids bigint[])
 returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    with expanded as materialized (
+    with reachable as materialized (
         select add_deliveries(fan_out.notification_ids) as id
     )
     update notifications as notification
@@ -14,5 +14,5 @@ as $$
         settled_reason = 'the receiver has no live device'
     where notification.id = any (fan_out.notification_ids)
         and notification.state = 'pending'
-        and notification.id not in (select id from expanded)
+        and notification.id not in (select id from reachable)
 $$;

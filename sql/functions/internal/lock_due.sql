@@ -1,7 +1,7 @@
--- Locks up to `most` due notifications and lists them: of each project that has some and is not paused, its share, and no more than
--- its limit in `limits` (a project without one is left out, a name that no project has needs none); high before normal, but an
--- eighth is normal's where it has any; the longest due first. Of a project whose probe is due it is one notification:
--- postpone_blocked decides whether it is the probe. One that somebody else has locked is skipped: it delays nobody.
+-- Locks up to `most` due notifications and lists them. Each project that is not paused gets an equal share, up to its limit in
+-- `limits`; a project without a limit is left out, unless no project has that name. High priority goes before normal, but an
+-- eighth of the share is kept for normal; within a lane, the longest due go first. From a project whose probe is due it takes
+-- one notification, and postpone_blocked decides whether that is the probe. Locked notifications are skipped.
 create or replace function notify_worker.lock_due(most integer, due_by timestamptz, limits jsonb)
 returns table (id bigint, fanned_out_at timestamptz, lease uuid)
 language plpgsql
@@ -23,7 +23,7 @@ declare
     of_lane smallint;
     for_normal integer;
     taken integer;
-    probes integer;     -- how many have been sent of a project that is paused, and whose next one is due
+    probes integer;     -- how many were sent for a paused project; null if it is not paused
 begin
     foreach of_project in array in_line loop
         exit when left_over < 1;
@@ -36,8 +36,8 @@ begin
             and incident.scope = 'project';
         share := least(share, case when probes is not null then 1 end);
 
-        -- Every other probe is what has come last and was never tried: else what fails each time would be asked again and again,
-        -- and all else wait.
+        -- Every other probe is the newest notification without an attempt: a message that fails each time must not be the only
+        -- probe while all others wait.
         if probes % 2 = 1 then
             taken := 0;
             foreach of_lane in array array[1, 0] loop
@@ -59,7 +59,7 @@ begin
             continue when taken > 0;
         end if;
 
-        -- An eighth, so that it is a tenth of any few seconds; and of a small share now and then one.
+        -- An eighth on average, so that a few seconds always have a tenth; a small share has one now and then.
         select count(*) into for_normal
         from (
             select from notifications as notification
@@ -69,7 +69,7 @@ begin
                 and notification.due_at <= due_by
             order by notification.due_at
             limit floor(share / 8.0 + random())::integer
-            for update skip locked      -- what somebody else has locked is no reason to leave room
+            for update skip locked      -- locked rows need no room
         ) as waiting;
 
         foreach of_lane in array array[0, 1] loop

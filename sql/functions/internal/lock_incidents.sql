@@ -1,5 +1,5 @@
--- Locks the open incidents of this scope that workers have opened, and lists them. Waits for nobody: one that another transaction has
--- locked, such as an operator's open `resume`, is left out. The caller has the project's lock (lock_project), which workers wait for.
+-- Locks the open incidents of this scope that workers opened, and lists them. Skips those that another transaction has locked,
+-- such as an operator's open `resume`. The caller holds the project's lock (lock_project), for which workers wait.
 create or replace function notify_worker.lock_incidents(project text, scope text)
 returns setof notify_worker.stored_incidents
 language sql

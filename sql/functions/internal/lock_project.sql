@@ -1,6 +1,6 @@
--- Makes workers that open or close incidents of a project take turns, until the transaction ends. Waits half a second at most
--- (lock_not_available): a worker that reports an incident has more to do. The row is ours, and not the project's own, which
--- anybody with rights on `projects` may keep locked.
+-- Makes workers that open or close incidents of a project take turns until the transaction ends. Waits at most half a second
+-- (lock_not_available), since the worker has other work to do. Locks a row of our own: anyone with rights on `projects` may
+-- keep the project's row locked.
 create or replace function notify_worker.lock_project(project text)
 returns void
 language sql

@@ -1,4 +1,4 @@
--- Reads the outcomes that a worker hands to `record`, as rows. (No pinned path, so that it is inlined.)
+-- Returns the outcomes that a worker passes to `record` as rows. No pinned path, so that it is inlined.
 create or replace function notify_worker.parse_outcomes(outcomes jsonb)
 returns table (
     delivery_id bigint,

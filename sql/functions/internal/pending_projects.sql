@@ -1,5 +1,5 @@
--- Lists the projects that have pending notifications, each by one step through the index, whatever their number: every one that
--- there is, and of names that are no project's a thousand at most. Anybody who inserts can make up names.
+-- Lists the projects that have pending notifications, with one index step per project: all projects that exist, and up to a
+-- thousand names that do not, since producers can insert any name.
 create or replace function notify_worker.pending_projects()
 returns setof text
 language sql
@@ -32,7 +32,7 @@ as $$
             select from notifications as notification
             where notification.state = 'pending'
                 and notification.project = projects.name
-            order by notification.project   -- so that the index is read
+            order by notification.project   -- so that the index is used
             limit 1
         )
 $$;

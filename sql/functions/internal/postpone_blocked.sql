@@ -1,7 +1,7 @@
--- Postpones those deliveries of these notifications that an open incident of their project blocks: iOS and web, or topics, until it
--- ends or its next probe; of a project, whose incident holds them back anyway, by no time at all. Never beyond their expiry, to be ended
--- then. Where a probe is due, this claim takes its turn with one delivery. The caller holds the row locks of the notifications.
--- Returns the deliveries to send as probes.
+-- Postpones the deliveries of these notifications that an open incident blocks, until it ends or its next probe, never beyond
+-- their expiry. Deliveries of a paused project only move behind this claim, since the pause itself holds them back. If a probe
+-- is due, one delivery is left due as the probe. The caller holds the row locks of the notifications. Returns the deliveries to
+-- send as probes.
 create or replace function notify_worker.postpone_blocked(notification_ids bigint[], at timestamptz)
 returns bigint[]
 language plpgsql
@@ -19,7 +19,7 @@ begin
         from open_incidents as open
         where open.project in (select project from notifications where id = any (notification_ids))
         group by open.project, open.scope
-        order by open.scope = 'project', open.scope, open.project   -- what another scope blocks is no probe of the project
+        order by open.scope = 'project', open.scope, open.project   -- last, so that no delivery that another scope blocks probes the project
     loop
         blocked := array(
             select delivery.id
@@ -38,7 +38,7 @@ begin
 
         probe := null;
         if not try_lock_incidents(incident.project, incident.scope) then
-            waits_until := at + interval '1 second';    -- another transaction is about to change them: then look again
+            waits_until := at + interval '1 second';    -- another transaction is about to change them: check again then
         else
             if take_probe(incident.project, incident.scope, at) then
                 probe := blocked[1];
@@ -49,7 +49,7 @@ begin
             where open.project = incident.project
                 and open.scope = incident.scope
             having count(*) > 0;
-            continue when not found;    -- it was closed before the lock was had
+            continue when not found;    -- it was closed before we had the lock
         end if;
 
         update stored_deliveries as delivery
@@ -64,7 +64,7 @@ begin
             and delivery.id is distinct from probe
             and notification.id = delivery.notification_id;
         if found then
-            update notifications    -- else whoever claims it next gives it its deliveries once more
+            update notifications    -- so that the next claim does not fan it out again
             set fanned_out_at = at
             where id = any (notification_ids)
                 and state = 'pending'

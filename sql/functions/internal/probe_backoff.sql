@@ -1,5 +1,6 @@
--- Says how long after a probe, or after the beginning, the next one is made: 10 s, doubling to 5 minutes; for iOS and web 15 minutes.
-create or replace function notify_worker.probe_backoff(scope text, probes integer)
+-- Returns how long after the beginning, or after a probe, the next probe is due: 10 s, doubling up to 5 minutes; 15 minutes for
+-- apns_web.
+create or replace function notify_worker.probe_backoff(scope text, probe_count integer)
 returns interval
 language sql
 immutable
@@ -7,6 +8,6 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select case
         when scope = 'apns_web' then interval '15 minutes'
-        else least(interval '5 minutes', interval '10 seconds' * power(2, least(probes, 10)))
+        else least(interval '5 minutes', interval '10 seconds' * power(2, least(probe_count, 10)))
     end
 $$;

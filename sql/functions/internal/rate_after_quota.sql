@@ -1,5 +1,6 @@
--- Says with how many messages a second all workers together go on after FCM's quota was exceeded: half of what they sent, reckoned from
--- what one of them sent just before (`sent_rate`), and no less than one. Null: it was not the quota.
+-- Returns the rate at which all workers together go on after FCM's quota was exceeded, in messages a second: half of what they
+-- sent, estimated from what one of them just sent (`sent_rate`), and at least one. Null if `sent_rate` is null: it was not the
+-- quota.
 create or replace function notify_worker.rate_after_quota(project text, sent_rate double precision)
 returns double precision
 language sql
@@ -7,7 +8,7 @@ stable
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select greatest(1, sent.half, case
-        -- Refused at once, or again within a minute, it says little of what FCM takes: then it is half of what was allowed.
+        -- If nothing was sent, or the last limit ended within a minute, the sent rate says little: take half of the allowed rate.
         when sent.half = 0 or exists (
             select from stored_incidents as before
             where before.project = rate_after_quota.project

@@ -1,5 +1,5 @@
--- Looks once more at the devices of receivers whose every address turned out to be gone: one whose token has rotated meanwhile
--- is told on the new one. The caller has locked the notifications.
+-- Checks the devices of these unreachable notifications again: if the receiver has registered a new one meanwhile, the
+-- notification is due again for it. The caller holds the row locks.
 create or replace function notify_worker.recheck_devices(notification_ids bigint[])
 returns void
 language plpgsql

@@ -1,13 +1,14 @@
--- Makes due again what a dead worker held; what it held and did not record stands in the history as unknown. Returns how many
--- notifications; null, and nothing is done, where the worker is just recording, holds its lock again or has sent another heartbeat.
+-- Ends the leases of a dead worker, so that what it held is due again; deliveries without an outcome stand in the history as
+-- unknown. Returns how many notifications were rescued. Returns null, and does nothing, if the worker is recording, holds its
+-- lock again, or has sent another heartbeat.
 create or replace function notify_worker.rescue_worker(worker_id integer, last_heartbeat_at timestamptz)
 returns integer
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
-    longest interval;
-    held bigint[];
+    worker_lease_length interval;
+    leased_ids bigint[];
 begin
     if not try_lock_worker(rescue_worker.worker_id) or not exists (
         select from stale_workers() as stale
@@ -21,24 +22,23 @@ begin
     where worker.id = rescue_worker.worker_id
         and worker.ended_at is null
         and worker.last_heartbeat_at = rescue_worker.last_heartbeat_at
-    returning worker.lease_length into longest;
+    returning worker.lease_length into worker_lease_length;
     if not found then
         return null;
     end if;
 
-    select array_agg(id) into held
-    from (
+    leased_ids := array(
         select id
         from notifications
         where state = 'pending'
             and project in (select pending_projects())
             and lane in (0, 1)
-            and due_at <= clock_timestamp() + longest   -- its leases end by then: the index serves this
+            and due_at <= clock_timestamp() + worker_lease_length    -- so that the index is used: its leases end by then
             and leased_by = rescue_worker.worker_id
         order by id
-        for update skip locked                          -- what is locked comes back when its lease ends
-    ) as its;
-    perform end_leases(held);
-    return coalesce(cardinality(held), 0);
+        for update skip locked      -- a locked one is due again when its lease ends
+    );
+    perform end_leases(leased_ids);
+    return cardinality(leased_ids);
 end
 $$;

@@ -1,4 +1,5 @@
--- What was postponed until the end of an incident or its next probe, or until its expiry before that, is due now: the first 10,000, the others then.
+-- Makes due now what was postponed until `waited_until`, the end of an incident or its next probe, or until an expiry before
+-- that. Takes the first 10,000 notifications; the others become due at that time.
 create or replace function notify_worker.resume_postponed(project text, waited_until timestamptz)
 returns void
 language sql

@@ -1,4 +1,5 @@
--- What `retry` and `retry_delivery` do: the whole notification, or one delivery of it.
+-- Makes a notification due again as `retry` promises: all of it, or if `only_delivery` is not null, that delivery as
+-- `retry_delivery` promises.
 create or replace function notify_worker.retry_deliveries(notification_id bigint, only_delivery bigint)
 returns integer
 language plpgsql
@@ -19,8 +20,8 @@ begin
     if notification.lease is not null then
         raise exception using
             errcode = 'object_in_use',
-            message = format('notification %s is in the hands of a worker', notification.id),
-            hint = 'Try again when it has ended: within its lease, and seconds as a rule.';
+            message = format('notification %s is leased by a worker', notification.id),
+            hint = 'Retry it once the worker has recorded it: usually within seconds, at the latest when the lease ends.';
     end if;
     perform apply_late(array[notification.id]);
     select * into notification from notifications where id = notification.id;
@@ -39,8 +40,7 @@ begin
             or exists (
                 select from devices as device
                 where device.id = delivery.device_id
-                    and device.retired_at is null
-                    and device.receiver_id = notification.receiver_id
+                    and reaches(device, notification.receiver_id)
             )
         );
     get diagnostics again = row_count;

@@ -1,4 +1,4 @@
--- Says whether a delivery is of this scope, so that an open incident of the scope blocks it. (No pinned path, so that it is inlined.)
+-- Returns whether an open incident of this scope blocks a delivery. No pinned path, so that it is inlined.
 create or replace function notify_worker.scope_covers(scope text, delivery notify_worker.stored_deliveries)
 returns boolean
 language sql

@@ -1,5 +1,5 @@
--- Derives the state of these notifications, which the caller has locked, from their deliveries, and ends the lease of each that
--- has no delivery out any more. The truth table of states, in its order.
+-- Derives the state of these notifications from their deliveries and ends their leases; one with deliveries in flight is left
+-- as it is. The order of the cases is the precedence of the states. The caller holds the row locks.
 create or replace function notify_worker.settle(notification_ids bigint[])
 returns void
 language plpgsql
@@ -8,11 +8,11 @@ as $$
 declare
     unreachable bigint[];
 begin
-    if notification_ids is null then
+    if coalesce(cardinality(notification_ids), 0) = 0 then
         return;
     end if;
 
-    -- What was cancelled while a worker held it: nothing is started after that.
+    -- A notification that was cancelled while leased: start nothing more of it.
     update stored_deliveries as delivery
     set state = 'cancelled',
         settled_at = clock_timestamp()
@@ -21,7 +21,7 @@ begin
         and notification.cancelled_at is not null
         and delivery.notification_id = notification.id
         and delivery.state = 'pending'
-        and not (notification.lease is not null and delivery.due_at <= notification.leased_at);
+        and not in_flight(delivery, notification);
 
     with derived as (
         select
@@ -31,20 +31,18 @@ begin
                 when bool_or(delivery.state = 'pending') then 'pending'
                 when bool_or(delivery.state = 'held') then 'held'
                 when bool_or(delivery.state = 'sent') then 'sent'
-                when bool_or(holder.cancelled_at is not null) then 'cancelled'
+                when bool_or(notification.cancelled_at is not null) then 'cancelled'
                 when bool_and(delivery.state = 'failed' and delivery.last_verdict is not distinct from 'unregistered') then 'unreachable'
                 when bool_or(delivery.state = 'failed') then 'failed'
                 when bool_or(delivery.state = 'expired') then 'expired'
                 else 'cancelled'
             end as state
         from stored_deliveries as delivery
-        join notifications as holder
-            on holder.id = delivery.notification_id
+        join notifications as notification
+            on notification.id = delivery.notification_id
         where delivery.notification_id = any (notification_ids)
         group by delivery.notification_id
-        having not bool_or(
-            holder.lease is not null and delivery.state = 'pending' and delivery.due_at <= holder.leased_at
-        )
+        having not bool_or(in_flight(delivery, notification))
     ), settled as (
         update notifications as notification
         set state = derived.state,

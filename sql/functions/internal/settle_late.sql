@@ -1,15 +1,15 @@
--- Applies those of these outcomes that came late (their lease had been taken over) and say sent: each settles its delivery where
--- that is held, or pending and unleased. What somebody has locked, or a worker holds, is settled by whoever decides on it next.
--- Any other late answer only stands in the history.
+-- Settles as sent the deliveries that late outcomes (those whose lease had ended) say were sent, if they are held, or pending
+-- and unleased. Skips notifications that are locked or leased: the next function that decides on them applies the outcome from
+-- the history. Any other late outcome only stands in the history.
 create or replace function notify_worker.settle_late(outcomes jsonb)
 returns void
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
-    free bigint[];
+    unleased bigint[];
 begin
-    select array_agg(id) into free
+    select array_agg(id) into unleased
     from (
         select notification.id
         from notifications as notification
@@ -20,7 +20,7 @@ begin
             and notification.lease is null
         order by notification.id
         for update skip locked
-    ) as unleased;
-    perform apply_late(free);
+    ) as notification;
+    perform apply_late(unleased);
 end
 $$;

@@ -1,5 +1,5 @@
--- Settles those of these notifications, which the caller has locked, that can't be sent: expired; of a retired campaign;
--- of a campaign or project that is not there; too big to be read. The reason stands in the row, or in its open deliveries.
+-- Settles those of these notifications that cannot be sent: expired, of a retired campaign, of a campaign or project that does
+-- not exist, or too big. The reason is written to the notification, or to its open deliveries. The caller holds the row locks.
 create or replace function notify_worker.settle_unsendable(notification_ids bigint[])
 returns void
 language plpgsql
@@ -9,23 +9,23 @@ declare
     at timestamptz := clock_timestamp();
     unsendable_ids bigint[];
 begin
-    with judged as (
+    with checked as (
         select
             notification.id,
             notification.project,
             notification.campaign,
             case
-                when its_project.name is null then 'no project'
-                when expiry(notification, its_project.expires_after) <= at then 'expired'
-                when its_campaign.retired_at <= at then 'retired'
-                when notification.campaign is not null and its_campaign.name is null then 'no campaign'
-                when content_too_big(notification, its_campaign) then 'too big'
+                when projects.name is null then 'no project'
+                when expiry(notification, projects.expires_after) <= at then 'expired'
+                when campaigns.retired_at <= at then 'retired'
+                when notification.campaign is not null and campaigns.name is null then 'no campaign'
+                when content_too_big(notification, campaigns) then 'too big'
             end as reason
         from notifications as notification
-        left join projects as its_project
-            on its_project.name = notification.project
-        left join campaigns as its_campaign
-            on its_campaign.name = notification.campaign
+        left join projects
+            on projects.name = notification.project
+        left join campaigns
+            on campaigns.name = notification.campaign
         where notification.id = any (notification_ids)
             and notification.state = 'pending'
     ), unsendable as (
@@ -39,16 +39,16 @@ begin
                 when 'retired' then format('the campaign "%s" is retired', campaign)
                 when 'no campaign' then format('there is no campaign "%s"', campaign)
                     || did_you_mean(campaign, (select array_agg(name) from campaigns))
-                else 'words, params, data and message take more than 64 KB'
-            end as because
-        from judged
+                else 'its content and params take more than 64 KB'
+            end as explanation
+        from checked
         where reason is not null
     ), ended as (
         update stored_deliveries as delivery
         set state = unsendable.state,
             last_verdict = null,
             last_error_code = null,
-            last_error = unsendable.because,
+            last_error = unsendable.explanation,
             settled_at = at
         from unsendable
         where delivery.notification_id = unsendable.id
@@ -57,7 +57,7 @@ begin
         update notifications as notification
         set state = unsendable.state,
             settled_at = at,
-            settled_reason = unsendable.because
+            settled_reason = unsendable.explanation
         from unsendable
         where notification.id = unsendable.id
             and notification.fanned_out_at is null

@@ -1,11 +1,11 @@
--- Lists the stale workers, which may be dead: still registered, and nobody holds their advisory lock; one that cannot hold a lock is
--- stale once it has sent no heartbeat for 2 s. A stale worker that sends no heartbeat for its grace period is dead, which is in
--- `dead_in` seconds (0 or less: it is dead).
--- The grace period, in seconds, is counted from when the worker was first found stale: a living one whose session was lost needs
--- that time to register again, however late its last heartbeat was. It is 3 s after the loss of one session, and half a lease
--- where all sessions may have been lost at once: by a restart, crash or promotion of the server since the last heartbeat, or of
--- what connects the caller to it (`reconnected_ago`: seconds since the caller replaced a lost session); and where there never was
--- a lock. In half a lease every request has ended. It counts from that loss then, if that came later.
+-- Lists the stale workers, which may be dead: still registered, and nobody holds their advisory lock. A worker that cannot hold
+-- a lock is stale after 2 s without a heartbeat. A stale worker is dead once it has sent no heartbeat for its grace period;
+-- `dead_in` says in how many seconds that is (0 or less: it is dead).
+-- The grace period, in seconds, starts when the worker was first found stale, because a living worker that lost its session
+-- needs that time to register again. It is 3 s if only that session was lost. It is half a lease if all sessions may have been
+-- lost since the last heartbeat, by a restart, crash or promotion of the server, or with the caller's own connection
+-- (`reconnected_ago`: seconds since the caller replaced a lost session); and also for a worker that never held a lock. In half
+-- a lease every request has ended. It then starts at that loss, if that was later.
 create or replace function notify_worker.stale_workers(reconnected_ago double precision default null)
 returns table (
     worker_id integer,
@@ -29,7 +29,7 @@ as $$
     cross join (
         select greatest(
             pg_postmaster_start_time(),
-            (select stats_reset from pg_stat_bgwriter),     -- a crash resets them, and it leaves the start time as it was
+            (select stats_reset from pg_stat_bgwriter),     -- a crash resets them but not the start time
             pg_last_xact_replay_timestamp(),
             clock_timestamp() - make_interval(secs => stale_workers.reconnected_ago)
         ) as lost_at

@@ -1,5 +1,5 @@
--- Takes the turn of the probe that is due of this scope, and sets when the next one is. False: none is due. The caller has locked the
--- incidents (try_lock_incidents), so that of all workers one takes it.
+-- Takes the due probe of this scope and schedules the next one. Returns false if no probe is due. The caller has locked the
+-- incidents (try_lock_incidents), so only one worker takes it.
 create or replace function notify_worker.take_probe(project text, scope text, at timestamptz)
 returns boolean
 language plpgsql

@@ -1,5 +1,5 @@
--- Locks a project and its open incidents of this scope for a claim, and waits for nobody. False: another transaction is about to change
--- them. Whoever closes or resumes them from then on waits for the claim, and finds what it has postponed.
+-- Locks a project and its open incidents of this scope for a claim, without waiting. Returns false if another transaction is
+-- about to change them. A transaction that closes or resumes them later waits for the claim, and so finds what it postponed.
 create or replace function notify_worker.try_lock_incidents(project text, scope text)
 returns boolean
 language plpgsql

@@ -1,5 +1,5 @@
--- Returns whether the lease of this notification, which has lapsed and which the caller has locked, may be ended: not while its
--- holder is just recording, which the caller holds off until its commit.
+-- Returns whether the lapsed lease of this notification may be ended: not while its worker is recording, and the worker then
+-- waits for the caller's commit. The caller holds the notification's row lock.
 create or replace function notify_worker.try_lock_lapsed_lease(notification_id bigint)
 returns boolean
 language sql

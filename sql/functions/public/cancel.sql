@@ -1,6 +1,6 @@
--- Takes a wish back, in the caller's transaction. True: nothing of it was leased or sent, and it will not arrive. False: what a
--- worker holds ends as it ends, within its lease, and nothing is started after it; or it was sent, held or settled before; or
--- there is no such notification. What is held ends as cancelled too.
+-- Cancels a notification in the caller's transaction. Returns true if nothing of it was leased or sent, so it will not arrive.
+-- Returns false if a worker holds deliveries of it, which end within their lease while no others start; if it was sent, held or
+-- settled before; or if it does not exist. Held deliveries end as cancelled too.
 create or replace function notify_worker.cancel(notification_id bigint)
 returns boolean
 language plpgsql
@@ -9,7 +9,7 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
     notification notifications;
-    nothing_left boolean;
+    unsent boolean;
 begin
     select * into notification
     from notifications
@@ -23,31 +23,25 @@ begin
         return false;
     end if;
 
-    select notification.state = 'pending' and notification.lease is null and not exists (
+    unsent := notification.state = 'pending' and notification.lease is null and not exists (
         select from stored_deliveries as delivery
         where delivery.notification_id = notification.id
             and (
                 delivery.state = 'sent'
-                or exists (     -- of an earlier try as well: whatever came after it, FCM may have that one
+                or exists (     -- an earlier attempt counts too: FCM may have that message
                     select from stored_attempts as attempt
                     where attempt.delivery_id = delivery.id
                         and attempt.verdict in ('sent', 'unknown')
                 )
             )
-    ) into nothing_left;
+    );
 
     update notifications
-    set cancelled_at = clock_timestamp()
+    set cancelled_at = clock_timestamp(),
+        state = case when fanned_out_at is null then 'cancelled' else state end,
+        settled_at = case when fanned_out_at is null then clock_timestamp() else settled_at end,
+        settled_reason = case when fanned_out_at is null then 'it was cancelled by a call' else settled_reason end
     where id = notification.id;
-
-    if notification.fanned_out_at is null then
-        update notifications
-        set state = 'cancelled',
-            settled_at = clock_timestamp(),
-            settled_reason = 'it was cancelled by a call'
-        where id = notification.id;
-        return true;
-    end if;
 
     update stored_deliveries as delivery
     set state = 'cancelled',
@@ -55,11 +49,11 @@ begin
     where delivery.notification_id = notification.id
         and delivery.state = 'held';
     perform settle(array[notification.id]);
-    return nothing_left;
+    return unsent;
 end
 $$;
 comment on function notify_worker.cancel(bigint) is
-    'Takes a wish back. True: nothing of it was leased or sent, and it will not arrive. False: what a worker holds ends as it ends.';
+    'Cancels a notification. True: nothing of it was leased or sent, and it will not arrive. False: it was, or is settled or unknown.';
 
 create or replace function notify_worker.cancel(event_id text)
 returns boolean
@@ -72,4 +66,4 @@ as $$
         false
     )
 $$;
-comment on function notify_worker.cancel(text) is 'Takes the wish of an event back, as cancel does by its number.';
+comment on function notify_worker.cancel(text) is 'Cancels the notification of an event.';

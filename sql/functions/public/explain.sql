@@ -1,4 +1,5 @@
--- Tells what happened to a notification: one line per thing that happened, in words, in its order, and last how it stands.
+-- Lists what happened to a notification in order, one line per event, and last its present state. Addresses are cut to their last
+-- 6 characters. Returns no line if the notification does not exist.
 create or replace function notify_worker.explain(notification_id bigint)
 returns table (at timestamptz, what text)
 language sql
@@ -28,64 +29,25 @@ as $$
             ) || coalesce(', to be sent at ' || send_at, '') as what
         from notification
         union all
-        select created_at, 1, name || ' was made' from delivery
+        select created_at, 1, name || ' was created' from delivery
         union all
-        select
-            coalesce(attempt.finished_at, attempt.recorded_at),
-            2,
-            format('%s: attempt %s by %s came to %s', delivery.name, attempt.number, attempt.worker, attempt.verdict)
-                || coalesce(': ' || attempt.error, '')
-                || case when attempt.verdict = 'sent' then ': FCM has accepted it' || coalesce(' as ' || attempt.provider_message_id, '') else '' end
-                || coalesce(case when attempt.verdict <> 'paused' then ', to be tried again at ' || attempt.retry_at end, '')
-                || case when attempt.finished_at is not null and not attempt.counts and attempt.verdict <> 'paused' then ' (not counted)' else '' end
-                || case when attempt.late then ' (late: its lease had been taken over)' else '' end
+        select coalesce(attempt.finished_at, attempt.recorded_at), 2, delivery.name || ': ' || describe_attempt(attempt)
         from delivery
         join stored_attempts as attempt
             on attempt.delivery_id = delivery.id
         union all
-        select
-            settled_at,
-            3,
-            name || ' ended ' || state || coalesce(': ' || last_error, '')
+        select settled_at, 3, name || ' ended ' || state || coalesce(': ' || last_error, '')
         from delivery
         where state in ('failed', 'expired', 'cancelled')
         union all
         select cancelled_at, 3, 'it was cancelled by a call' from notification where cancelled_at is not null
         union all
-        select retried_at, 3, 'it was put back in line by a call' from notification where retried_at is not null
+        select retried_at, 3, 'it was made due again by a call' from notification where retried_at is not null
         union all
-        select
-            moment.at,
-            3,
-            case incident.scope
-                when 'project' then format('project %s was ', incident.project)
-                when 'apns_web' then format('iOS and web of project %s were ', incident.project)
-                else format('topics of project %s were ', incident.project)
-            end || moment.what
-        from notification
-        join incidents as incident
-            on incident.project = notification.project
-            and incident.scope in ('project', 'apns_web', 'topics')
-            and incident.began_at <= coalesce(notification.settled_at, now())
-        cross join lateral (
-            values
-                (
-                    incident.began_at,
-                    'paused by ' || case incident.by when 'operator' then 'an operator' else 'a worker' end
-                        || coalesce(': ' || incident.reason, '')
-                ),
-                (incident.ended_at, 'resumed')
-        ) as moment (at, what)
-        where coalesce(incident.ended_at, now()) >= notification.created_at
-            and moment.at <= coalesce(notification.settled_at, now())
-            and (
-                incident.scope = 'project'
-                or exists (
-                    select from stored_deliveries as blocked
-                    where blocked.notification_id = notification.id
-                        and scope_covers(incident.scope, blocked)
-                )
-            )
+        select pause.at, 3, pause.what
+        from notifications as paused
+        cross join lateral explain_pauses(paused) as pause
+        where paused.id = explain.notification_id
         union all
         select settled_at, 4, 'it ended ' || state || coalesce(': ' || settled_reason, '')
         from notification
@@ -95,7 +57,7 @@ as $$
             clock_timestamp(),
             5,
             case
-                when state = 'held' then 'it is held: nobody can say whether FCM has it, and it is for a person to decide'
+                when state = 'held' then 'it is held: it is unknown whether FCM has it, and it is for a person to decide'
                 when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
                     coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
                 when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.reason)
@@ -108,7 +70,7 @@ as $$
     ) as line
     order by line.at, line.rank
 $$;
-comment on function notify_worker.explain(bigint) is 'Tells what happened to a notification: one line per thing that happened, in words.';
+comment on function notify_worker.explain(bigint) is 'Lists what happened to a notification in order, one line per event.';
 
 create or replace function notify_worker.explain(event_id text)
 returns table (at timestamptz, what text)
@@ -122,4 +84,4 @@ as $$
     cross join lateral explain(notification.id) as line
     where notification.event_id = explain.event_id
 $$;
-comment on function notify_worker.explain(text) is 'Tells what happened to the notification of an event.';
+comment on function notify_worker.explain(text) is 'Lists what happened to the notification of an event.';

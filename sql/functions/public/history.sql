@@ -1,4 +1,4 @@
--- Tells what became of a receiver's notifications, and why: one line each, the newest first.
+-- Lists a receiver's notifications, newest first, each with its state and the reason for it.
 create or replace function notify_worker.history(receiver_id text, since timestamptz default '-infinity')
 returns table (at timestamptz, event_id text, notification_id bigint, campaign text, state text, reason text)
 language sql
@@ -15,7 +15,7 @@ as $$
         case
             when notification.settled_reason is not null then notification.settled_reason
             when notification.state = 'sent' then 'FCM has accepted it'
-            when notification.state = 'held' then 'nobody can say whether FCM has it; it is for a person to decide'
+            when notification.state = 'held' then 'it is unknown whether FCM has it; it is for a person to decide'
             when notification.cancelled_at is not null then 'it was cancelled by a call'
             when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
             when notification.state = 'pending' and paused.reason is not null then 'its project is paused: ' || paused.reason
@@ -54,4 +54,4 @@ as $$
         and notification.created_at >= history.since
     order by notification.id desc
 $$;
-comment on function notify_worker.history is 'Tells what became of a receiver''s notifications, and why: one line each, the newest first.';
+comment on function notify_worker.history is 'Lists a receiver''s notifications, newest first, each with its state and the reason for it.';

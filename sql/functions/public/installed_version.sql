@@ -1,4 +1,4 @@
--- Says which version of the schema this is.
+-- Returns the version of the schema.
 create or replace function notify_worker.installed_version()
 returns text
 language sql
@@ -8,4 +8,4 @@ set search_path = pg_catalog, notify_worker, pg_temp
 as $$
     select version_num from schema_version
 $$;
-comment on function notify_worker.installed_version is 'Says which version of the schema this is.';
+comment on function notify_worker.installed_version is 'Returns the version of the schema.';

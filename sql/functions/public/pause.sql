@@ -1,5 +1,5 @@
--- Sends nothing of a project until somebody resumes it; no probe lifts this. What is in flight ends as it ends; nothing is
--- counted against what waits. Refuses a project that is not there (undefined_object).
+-- Pauses a project until `resume`; no probe ends this. Requests in flight are finished, and waiting deliveries lose no
+-- attempts. Refuses a project that does not exist (undefined_object).
 create or replace function notify_worker.pause(project text, reason text)
 returns void
 language plpgsql
@@ -11,4 +11,4 @@ begin
     values (pause.project, 'operator', pause.reason);
 end
 $$;
-comment on function notify_worker.pause is 'Sends nothing of a project until somebody resumes it; no probe lifts this.';
+comment on function notify_worker.pause is 'Pauses a project until resume; no probe ends this.';

@@ -1,7 +1,7 @@
--- An address belongs to whoever registered it last: registered again, it moves to the new receiver, is seen, and is in use again
--- if it was retired. `replaces` names the address that it follows, which is retired as replaced; what waits for that goes to
--- this one. Returns the device's id. Refuses a kind other than token and fid, and a platform other than android, ios and web
--- (check_violation), and nulls (not_null_violation).
+-- Registers a device. An address belongs to the receiver that registered it last: registered again, it moves to the new
+-- receiver, and is in use again if it was retired. `replaces` names the previous address of the same device, which is retired
+-- as replaced; its waiting deliveries go to the new one. Returns the device's id. Refuses a kind other than token and fid, and
+-- a platform other than android, ios and web (check_violation), and nulls (not_null_violation).
 create or replace function notify_worker.register_device(
     receiver_id text,
     kind text,
@@ -15,7 +15,6 @@ language sql
 security definer
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
-    -- The clock's time, not the transaction's: an answer to a request that began before must not retire it.
     with registered as (
         insert into devices as device (receiver_id, kind, address, platform, project, registered_at)
         values (
@@ -24,7 +23,7 @@ as $$
             register_device.address,
             register_device.platform,
             register_device.project,
-            clock_timestamp()
+            clock_timestamp()   -- not the transaction's: the answer to an earlier request must not retire it
         )
         on conflict on constraint devices_address_once do update
             set receiver_id = excluded.receiver_id,
@@ -35,7 +34,7 @@ as $$
                 retired_reason = null,
                 replaced_by = null
         returning device.id
-    ), followed as (
+    ), predecessor as (
         select device.id
         from devices as device
         where device.project = register_device.project
@@ -48,9 +47,9 @@ as $$
             retired_reason = coalesce(device.retired_reason, 'replaced'),
             replaced_by = registered.id
         from registered
-        where (device.id in (select id from followed) or device.replaced_by in (select id from followed))
+        where (device.id in (select id from predecessor) or device.replaced_by in (select id from predecessor))
             and device.id <> registered.id
     )
     select id from registered
 $$;
-comment on function notify_worker.register_device is 'An address belongs to whoever registered it last. Returns the device''s id.';
+comment on function notify_worker.register_device is 'Registers a device; an address moves to the receiver that registered it last. Returns the device''s id.';

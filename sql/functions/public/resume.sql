@@ -1,4 +1,4 @@
--- Closes every pause and breaker of a project, whoever began it, and wakes a worker. Refuses a project that is not there
+-- Closes every open incident of a project, whoever opened it, and wakes a worker. Refuses a project that does not exist
 -- (undefined_object).
 create or replace function notify_worker.resume(project text)
 returns void
@@ -10,7 +10,7 @@ begin
     perform from stored_incidents as incident
     where incident.id in (select open.id from open_incidents as open where open.project = resume.project)
     order by incident.id
-    for update of incident;     -- what a claim is just now postponing is resumed too
+    for update of incident;     -- so that what a claim is postponing right now is resumed too
     perform resume_postponed(resume.project, open.blocked_until)
     from open_incidents as open
     where open.project = resume.project
@@ -22,4 +22,4 @@ begin
     perform wake_worker();
 end
 $$;
-comment on function notify_worker.resume is 'Closes every pause and breaker of a project, whoever began it, and wakes a worker.';
+comment on function notify_worker.resume is 'Closes every open incident of a project, whoever opened it, and wakes a worker.';

@@ -1,4 +1,4 @@
--- Nothing is sent to this address any more, until it is registered again. Says whether it was in use.
+-- Retires a device: nothing is sent to its address until it is registered again. Returns whether it was in use.
 create or replace function notify_worker.retire_device(kind text, address text, project text default 'default')
 returns boolean
 language sql
@@ -17,4 +17,4 @@ as $$
     )
     select exists (select from retired)
 $$;
-comment on function notify_worker.retire_device is 'Nothing is sent to this address any more, until it is registered again. Says whether it was in use.';
+comment on function notify_worker.retire_device is 'Retires a device until it is registered again. Returns whether it was in use.';

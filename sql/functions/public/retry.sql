@@ -1,7 +1,7 @@
--- Puts a notification back in line, in the caller's transaction: what of it is failed, expired, cancelled or held is due again,
--- with a fresh budget of attempts; devices registered since get a delivery; what was sent and what is retired stays out; a
--- cancel is lifted, and an expires_at that has passed. Returns how many deliveries are due again: 0 where it is expanded
--- later, or where there is nothing to retry. Refuses one that a worker holds (object_in_use). Rings.
+-- Makes a notification due again in the caller's transaction, with a fresh budget of attempts: its failed, expired, cancelled
+-- and held deliveries, and one for each device registered since. Sent deliveries and retired devices are left out. Lifts a
+-- cancellation, and clears an expires_at that has passed. Wakes a worker. Returns how many deliveries are due again; 0 if there
+-- is nothing to retry, or if it has not been fanned out yet. Refuses a leased notification (object_in_use).
 create or replace function notify_worker.retry(notification_id bigint)
 returns integer
 language plpgsql
@@ -12,7 +12,7 @@ begin
 end
 $$;
 comment on function notify_worker.retry(bigint) is
-    'Puts a notification back in line with a fresh budget. Returns how many deliveries are due again.';
+    'Makes a notification due again with a fresh budget of attempts. Returns how many deliveries are due again.';
 
 create or replace function notify_worker.retry(event_id text)
 returns integer
@@ -24,4 +24,4 @@ as $$
         0
     )
 $$;
-comment on function notify_worker.retry(text) is 'Puts the notification of an event back in line, as retry does by its number.';
+comment on function notify_worker.retry(text) is 'Retries the notification of an event.';

@@ -1,4 +1,4 @@
--- Puts one delivery back in line, as `retry` does with all of a notification. Returns 1, or 0 where there is nothing to retry.
+-- Makes one delivery due again, as `retry` does for a whole notification. Returns 1, or 0 if there is nothing to retry.
 create or replace function notify_worker.retry_delivery(delivery_id bigint)
 returns integer
 language sql
@@ -13,4 +13,4 @@ as $$
         0
     )
 $$;
-comment on function notify_worker.retry_delivery is 'Puts one delivery back in line. Returns 1, or 0 where there is nothing to retry.';
+comment on function notify_worker.retry_delivery is 'Makes one delivery due again. Returns 1, or 0 if there is nothing to retry.';

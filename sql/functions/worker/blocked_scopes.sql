@@ -1,4 +1,4 @@
--- Lists the scopes of a project that are not to be sent now: those of its open incidents.
+-- Returns the scopes of a project that its open incidents block.
 create or replace function notify_worker.blocked_scopes(project text)
 returns text[]
 language sql

@@ -1,10 +1,9 @@
--- Takes up to `most` due notifications under `lease`, a token that the caller chose, for the lease length that the worker
--- entered with, and returns what is to be sent of them: one row a delivery, with the words that make its message. A device
--- is found now, not at the INSERT. What can't be sent is settled with its reason, and delays nobody: it is one row with its state
--- and no delivery_id, and so is what was postponed. `limits` holds how many notifications may be claimed of each project at most;
--- a project that is not in it is not claimed. A name that no project has needs no limit, since nothing of it is sent.
--- A claim answers every wake-up that waits. Refuses a worker that has unregistered or was rescued
--- (object_not_in_prerequisite_state).
+-- Claims up to `most` due notifications under `lease`, a token that the caller chose, for the lease length that the worker
+-- registered with. Returns what is to be sent: one row a delivery, with the content that makes its message. Devices are looked
+-- up now, not at the INSERT. A notification that cannot be sent, or was postponed, is one row with its state and no
+-- delivery_id. `limits` maps each project to how many of its notifications may be claimed at most; a project that is not in it
+-- is not claimed. A name that no project has needs no limit, since nothing is sent for it. A claim answers every wake-up that
+-- waits. Refuses a worker that has unregistered or was rescued (object_not_in_prerequisite_state).
 create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, limits jsonb)
 returns table (
     delivery_id bigint,
@@ -39,8 +38,8 @@ declare
     at timestamptz;
     length interval;
     fresh bigint[];
-    again bigint[];     -- these have deliveries already
-    lapsed bigint[];    -- and of these, a lease ran out
+    again bigint[];     -- those that have deliveries already
+    lapsed bigint[];    -- those whose lease ran out
     picked bigint[];
     probes bigint[];
 begin
@@ -73,7 +72,7 @@ begin
     end if;
     if lapsed is not null then
         perform end_leases(lapsed);
-        at := clock_timestamp();    -- what is unknown has become due just now
+        at := clock_timestamp();    -- the unknown deliveries are due only since just now
     end if;
     if again <> '{}' then
         perform apply_late(again);
@@ -132,7 +131,7 @@ begin
         and delivery.state = 'pending'
         and delivery.due_at <= at
         and picked_one.state = 'pending'
-    left join notifications as notification     -- only of what is sent: other content may be too big to be read
+    left join notifications as notification     -- only for what is sent: the content of others may be too big to read
         on notification.id = delivery.notification_id
     left join projects as project
         on project.name = notification.project

@@ -1,15 +1,13 @@
--- Takes care of jobs that a dead process left as doing: bells are deleted, since the tables are the truth; other tasks of ours are put
--- back. Dead is a process of procrastinate's that has given no sign for two minutes. Returns how many jobs.
+-- Clears up the jobs that dead processes left as doing: deletes wake-ups and rescues, which are made anew anyway, and defers
+-- other tasks of ours again. A process of procrastinate's counts as dead after two minutes without a heartbeat. Returns how
+-- many jobs there were.
 create or replace function notify_worker.clear_stalled_jobs()
 returns bigint
 language plpgsql
 set search_path = pg_catalog, notify_worker, pg_temp
 as $$
 declare
-    left_behind bigint[];
-begin
-    select array_agg(id) into left_behind
-    from (
+    stalled bigint[] := array(
         select job.id
         from procrastinate_jobs as job
         left join procrastinate_workers as process
@@ -18,17 +16,14 @@ begin
             and job.queue_name = 'notify_worker'
             and (process.id is null or process.last_heartbeat < now() - interval '2 minutes')
         for update of job skip locked
-    ) as job;
-    if left_behind is null then
-        return 0;
-    end if;
-
+    );
+begin
     delete from procrastinate_jobs
-    where id = any (left_behind)
+    where id = any (stalled)
         and task_name in ('notify_worker.drain', 'notify_worker.requeue_orphans');
     perform procrastinate_retry_job_v2(id, now(), null, null, null)
     from procrastinate_jobs
-    where id = any (left_behind);
-    return cardinality(left_behind);
+    where id = any (stalled);
+    return cardinality(stalled);
 end
 $$;

@@ -1,5 +1,6 @@
--- A probe succeeded: what was postponed goes on, and a worker is woken. Touches nothing that an operator began, or that has a time of
--- its own. Waits for no operator: an incident that an open `resume` has locked is left to it, or to the next probe.
+-- Closes the incidents of this scope after a probe succeeded: makes due what they postponed and wakes a worker. Leaves alone
+-- what an operator began and what ends at a set time. Waits for no operator: an incident that an open `resume` has locked is
+-- left to it, or to the next probe.
 create or replace function notify_worker.close_incident(project text, scope text)
 returns void
 language plpgsql

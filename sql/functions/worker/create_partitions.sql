@@ -1,5 +1,5 @@
--- Keeps the history's partitions three months ahead. A new one is made aside and then attached, so that nobody who writes waits;
--- where the parent is busy for long, the next call tries again. Returns how many it made.
+-- Keeps the history's partitions three months ahead. A partition is created apart and then attached, so that no writer waits;
+-- if the parent table is locked for more than 2 s it fails, and the next call tries again. Returns how many it created.
 create or replace function notify_worker.create_partitions()
 returns integer
 language plpgsql
@@ -11,9 +11,9 @@ as $$
 declare
     month timestamptz;
     partition text;
-    made integer := 0;
+    created integer := 0;
 begin
-    perform from installation for update;   -- two at the turn of a month, one after the other
+    perform from installation for update;   -- so that two calls at the turn of a month take turns
     for ahead in 0..3 loop
         month := date_trunc('month', now()) + make_interval(months => ahead);
         partition := 'stored_attempts_' || to_char(month, 'YYYY_MM');
@@ -23,9 +23,9 @@ begin
                 'alter table notify_worker.stored_attempts attach partition notify_worker.%I for values from (%L) to (%L)',
                 partition, month, month + interval '1 month'
             );
-            made := made + 1;
+            created := created + 1;
         end if;
     end loop;
-    return made;
+    return created;
 end
 $$;

@@ -1,5 +1,5 @@
--- Drops the months of the history that ended longer ago than `older_than`. Returns how many it dropped. It waits 2 s at most for
--- those who read the history; then it fails, and is to be called again.
+-- Drops the months of the history that ended longer ago than `older_than`. Returns how many it dropped. Waits at most 2 s for
+-- readers of the history; then it fails, and can be called again.
 create or replace function notify_worker.drop_old_partitions(older_than interval)
 returns integer
 language plpgsql

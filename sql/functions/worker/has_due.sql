@@ -1,4 +1,4 @@
--- Says whether a notification of a project that is not paused is due.
+-- Returns whether a notification of a project that is not paused is due.
 create or replace function notify_worker.has_due()
 returns boolean
 language sql

@@ -1,6 +1,6 @@
--- Says whether another session holds the outbox in ROW EXCLUSIVE mode. An INSERT takes that lock before its trigger reads the mark
--- of the worker that is awake, and gives it back after its commit is visible: who read "awake" before the mark ran out is
--- seen here, or by the look after this. A worker asks before it goes to sleep.
+-- Returns whether another session holds the outbox in ROW EXCLUSIVE mode. An INSERT takes that lock before its trigger reads
+-- the awake mark, and releases it after its commit is visible. So a producer that read "awake" before the mark expired is seen
+-- either here or by the poll that follows. A worker asks before it sleeps.
 create or replace function notify_worker.has_open_writers()
 returns boolean
 language sql

@@ -1,5 +1,5 @@
--- Records that a worker is alive, under each id that it has or had. Returns the ids that are still its own; it was rescued under one
--- that is missing.
+-- Records that a worker is alive, under its present id and all previous ones. Returns the ids that are still registered; under
+-- a missing one it was rescued.
 create or replace function notify_worker.heartbeat(worker_ids integer[])
 returns setof integer
 language sql

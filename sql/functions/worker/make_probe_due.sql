@@ -1,5 +1,5 @@
--- A probe decided nothing, since its answer was about that one message, or no request of it was made: the next one is due at once, and
--- this one does not count.
+-- Makes the next probe due at once and does not count the last one, which decided nothing: FCM refused only that one message,
+-- or no request was made.
 create or replace function notify_worker.make_probe_due(project text, scope text)
 returns void
 language plpgsql
@@ -18,7 +18,7 @@ begin
             and probed.next_probe_at is not null
         returning probed.next_probe_at
     loop
-        perform resume_postponed(make_probe_due.project, waited_until);    -- one of it is that probe
+        perform resume_postponed(make_probe_due.project, waited_until);    -- one of them becomes that probe
     end loop;
     if found then
         perform wake_worker();

@@ -1,5 +1,5 @@
--- Says for the next 200 ms that a worker is awake and looks: statements need not ring. Written only when less than half
--- of that is left, and reset where it lies seconds ahead (a clock that was set back). An idle worker never calls this.
+-- Marks a worker as awake and polling for the next 200 ms, so that statements need no wake-up. Written only if less than 100 ms
+-- are left, and reset if it lies more than 300 ms ahead because a clock was set back. An idle worker never calls this.
 create or replace function notify_worker.mark_awake()
 returns void
 language sql

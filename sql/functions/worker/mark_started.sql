@@ -1,5 +1,6 @@
--- Writes down that requests of these deliveries are about to begin, each under the lease beside it, and returns those of which that
--- is so: still held under that lease, and not locked by anybody. After a crash only what was marked may have left.
+-- Records that requests of these deliveries are about to start, each under the lease at the same position. Returns the
+-- deliveries that may start: still held under that lease, and not locked. After a crash, only marked deliveries may have
+-- reached FCM.
 create or replace function notify_worker.mark_started(delivery_ids bigint[], leases uuid[])
 returns setof bigint
 language sql
@@ -14,8 +15,7 @@ as $$
         join notifications as notification
             on notification.id = delivery.notification_id
             and notification.lease = asked.lease
-        where delivery.state = 'pending'
-            and delivery.due_at <= notification.leased_at
+        where in_flight(delivery, notification)
             and notification.due_at > clock_timestamp()
         order by delivery.id
         for update of delivery skip locked

@@ -1,7 +1,7 @@
--- A worker found that a scope of a project is not worth a request (all of it, iOS and web, or topics), or that its devices must not be
--- retired any more. `lasts` is in seconds; null: until a probe succeeds (of devices: until resume). `sent_rate` is how many messages a
--- second this worker sent just before, where a quota was exceeded. An incident that is open already is not opened twice; a later end is
--- taken over. Waits for no operator: where an open transaction has locked the incident (resume), another one is opened beside it.
+-- Blocks a scope of a project (project, apns_web or topics), or stops the retiring of its devices (devices). `lasts` is in
+-- seconds; null: until a probe succeeds, or for devices until `resume`. `sent_rate` is how many messages a second this worker
+-- sent just before FCM's quota was exceeded. An incident that is already open is not opened twice, but takes over a later end.
+-- Waits for no operator: if an open `resume` has locked the incident, another one is opened beside it.
 create or replace function notify_worker.open_incident(
     project text,
     scope text,
@@ -24,7 +24,7 @@ begin
     end if;
     opened.project_rate := rate_after_quota(open_incident.project, open_incident.sent_rate);
 
-    update stored_incidents as incident     -- so that the index of what may be open stays small
+    update stored_incidents as incident     -- keeps the index of open incidents small
     set ended_at = incident.ends_at
     where incident.id in (
         select lapsed.id
@@ -37,7 +37,7 @@ begin
 
     update stored_incidents as incident
     set ends_at = greatest(incident.ends_at, opened.ends_at),
-        project_rate = greatest(incident.project_rate, opened.project_rate)    -- a worker that was refused at once has sent nothing, and knows least
+        project_rate = greatest(incident.project_rate, opened.project_rate)    -- the worker that sent most knows best
     from lock_incidents(open_incident.project, open_incident.scope) as known
     where incident.id = known.id
         and (known.next_probe_at is null) = (opened.next_probe_at is null);
@@ -46,7 +46,14 @@ begin
     end if;
 
     if open_incident.scope = 'devices' then
-        open_incident.reason := open_incident.reason || '. ' || restore_devices_statement(open_incident.project, opened.began_at);
+        open_incident.reason := open_incident.reason || format(
+            '. What was retired in the minute before comes back by: update notify_worker.devices set retired_at = null, '
+                || 'retired_reason = null where project = %L and retired_reason = %L and retired_at between %L and %L',
+            open_incident.project,
+            'FCM calls it unregistered',
+            opened.began_at - interval '1 minute',
+            opened.began_at + interval '1 second'
+        );
     end if;
     insert into stored_incidents (project, scope, by, began_at, ends_at, next_probe_at, reason, project_rate)
     values (

@@ -1,6 +1,6 @@
--- Deletes up to `most` settled notifications that ended longer ago than `older_than`, with their deliveries, the oldest first, and
--- returns how many. Whole months of the history that are older go with `drop_old_partitions`. An event_id that was deleted no
--- longer protects against a repeat. Refuses a length below zero (invalid_parameter_value).
+-- Deletes up to `most` notifications that settled longer ago than `older_than`, oldest first, with their deliveries. Returns
+-- how many. The history goes by whole months (drop_old_partitions). A deleted event_id no longer protects against a repeat.
+-- Refuses a negative length (invalid_parameter_value).
 create or replace function notify_worker.prune(older_than interval, most integer default 1000)
 returns integer
 language plpgsql
@@ -12,8 +12,8 @@ begin
     if older_than < interval '0' then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('what settled longer ago than %s would be all of it', older_than),
-            hint = 'Give a length of zero or more, such as 90 days.';
+            message = format('older_than is negative: %s', older_than),
+            hint = 'Give zero or more, such as 90 days.';
     end if;
 
     with old as (
@@ -23,7 +23,7 @@ begin
         order by settled_at
         limit prune.most
         for update skip locked
-    ), deliveries_gone as (
+    ), deleted_deliveries as (
         delete from stored_deliveries
         using old
         where stored_deliveries.notification_id = old.id

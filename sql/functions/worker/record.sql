@@ -1,9 +1,9 @@
--- Writes down what became of deliveries that this worker holds, or held: `outcomes` is an array of objects, one an attempt, with
--- delivery_id, notification_id, lease, verdict, requests, started_ago and finished_ago (seconds), and where there are any
--- http_status, error_code, error, retry_in (seconds; none: never again), provider_message_id and counts (false: not against max_attempts).
--- History first: each outcome is added to the attempts, which waits for nobody; then it is applied to those rows that are not
--- locked, in the order of their ids. What is locked is applied by whoever ends the lease. An outcome is known by its lease
--- and delivery: the same one again is not added. Returns how many were added.
+-- Records the outcomes of deliveries that this worker holds or held. `outcomes` is an array of objects, one per attempt:
+-- delivery_id, notification_id, lease, verdict, requests, started_ago and finished_ago (seconds); and optionally http_status,
+-- error_code, error, retry_in (seconds; without it there is no retry), provider_message_id and counts (false: not against
+-- max_attempts). History first: each outcome is appended to the attempts, which waits for no row; then it is applied to the
+-- rows that are not locked, in the order of their ids. For locked rows the function that ends the lease applies it. Lease and
+-- delivery identify an outcome: the same one again is not appended. Returns how many were appended.
 create or replace function notify_worker.record(worker_id integer, outcomes jsonb)
 returns integer
 language plpgsql
@@ -15,10 +15,10 @@ declare
     held bigint[];
 begin
     perform commit_durably();
-    -- The same outcomes on two connections (an answer was lost), or a lease that is just ended: one after the other. A row, since
-    -- anybody who may connect can take an advisory lock.
-    perform from stored_worker_locks as its where its.worker_id = record.worker_id for update;
-    at := statement_timestamp();    -- the ages were reckoned as the call left: the wait for that lock is none of them
+    -- So that two calls with the same outcomes (after a lost answer) take turns, and a call and the end of its lease too. A row
+    -- lock, since any session can take an advisory lock.
+    perform from stored_worker_locks as lock where lock.worker_id = record.worker_id for update;
+    at := statement_timestamp();    -- not the time after the lock: the ages were computed before the call
 
     insert into stored_attempts (
         delivery_id, notification_id, number, lease, worker, started_at, finished_at,
@@ -41,7 +41,7 @@ begin
         outcome.provider_message_id,
         outcome.verdict <> 'paused' and coalesce(outcome.counts, true),
         notification.lease is distinct from outcome.lease,
-        clock_timestamp()       -- and not when this began: a call may have put the delivery back in line since
+        clock_timestamp()       -- not the start of this call: `retry` may have come in between
     from (select distinct on (delivery_id, lease) * from parse_outcomes(outcomes)) as outcome
     join stored_deliveries as delivery
         on delivery.id = outcome.delivery_id
@@ -59,7 +59,7 @@ begin
         where known.delivery_id = outcome.delivery_id
             and known.lease = outcome.lease
             and known.finished_at is not null
-            -- It was added after it began: this spares the partitions of older months. A minute, for a clock that was set back.
+            -- Spares the partitions of older months. A minute more in case the clock was set back.
             and known.recorded_at >= at - make_interval(secs => outcome.started_ago + 60)
     );
     get diagnostics added = row_count;

@@ -1,5 +1,5 @@
--- Registers a worker: gives it an id that is never used again and a name, and takes the advisory lock of that id for this session.
--- The lock is taken before anybody can see the row. `holds_lock` is false where the session is not the worker's own.
+-- Registers a worker: gives it a name and an id that is never reused, and takes the advisory lock of that id for this session,
+-- before the row is visible to others. `holds_lock` is false if the session is not the worker's own.
 create or replace function notify_worker.register_worker(
     host text,
     pid integer,

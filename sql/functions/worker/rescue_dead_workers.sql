@@ -1,5 +1,5 @@
--- Rescues what dead workers held, and wakes a worker if anything became due again. Returns how many workers were dead, how many
--- notifications of theirs are due again, and in how many seconds the next stale worker may be dead (null: there is none).
+-- Rescues the notifications of dead workers, and wakes a worker if any are due again. Returns how many workers were dead, how
+-- many notifications are due again, and in how many seconds the next stale worker may be dead (null: there is none).
 -- `reconnected_ago`: seconds since the caller replaced a lost session.
 create or replace function notify_worker.rescue_dead_workers(
     reconnected_ago double precision default null,
@@ -23,7 +23,7 @@ begin
         where dead_in <= 0
         order by worker_id
     loop
-        exit when clock_timestamp() > began_at + interval '2 seconds';      -- the next call goes on: a statement has its limit
+        exit when clock_timestamp() > began_at + interval '2 seconds';      -- the next call continues: a statement has a time limit
         requeued := rescue_worker(dead.worker_id, dead.last_heartbeat_at);
         workers := workers + (requeued is not null)::integer;
         notifications := notifications + coalesce(requeued, 0);
@@ -32,7 +32,7 @@ begin
         perform wake_worker();
     end if;
 
-    -- Last, and only the rows that are free: no heartbeat waits for what is rescued above.
+    -- Comes last and skips locked rows, so that no heartbeat waits for the rescue above.
     update stored_workers
     set stale_since = case when stale_since is null then clock_timestamp() end
     where id in (

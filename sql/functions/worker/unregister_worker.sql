@@ -1,5 +1,5 @@
--- Unregisters a worker under these ids, the present one or previous ones: everything that was claimed under them is recorded. So
--- nothing is recorded under them any more, and their locks can go; one that somebody has just taken stays, and harms nobody.
+-- Unregisters a worker under these ids, its present and previous ones, once all outcomes are recorded. So its locks can go; one
+-- that another transaction holds just now stays, which does no harm.
 create or replace function notify_worker.unregister_worker(worker_ids integer[])
 returns void
 language sql

@@ -1,5 +1,5 @@
--- Wakes a worker when this transaction commits: defers one job of task notify_worker.drain, unless one waits already
--- (or even then, where asked). Says whether it did.
+-- Wakes a worker when this transaction commits: defers one job of task notify_worker.drain, unless one waits already and
+-- `even_if_one_waits` is false. Returns whether it did.
 create or replace function notify_worker.wake_worker(even_if_one_waits boolean default false)
 returns boolean
 language plpgsql
@@ -12,7 +12,7 @@ begin
             and queue_name = 'notify_worker'
             and task_name = 'notify_worker.drain'
             and (scheduled_at is null or scheduled_at <= clock_timestamp())
-        order by priority desc, id      -- so that the index over todo serves it
+        order by priority desc, id      -- so that the index of todo jobs is used
         limit 1
     ) then
         return false;

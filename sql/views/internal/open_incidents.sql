@@ -1,5 +1,5 @@
--- The pauses and breakers that are in force now. This is the one place that says when an incident is open: nobody has closed it, it has
--- not ended by itself, and its project exists. A project is paused while it has one of scope `project`.
+-- The incidents and pauses in force. This view alone decides when an incident is open: nobody has closed it, its end has not
+-- come, and its project exists. A project is paused while it has an open incident of scope `project`.
 create or replace view notify_worker.open_incidents as
 select
     id,
@@ -11,7 +11,7 @@ select
     next_probe_at,
     probe_count,
     reason,
-    coalesce(next_probe_at, ends_at) as blocked_until      -- until then nothing of its scope is sent: it ends, or the next probe may be sent
+    coalesce(next_probe_at, ends_at) as blocked_until   -- nothing of its scope is sent before: then it ends, or may be probed
 from notify_worker.stored_incidents as incident
 where ended_at is null
     and ends_at > clock_timestamp()
