@@ -236,7 +236,7 @@ def test_an_outage_lasts_until_a_probe_succeeded_recently_and_says_what_was_answ
 
     (incident,) = project.unreported
     assert incident == Incident(
-        "orders", Scope.PROJECT, reason="an outage, as it seems; the last answer: 503 UNAVAILABLE: later"
+        "orders", Scope.PROJECT, reason="an apparent outage; the last answer: 503 UNAVAILABLE: later"
     )
 
 

@@ -99,7 +99,7 @@ async def test_an_answer_that_comes_in_time_leaves_the_connection_as_it_was(data
 async def test_a_statement_that_takes_too_long_is_ended_by_the_server(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_worker.connections.STATEMENT_WITHIN", 0.2)
+    monkeypatch.setattr("notify_worker.database.connections.STATEMENT_WITHIN", 0.2)
     async with pool(database, min_size=1) as ours, ours.connection(timeout=10) as connection:
         with pytest.raises(psycopg.errors.QueryCanceled):
             await connection.execute("select pg_sleep(30)")
