@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from os import environ
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -120,12 +120,9 @@ async def configure_pooled(connection: AsyncConnection[Any]) -> None:
 
 
 async def is_transaction_pooled(conninfo: str) -> bool:
-    """Return True behind a transaction-mode pooler such as PgBouncer's.
+    """Return True behind a transaction-mode pooler such as PgBouncer's. Raises psycopg.OperationalError.
 
     Opens two connections and checks whether one backend serves both.
-
-    Raises:
-        psycopg.OperationalError: The database is away.
     """
     async with await connect(conninfo) as first:
         its = await backend_pid(first)
@@ -158,13 +155,8 @@ async def backend_pid(connection: AsyncConnection[Any]) -> int:
 class Number(float):
     """A number that keeps its text: 19.90 is not shown as 19.9."""
 
-    def __new__(cls, text: str) -> Self:
-        """Keep the text beside the value."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def __str__(self) -> str:
         return self.text

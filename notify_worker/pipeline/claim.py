@@ -114,8 +114,6 @@ class Claimer:
         capacity = min(slots.total + FLUSH_SIZE - slots.waiting - slots.taken, slots.total + PREFETCH - outstanding)
         return capacity if capacity >= min(slots.total, FLUSH_SIZE) // 2 or not outstanding else 0
 
-    # ── rates ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def _limits(self) -> dict[str, int]:
         """Return how many to claim of each project, without the projects that have unreported incidents."""
         now, unreported = monotonic(), self._projects.projects_with_unreported()
@@ -135,8 +133,6 @@ class Claimer:
             return False
         await asyncio.sleep(min(*waits, MAX_TOKEN_WAIT))
         return True
-
-    # ── the awake mark ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _mark_awake(self) -> float:
         await self._store.mark_awake()

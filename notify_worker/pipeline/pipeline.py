@@ -62,16 +62,10 @@ class Pipeline:
         self._finish_by = float("inf")
 
     async def drain(self, *, within: float = float("inf")) -> bool:
-        """Claim and deliver until nothing is due and everything is recorded.
+        """Claim and deliver until nothing is due and everything is recorded; return whether nothing is left.
 
-        Args:
-            within: Seconds after which to return in any case; deliveries in flight go on.
-
-        Returns:
-            Whether nothing is left. True at once if another drain is running: that one polls once more.
-
-        Raises:
-            psycopg.Error: The database is away, or refuses.
+        It returns after `within` seconds in any case, while deliveries in flight go on. If another drain is running, it
+        returns True at once, and the other one polls once more. Raises psycopg.Error.
         """
         if self._draining:
             self._woken.set()

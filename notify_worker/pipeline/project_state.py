@@ -51,12 +51,7 @@ class ProjectState:
         return delivery.probe or not any(scope_covers(scope, delivery) for scope in self.blocked)
 
     def sync(self, project: Project, blocked: Iterable[str] | None) -> None:
-        """Take over the state in the database.
-
-        Args:
-            project: The project's row.
-            blocked: The scopes of its open incidents; None if this process may know more than the database.
-        """
+        """Take over the project's row and its blocked scopes; None if this process may know more than the database."""
         self.project = project
         if blocked is None:
             return
@@ -69,12 +64,8 @@ class ProjectState:
     def observe(self, delivery: Delivery, outcome: Outcome, started: float = float("inf")) -> bool:
         """Open and close incidents by an outcome; return whether its attempt counts against the delivery.
 
-        Nothing counts in an outage, so no delivery is given up because FCM was away for two hours.
-
-        Args:
-            delivery: The delivery that was attempted.
-            outcome: The attempt's outcome. At least one of its requests was made.
-            started: When its first request began (`time.monotonic()`, seconds).
+        Nothing counts in an outage, so no delivery is given up because FCM was away for two hours. At least one request was
+        made; `started` is when the first one began (`time.monotonic()`).
         """
         now = monotonic()
         self.stats.add_attempt(outcome, now, first=delivery.last_attempt_number == 0)

@@ -83,22 +83,13 @@ def children(value: Json) -> Iterable[Json]:
 
 
 def content_of(delivery: Delivery) -> Content:
-    """Return the notification's own content, completed by its campaign's with the placeholders filled."""
-    inline = delivery.inline
-    if delivery.campaign is None:
+    """Return the notification's own content, completed by its campaign's with the placeholders filled.
+
+    Placeholders in fields that the notification sets itself are not filled, since their params may be missing.
+    """
+    inline, campaign = delivery.inline, delivery.campaign
+    if campaign is None:
         return inline
-    campaign = fill_placeholders(delivery.campaign, delivery)
-    return Content(
-        title=campaign.title if inline.title is None else inline.title,
-        body=campaign.body if inline.body is None else inline.body,
-        image=campaign.image if inline.image is None else inline.image,
-        data={**(campaign.data or {}), **(inline.data or {})},
-        message=merged(campaign.message or {}, inline.message or {}),
-    )
-
-
-def fill_placeholders(campaign: Content, delivery: Delivery) -> Content:
-    """Fill a campaign's placeholders, except in fields that the notification sets itself, whose params may be missing."""
 
     def fill(value: Json) -> Any:
         if isinstance(value, str):
@@ -107,13 +98,13 @@ def fill_placeholders(campaign: Content, delivery: Delivery) -> Content:
             return {key: fill(each) for key, each in value.items()}
         return [fill(each) for each in value] if isinstance(value, list) else value
 
-    inline = delivery.inline
+    own_data = inline.data or {}
     return Content(
-        title=fill(campaign.title) if inline.title is None else None,
-        body=fill(campaign.body) if inline.body is None else None,
-        image=fill(campaign.image) if inline.image is None else None,
-        data=fill({key: value for key, value in (campaign.data or {}).items() if key not in (inline.data or {})}),
-        message=fill(campaign.message),
+        title=fill(campaign.title) if inline.title is None else inline.title,
+        body=fill(campaign.body) if inline.body is None else inline.body,
+        image=fill(campaign.image) if inline.image is None else inline.image,
+        data={**fill({key: text for key, text in (campaign.data or {}).items() if key not in own_data}), **own_data},
+        message=merged(fill(campaign.message) or {}, inline.message or {}),
     )
 
 

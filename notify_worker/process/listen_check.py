@@ -38,11 +38,7 @@ class ListenCheck:
             await on_notification(channel=channel, payload=payload)
 
     async def check(self, store: Store) -> bool:
-        """Ping, and return whether a ping arrived within 2 s.
-
-        Raises:
-            psycopg.Error: The database is away, which says nothing about the listener.
-        """
+        """Ping, and return whether a ping arrived within 2 s. Raises psycopg.Error, which says nothing about LISTEN."""
         self._received.clear()
         for _ in range(PINGS):
             await store.ping(self._channel)
