@@ -1,28 +1,16 @@
-"""Every exception that notify_worker raises, drawn as a tree.
-
-    NotifyWorkerError
-    ├── SettingsError           the environment is not what it has to be; says all that is wrong at once
-    ├── DatabaseUnavailable     no connection can be made: away, wrong password, wrong name
-    ├── SchemaMismatch          the schema in the database is missing, older or newer than this release
-    │   └── SchemaIsOlder       it was not migrated yet
-    ├── CredentialsError        the credentials of a project can't be used
-    ├── EmbeddedServerError     the embedded PostgreSQL does not start, or another process runs it
-    └── BrokenInstallation      files of this package are missing
-
-What FCM answers is never an exception: it is an `Outcome`.
-"""
+"""The exceptions that notify_worker raises. FCM's answers are never exceptions, but an `Outcome`."""
 
 
 class NotifyWorkerError(Exception):
-    """Whatever notify_worker raises on purpose: one sentence for people, without a traceback."""
+    """The base of all exceptions of notify_worker. Its text tells the user what is wrong and what to do."""
 
 
 class SettingsError(NotifyWorkerError):
-    """The environment is not what it has to be."""
+    """Environment variables are invalid; the text lists all of them."""
 
 
 class DatabaseUnavailable(NotifyWorkerError):
-    """No connection to the database can be made."""
+    """No connection to the database can be made: it is away, or the URL is wrong."""
 
 
 class SchemaMismatch(NotifyWorkerError):
@@ -30,7 +18,7 @@ class SchemaMismatch(NotifyWorkerError):
 
 
 class SchemaIsOlder(SchemaMismatch):
-    """The schema in the database was not migrated to this release yet."""
+    """The schema in the database has not been migrated to this release yet."""
 
 
 class CredentialsError(NotifyWorkerError):
@@ -42,4 +30,4 @@ class EmbeddedServerError(NotifyWorkerError):
 
 
 class BrokenInstallation(NotifyWorkerError):
-    """Files of this package are missing."""
+    """Files of the installed package are missing."""

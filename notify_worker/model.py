@@ -1,4 +1,4 @@
-"""The data of the pipeline, frozen: deliveries that are claimed, messages that are sent, and their outcomes."""
+"""The data of the pipeline: deliveries that are claimed, messages that are sent, and their outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ Json = Any
 
 
 UNREADABLE: Json = object()
-"""Stands for JSON that Postgres holds and Python can't parse, such as a number of 5,000 digits or 1,000 nested levels."""
+"""Stands for JSON that PostgreSQL stores and Python can't parse, such as a number of 5,000 digits or 1,000 nested levels."""
 
 
 BUG = "BUG"
-"""`error_code` where the worker itself, or a sender of another package, broke: it says nothing of the provider."""
+"""The `error_code` after an exception in the worker, or in another package's sender; it says nothing about the provider."""
 
 
 DEVICE_KINDS = ("token", "fid")
-"""The kinds of address that name one device."""
+"""The kinds of address of one device."""
 TOPIC_KINDS = ("topic", "condition")
 ADDRESS_KINDS = (*DEVICE_KINDS, *TOPIC_KINDS)
 """The kinds of address."""
@@ -52,11 +52,11 @@ class Change(StrEnum):
     OPENED = "opened"
     CLOSED = "closed"
     UNDECIDED = "undecided"
-    """Its probe says nothing of the project: the next one is due at once."""
+    """Its probe decided nothing: the next one is due at once."""
 
 
 class OnUnknown(StrEnum):
-    """What to do where it is unknown whether FCM has the message."""
+    """What to do when it is unknown whether FCM has the message."""
 
     RESEND = "resend"
     HOLD = "hold"
@@ -92,7 +92,7 @@ class Project:
 
     @property
     def sender_key(self) -> "Project":
-        """The part of the row that a sender depends on: a new retry policy needs no new connections."""
+        """The part of the row that a sender depends on; a new retry policy opens no new sender."""
         return Project(self.name, self.firebase_project_id, self.credentials, self.sender)
 
 
@@ -105,7 +105,7 @@ class Delivery:
     lease: UUID
     worker_id: int
     start_by: float
-    """No request starts after this (`time.monotonic()`): the lease has to outlast the longest attempt."""
+    """No request starts after this (`time.monotonic()`), so that the lease outlasts the longest attempt."""
     project: str
     kind: str
     address: str = field(repr=False)
@@ -113,11 +113,11 @@ class Delivery:
     on_unknown: OnUnknown
     priority: str | None
     attempts: int
-    """Attempts so far that count against the project's `max_attempts`."""
+    """The attempts so far that count against the project's `max_attempts`."""
     last_attempt_number: int
-    """Its rows in the history so far."""
+    """The number of its rows in the history."""
     probe: bool
-    """Whether it is a probe: it is sent during an incident to find out whether that is over."""
+    """Whether it is sent during an incident as a probe, to find out whether the incident is over."""
     expires_in: float
     """Seconds from the claim, by the database's clock."""
     expires_at: float
@@ -142,11 +142,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The consequence of an answer beyond its own delivery: no other request of this scope is worth making now."""
+    """An answer's consequence for its project: no other request of this scope is worth making now."""
 
     scope: Scope
     lasts: timedelta | None = None
-    """How long; None lasts until a probe gets through."""
+    """How long; None: until a probe succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,9 @@ class Outcome:
     asked_to_wait: timedelta | None = None
     """FCM's Retry-After."""
     pause: Pause | None = None
-    """What to pause beyond this delivery."""
+    """The scope to pause, beyond this delivery."""
     quickly_retryable: bool = False
-    """Whether a quick retry may get through: the request never left, its access token was rejected for the first time, or
+    """Whether a quick retry may succeed: the request was never sent, its access token was rejected for the first time, or
     FCM answered 5xx without a Retry-After."""
 
 
@@ -187,7 +187,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What a process found out about a scope of a project, to be reported to all others."""
+    """A change of an incident that this process reports to all others."""
 
     project: str
     scope: Scope
@@ -196,4 +196,4 @@ class Incident:
     lasts: timedelta | None = None
     """How long it lasts; None: until a probe succeeds."""
     sent_rate: float | None = None
-    """After an exceeded quota: the messages a second that this process sent just before."""
+    """After an exceeded quota: messages a second that FCM accepted from this process just before."""

@@ -1,4 +1,4 @@
-"""How this process speaks to the database: with limits, so that a network that goes silent is a failure and not a wait."""
+"""Connections to the database, with timeouts: when the network goes silent, statements fail instead of waiting."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from os import environ
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -25,22 +25,22 @@ LIMITS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-"""What libpq is told, where the conninfo says nothing else: without it a host that is gone is waited for, for hours.
-In seconds, and milliseconds: postgresql.org/docs/current/libpq-connect.html"""
+"""libpq's parameters, unless the conninfo sets them: its defaults wait for hours for a lost host. In seconds;
+`tcp_user_timeout` in milliseconds: postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
 STATEMENT_WITHIN = 15.0
-"""Seconds that a statement may take; the server ends it then."""
+"""Seconds after which the server cancels a statement (`statement_timeout`)."""
 ANSWER_WITHIN = 18.0
-"""Seconds until an answer has to be there: else the network is silent, and the connection of no more use."""
+"""Seconds without an answer after which the network counts as silent, and the connection is closed."""
 CHECK_WITHIN = 2.0
-"""Seconds in which an idle connection has to show that it is one."""
+"""Seconds in which an idle connection of a pool has to answer before it is used."""
 APPLICATION_NAME = "notify-worker"
-"""What pg_stat_activity says of our sessions; each kind but the store's adds a word."""
+"""The sessions' name in pg_stat_activity; each kind except the store's adds a word."""
 CONNECTION_WITHIN = 1.0
-"""Seconds that a pool's connection is waited for; whoever asked asks again."""
+"""Seconds to wait for a connection of a pool; every caller tries again."""
 
 
 def with_limits(conninfo: str) -> str:
-    """Add to a conninfo what it does not say itself. Of several hosts, the one that takes writes."""
+    """Add `LIMITS` to a conninfo, unless it sets them. With several hosts, connect to the one that accepts writes."""
     given = conninfo_to_dict(conninfo)
     ours = dict(LIMITS)
     hosts = given.get("host") or given.get("hostaddr") or environ.get("PGHOST") or environ.get("PGHOSTADDR") or ""
@@ -52,7 +52,7 @@ def with_limits(conninfo: str) -> str:
 
 
 def pool(conninfo: str, **options: Any) -> AsyncConnectionPool:
-    """Make a pool whose connections come back as soon as the database does: it never waits longer between two tries."""
+    """Return a pool that reconnects without growing waits, so that it is back as soon as the database is."""
     ours: dict[str, Any] = {
         "open": False,
         "timeout": CONNECTION_WITHIN,
@@ -64,9 +64,9 @@ def pool(conninfo: str, **options: Any) -> AsyncConnectionPool:
 
 @asynccontextmanager
 async def answer_within(connection: AsyncConnection[Any], seconds: float) -> AsyncIterator[None]:
-    """Force a connection closed that does not answer in time: what waits for it raises psycopg.OperationalError at once.
+    """Close a connection that does not answer within `seconds`; the statement raises psycopg.OperationalError at once.
 
-    To cancel would take longer: psycopg then asks the server, over the same silent network, to end the statement.
+    Cancelling would take longer, since psycopg then asks the server, over the same silent network, to end the statement.
     """
     timer = asyncio.get_running_loop().call_later(seconds, force_close, connection)
     try:
@@ -76,9 +76,12 @@ async def answer_within(connection: AsyncConnection[Any], seconds: float) -> Asy
 
 
 def force_close(connection: AsyncConnection[Any]) -> None:
-    """Close the wire beneath a connection."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+    """Shut down the socket of a connection."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 async def check(connection: AsyncConnection[Any]) -> None:
@@ -88,16 +91,16 @@ async def check(connection: AsyncConnection[Any]) -> None:
 
 
 def without_detail(error: psycopg.Error) -> psycopg.Error:
-    """Leave out the DETAIL, which may hold a whole row: procrastinate logs whatever a job of it raises."""
+    """Return the error without its DETAIL, which may hold a whole row: procrastinate logs what a job raises."""
     return type(error)(first_line(error))
 
 
 async def configure(connection: AsyncConnection[Any], application_name: str = APPLICATION_NAME) -> None:
-    """Make a connection ours: one statement a transaction, our schema's names, and an end for what takes too long."""
+    """Configure a connection: autocommit, our search_path, UTC, and a limit for each statement."""
     await configure_pooled(connection)
     async with answer_within(connection, ANSWER_WITHIN):
-        if await session_of(connection) != connection.info.backend_pid:
-            connection.prepare_threshold = None  # somebody stands in between: it may yet give us another session
+        if await backend_pid(connection) != connection.info.backend_pid:
+            connection.prepare_threshold = None  # a pooler, which may change the session
         await connection.execute(
             """
             select
@@ -111,41 +114,38 @@ async def configure(connection: AsyncConnection[Any], application_name: str = AP
 
 
 async def configure_pooled(connection: AsyncConnection[Any]) -> None:
-    """Make a connection ours as far as the other users of a pooler's session don't feel it."""
+    """Configure a connection without changing its session, which others share behind a transaction pooler."""
     set_json_loads(loads, connection)
     await connection.set_autocommit(True)
 
 
 async def is_transaction_pooled(conninfo: str) -> bool:
-    """Return True behind a transaction-mode pooler such as PgBouncer's.
+    """Return True behind a transaction-mode pooler such as PgBouncer's. Raises psycopg.OperationalError.
 
     Opens two connections and checks whether one backend serves both.
-
-    Raises:
-        psycopg.OperationalError: The database is away.
     """
     async with await connect(conninfo) as first:
-        its = await session_of(first)
+        its = await backend_pid(first)
         if its == first.info.backend_pid:
-            return False  # nobody stands in between
+            return False  # no pooler
         async with await connect(conninfo) as second:
             for _ in range(5):
                 async with second.transaction():
-                    taken = await session_of(second)
-                    if taken == its or await session_of(first) != its:
+                    taken = await backend_pid(second)
+                    if taken == its or await backend_pid(first) != its:
                         return True
-                if await session_of(first) != its:  # what was given back last is given out first
+                if await backend_pid(first) != its:  # a pooler hands out the session that was returned last
                     return True
     return False
 
 
 async def connect(conninfo: str) -> AsyncConnection[Any]:
-    """Connect, with limits. Raises psycopg.OperationalError."""
+    """Connect with `LIMITS`. Raises psycopg.OperationalError."""
     return await AsyncConnection.connect(with_limits(conninfo), autocommit=True, prepare_threshold=None)
 
 
-async def session_of(connection: AsyncConnection[Any]) -> int:
-    """Name the session that a statement of this connection finds."""
+async def backend_pid(connection: AsyncConnection[Any]) -> int:
+    """Return the process id of the session that runs this connection's next statement."""
     cursor = await connection.execute("select pg_backend_pid()")
     row = await cursor.fetchone()
     assert row is not None
@@ -153,22 +153,17 @@ async def session_of(connection: AsyncConnection[Any]) -> int:
 
 
 class Number(float):
-    """A number as it was written: a price of 19.90 is not 19.9."""
+    """A number that keeps its text: 19.90 is not shown as 19.9."""
 
-    def __new__(cls, text: str) -> Self:
-        """Keep the text beside the value."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def __str__(self) -> str:
         return self.text
 
 
 def loads(text: str | bytes) -> Json:
-    """Read JSON; what can't be read is said to be so, since it stands in one row among many."""
+    """Parse JSON. Return `UNREADABLE` instead of raising, since one row of many must not break the others."""
     try:
         return json.loads(text, parse_float=Number)
     except (ValueError, RecursionError):
@@ -176,11 +171,11 @@ def loads(text: str | bytes) -> Json:
 
 
 def summary(error: BaseException) -> str:
-    """Return an error in one line: its type, and its message without the DETAIL, which may hold an address."""
+    """Return an error's type and message in one line, without the DETAIL, which may hold an address."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text; of one of Postgres's, its primary message."""
+    """Return the first line of an error's text, or the primary message of a PostgreSQL error."""
     message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return message or str(error).partition("\n")[0]

@@ -1,7 +1,7 @@
-"""The schema notify_worker in the database: migrate it to this release's version, print how, check its version.
+"""The schema notify_worker: migrate it to this release's version, print the migration as SQL, check the version.
 
-Tables come from the revisions in alembic/, which never change once released. Functions, triggers, views and grants are
-whole files in sql/; every upgrade to head installs them again in its own transaction, and drops those of earlier releases.
+Tables come from the revisions in alembic/, which never change once released. Functions, triggers, views and grants are whole
+files in sql/: every upgrade installs all of them in its own transaction, and drops those that no file defines any more.
 """
 
 import logging
@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors as postgres
 from psycopg.errors import Diagnostic
 
-from notify_worker.database.connections import with_limits
+from notify_worker.database.connections import first_line, with_limits
 from notify_worker.errors import (
     BrokenInstallation,
     DatabaseUnavailable,
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def folder(packaged: str, checkout: str, probe: str) -> Path:
-    """Return the folder as it lies in a wheel, else as it lies in a checkout. The probe is a file that only we have."""
+    """Return a folder of the wheel, or else of the checkout. `probe` is a file that it must contain."""
     for place in (PACKAGE / packaged, PACKAGE.parent / checkout):
         if (place / probe).is_file():
             return place
@@ -39,8 +39,8 @@ def folder(packaged: str, checkout: str, probe: str) -> Path:
 alembic_folder = partial(folder, "_alembic", "alembic", "versions/0001_procrastinate.py")
 sql_folder = partial(folder, "_sql", "sql", "triggers/wake_on_insert.sql")
 
-TELLTALE = ("stored_incidents", "ends_at")
-"""A table and a column of it that revision 0002 makes, and that it did not make before it was rewritten."""
+REWRITTEN_COLUMN = ("stored_incidents", "ends_at")
+"""A table and its column that revision 0002 creates, and did not create before it was rewritten."""
 HAS_COLUMN: LiteralString = """
     select attnum from pg_attribute
     join pg_class on pg_class.oid = attrelid
@@ -49,33 +49,46 @@ HAS_COLUMN: LiteralString = """
 
 
 def versions() -> list[str]:
-    """Return the versions that this release knows, oldest first: a revision's file begins with its id."""
+    """Return the versions that this release knows, oldest first."""
     return sorted(path.name.partition("_")[0] for path in (alembic_folder() / "versions").glob("*.py"))
 
 
 def migrate(conninfo: str) -> str:
-    """Bring the schema to this release's version in one transaction, and return the version.
+    """Migrate the schema to this release's version, in one transaction.
 
-    Any number may run at once: one works, the others wait and find nothing to do. Blocks; call it in a thread from
-    async code. Raises DatabaseUnavailable; SchemaMismatch where the schema is newer than this release, or was made by
-    an unreleased one; and NotifyWorkerError where a lock or a right is missing, or the database is read-only.
+    Any number of processes may call it at once: one migrates, the others wait. It blocks, so call it in a thread from async
+    code.
+
+    Args:
+        conninfo: The database, as a libpq connection string, with a role that owns it.
+
+    Returns:
+        The version of the schema.
+
+    Raises:
+        DatabaseUnavailable: No connection can be made.
+        SchemaMismatch: The schema is newer than this release, or was made by an unreleased one.
+        NotifyWorkerError: A lock or a privilege is missing, or the database is read-only. Nothing was changed.
     """
     with connect(conninfo) as connection:
         found = read_version(connection)
     if found is not None and found not in versions():
-        raise SchemaMismatch(newer(found))
+        raise SchemaMismatch(
+            f"The schema notify_worker has version {found}, and this release knows none after {versions()[-1]}. "
+            "Install the release of notify-worker that migrated it, or a later one."
+        )
     upgrade(conninfo=conninfo)
     return versions()[-1]
 
 
 def print_sql(to: TextIO, *, since: str | None = None) -> None:
-    """Write the transaction that `migrate` would run, for psql: on a database without our schema, or of version `since`."""
+    """Write the transaction that `migrate` would run, for psql: for a new schema, or one of version `since`."""
     upgrade(print_to=to, since=since)
 
 
 def upgrade(*, conninfo: str = "", print_to: TextIO | None = None, since: str | None = None) -> None:
-    """Let Alembic upgrade to head: on a connection, or as a script to `print_to`."""
-    from alembic import command  # noqa: PLC0415  half a second that a worker need not spend
+    """Upgrade to head with Alembic, in the database or as a script to `print_to`."""
+    from alembic import command  # noqa: PLC0415  the import takes half a second, and a worker does not need it
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
@@ -91,9 +104,9 @@ def upgrade(*, conninfo: str = "", print_to: TextIO | None = None, since: str | 
 
 
 def explained(error: BaseException | None) -> NotifyWorkerError | None:
-    """Return an error with a sentence for what an operator can fix; None for the rest, which are bugs."""
+    """Return an error that tells the operator what to do; None if it is a bug."""
     if isinstance(error, postgres.LockNotAvailable):
-        reason = "another transaction kept a lock on it for too long"
+        reason = "another transaction locked it for too long"
         remedy = "Run it again when that has ended; pg_stat_activity shows it."
     elif isinstance(error, postgres.InsufficientPrivilege):
         reason = str(error.diag.message_primary)
@@ -103,14 +116,14 @@ def explained(error: BaseException | None) -> NotifyWorkerError | None:
         remedy = "Run it on the primary, with default_transaction_read_only off."
     elif isinstance(error, postgres.DependentObjectsStillExist):
         reason = f"{error.diag.message_primary} ({error.diag.message_detail})"
-        remedy = "Drop what depends on it, run it again, and then make it anew."
+        remedy = "Drop the dependent objects, run it again, and create them again."
     else:
         return None
     return NotifyWorkerError(f"The schema was not migrated: {reason}. Nothing was changed. {remedy}")
 
 
 def run(sql: str) -> None:
-    """Run SQL as it stands, without parameters, inside the upgrade; with --sql, print it."""
+    """Run SQL without parameters inside the upgrade, or print it with --sql."""
     from alembic import context  # noqa: PLC0415
 
     migration = context.get_context()
@@ -121,9 +134,9 @@ def run(sql: str) -> None:
 
 
 def apply_sql() -> None:
-    """Install every file of sql/, whole, and drop what an earlier release installed and no file defines any more.
+    """Install every file of sql/, and drop routines and views that no file defines any more.
 
-    Bodies are not checked while they are installed: a function may name another one, or a view, that comes later.
+    Bodies are not checked meanwhile, since a function may use another one, or a view, that is installed later.
     """
     run("set local check_function_bodies = off;")
     apply_files("install.sql")
@@ -137,9 +150,9 @@ def apply_sql() -> None:
 
 
 def apply_files(*patterns: str, replaces: bool = False) -> None:
-    """Run files of sql/; an error names its file, since Postgres can't.
+    """Run files of sql/. An error gets a note with its file.
 
-    With `replaces`, a file makes the function or the view that it is named after, and may replace an older one.
+    With `replaces`, a file defines the function or the view that it is named after, and may replace an older one.
     """
     for path in [path for pattern in patterns for path in sorted(sql_folder().glob(pattern))]:
         source = path.read_text(encoding="utf-8")
@@ -151,16 +164,13 @@ def apply_files(*patterns: str, replaces: bool = False) -> None:
 
 
 def installed_version(conninfo: str) -> str | None:
-    """Return the version of the schema in the database; None: there is none."""
+    """Return the version of the schema in the database; None without a schema."""
     with connect(conninfo) as connection:
         return read_version(connection)
 
 
 def verify(conninfo: str) -> None:
-    """Return if this release can work with the schema in the database: its own, or a later one, which only adds to it.
-
-    Else raise SchemaMismatch, which says what to do.
-    """
+    """Raise SchemaMismatch unless this release can use the schema: its own, or a later one, which only adds to it."""
     with connect(conninfo) as connection:
         found, database = read_version(connection), connection.info.dbname
     if found is None:
@@ -172,16 +182,8 @@ def verify(conninfo: str) -> None:
         )
 
 
-def newer(found: str) -> str:
-    """Say that the database is ahead. There is no way back but a backup: revisions go forward only."""
-    return (
-        f"The schema notify_worker has version {found}, and this release knows none after {versions()[-1]}. "
-        "Install the release of notify-worker that migrated it, or a later one."
-    )
-
-
 def read_version(connection: psycopg.Connection) -> str | None:
-    """Ask for the version, as every role may; None: there is no schema. Refuse one that an unreleased version made."""
+    """Return the schema's version, or None without a schema. Raises SchemaMismatch if an unreleased version made it."""
     try:
         row = connection.execute("select notify_worker.installed_version()").fetchone()
     except (postgres.UndefinedFunction, postgres.InvalidSchemaName):
@@ -190,10 +192,10 @@ def read_version(connection: psycopg.Connection) -> str | None:
         role = connection.info.user
         raise SchemaMismatch(
             f'The role "{role}" may not use the schema notify_worker. Let its owner run: grant notify_worker_worker '
-            f'to "{role}" (or notify_worker_producer, or notify_worker_auditor: by what it is to do)'
+            f'to "{role}" (or notify_worker_producer, notify_worker_auditor or notify_worker_operator)'
         ) from None
     found: str | None = row[0] if row else None
-    if found == "0002" and not connection.execute(HAS_COLUMN, TELLTALE).fetchone():
+    if found == "0002" and not connection.execute(HAS_COLUMN, REWRITTEN_COLUMN).fetchone():
         raise SchemaMismatch(
             "The schema notify_worker was made by an unreleased version of notify-worker, and can't be migrated. "
             "Run: drop schema notify_worker cascade (which deletes its data), and then: notify-worker migrate"
@@ -202,12 +204,11 @@ def read_version(connection: psycopg.Connection) -> str | None:
 
 
 def connect(conninfo: str) -> psycopg.Connection:
-    """Connect, or say in one line why not; never with the conninfo, which may hold a password."""
+    """Connect. Raises DatabaseUnavailable, without the conninfo, which may hold a password."""
     try:
         connection = psycopg.connect(with_limits(conninfo))
     except psycopg.OperationalError as error:
-        first_line = str(error).partition("\n")[0]
-        reason = re.sub(r"'[^']*@", "'…@", first_line)  # an unescaped @ makes half a password part of the host
+        reason = re.sub(r"'[^']*@", "'…@", first_line(error))  # after an unescaped @, a password is part of the host
         raise DatabaseUnavailable(
             f"No connection to the database: {reason}. "
             "Is it up, and is NOTIFY_WORKER_DATABASE_URL right (or libpq's own PG*)?"
@@ -215,13 +216,14 @@ def connect(conninfo: str) -> psycopg.Connection:
     except psycopg.ProgrammingError:
         raise DatabaseUnavailable(
             "NOTIFY_WORKER_DATABASE_URL is not a connection string that libpq understands. "
-            "Write it as postgresql://user:password@host/database; in the password, what is no letter or digit as %XX."
+            "Write it as postgresql://user:password@host/database, and special characters in the password as %XX."
         ) from None
-    connection.add_notice_handler(pass_on)
+    connection.add_notice_handler(log_warning)
     return connection
 
 
-def pass_on(notice: Diagnostic) -> None:
-    """Log what the server warns of: the roles that it may not make."""
+def log_warning(notice: Diagnostic) -> None:
+    """Log a warning of the server, such as for roles that the migration may not create."""
     if notice.severity_nonlocalized == "WARNING":
-        log.warning("%s. %s", notice.message_primary, notice.message_hint or "")
+        message, hint = notice.message_primary, notice.message_hint or ""
+        log.warning("%s. %s", message, hint, extra={"event": "database_warning", "warning": message, "hint": hint})

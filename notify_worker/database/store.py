@@ -1,6 +1,6 @@
-"""The worker's SQL: one method per function of sql/functions, each one round trip in its own transaction.
+"""The worker's SQL: a method for each function in sql/functions that it calls, one round trip in its own transaction.
 
-Nothing here is held over a request: a method takes a connection of the pool, asks, and gives it back.
+No connection is held over a request: each method takes one from the pool and returns it.
 """
 
 import json
@@ -29,7 +29,7 @@ from notify_worker.database.connections import (
 from notify_worker.model import UNREADABLE, Attempt, Change, Content, Delivery, Incident, Json, OnUnknown, Project
 
 CONNECTIONS = 2
-"""One that claims and one that records; neither waits for FCM."""
+"""The size of the pool: one claims, one records, and neither waits for FCM."""
 
 Row = dict[str, Any]
 
@@ -38,11 +38,11 @@ class Rescue(NamedTuple):
     """The result of one rescue."""
 
     workers: int
-    """How many were dead."""
+    """The dead workers found."""
     notifications: int
-    """How many notifications of theirs became due again."""
+    """Their notifications that became due again."""
     again_in: float | None
-    """Seconds until the next worker may be dead; None: there is none that may be."""
+    """Seconds until another worker may count as dead; None if none may."""
 
 
 class Claim(NamedTuple):
@@ -50,22 +50,28 @@ class Claim(NamedTuple):
 
     deliveries: list[Delivery]
     picked: int
-    """How many notifications were due and taken, with those that ended or were put off without a delivery to send."""
+    """How many notifications were claimed, including those that were settled or postponed without a delivery to send."""
 
 
 class Store:
-    """The database as a worker sees it. `async with Store(conninfo)` opens and closes its pool of two connections."""
+    """The database for a worker: a pool of two connections, and a method for each call.
+
+    Every method raises psycopg.Error: the database is away, refuses, or took longer than 15 s. A statement whose connection
+    broke may have committed all the same.
+
+    Args:
+        conninfo: The database, as a libpq connection string.
+        transaction_pooled: Whether each transaction may find another session, so that sessions are not configured.
+        application_name: The sessions' name in pg_stat_activity.
+
+    Example:
+        async with Store(conninfo) as store:
+            await store.wake_worker()
+    """
 
     def __init__(
         self, conninfo: str, *, transaction_pooled: bool = False, application_name: str = APPLICATION_NAME
     ) -> None:
-        """Open nothing yet.
-
-        Args:
-            conninfo: The database.
-            transaction_pooled: Each transaction may find another session, so none is made ours.
-            application_name: The sessions' name in pg_stat_activity.
-        """
         own: dict[str, Any] = (
             {"configure": configure_pooled, "kwargs": {"prepare_threshold": None}}
             if transaction_pooled
@@ -83,18 +89,17 @@ class Store:
     async def claim(
         self, worker_id: int, lease: UUID, most: int, limits: Mapping[str, int], start_within: timedelta
     ) -> Claim:
-        """Claim due notifications under a lease, for what is to be sent of them.
+        """Claim due notifications under a lease; return their deliveries.
 
         Args:
             worker_id: The id under which this process is registered.
-            lease: A new token.
-            most: How many notifications to take at most.
-            limits: How many of each project at most; a project that is not in it is not claimed.
-            start_within: How long, from before the claim, a request may still start.
+            lease: A new token, chosen by the caller.
+            most: The most notifications to claim.
+            limits: The most of each project; other projects are not claimed.
+            start_within: How long after the beginning of the call a request may start.
 
         Raises:
-            psycopg.errors.ObjectNotInPrerequisiteState: This worker was found dead, or has left.
-            psycopg.Error: The claim may have committed all the same.
+            psycopg.errors.ObjectNotInPrerequisiteState: The worker is not registered, or was rescued as dead.
         """
         now = monotonic()
         rows = await self._rows(
@@ -102,12 +107,12 @@ class Store:
         )
         to_send = [row for row in rows if row["delivery_id"] is not None]
         return Claim(
-            deliveries=[delivery(row, lease, worker_id, now, start_within) for row in to_send],
+            deliveries=[read_delivery(row, lease, worker_id, now, start_within) for row in to_send],
             picked=len({row["notification_id"] for row in rows}),
         )
 
     async def mark_started(self, deliveries: list[Delivery]) -> set[int]:
-        """Write down that requests of these deliveries are about to begin; return those of which that may be."""
+        """Mark that requests of these deliveries are about to start; return the ids of those that may start."""
         rows = await self._rows(
             "select notify_worker.mark_started(%s, %s) as id",
             [each.id for each in deliveries],
@@ -116,7 +121,7 @@ class Store:
         return {row["id"] for row in rows}
 
     async def report(self, incident: Incident) -> None:
-        """Report to all workers what this one found out about a project. Raises psycopg.Error."""
+        """Open or close an incident, or ask for another probe at once."""
         match incident.change:
             case Change.OPENED:
                 await self._value(
@@ -135,72 +140,71 @@ class Store:
                 assert_never(incident.change)
 
     async def record(self, worker_id: int, attempts: list[Attempt]) -> None:
-        """Write down what became of deliveries. The same attempts again change nothing."""
-        await self._value("select notify_worker.record(%s, %s)", worker_id, Jsonb(attempts, dumps=outcomes))
+        """Record results of attempts. The same attempts again change nothing."""
+        await self._value("select notify_worker.record(%s, %s)", worker_id, Jsonb(attempts, dumps=dump_attempts))
 
     async def release(self, lease: UUID, delivery_ids: list[int] | None = None) -> None:
-        """Give back deliveries that were claimed and not sent: these, or all of the lease."""
+        """Release deliveries that were claimed and not sent: these, or all under the lease."""
         await self._value("select notify_worker.release(%s, %s)", lease, delivery_ids)
 
     async def mark_awake(self) -> None:
-        """Say for the next 200 ms that a worker is awake and looks."""
+        """Set the awake mark: for the next 200 ms, commits wake no worker."""
         await self._value("select notify_worker.mark_awake()")
 
     async def has_open_writers(self) -> bool:
-        """Say whether a transaction is open that has inserted notifications."""
+        """Return whether a transaction that has inserted notifications is open."""
         return bool(await self._value("select notify_worker.has_open_writers()"))
 
     async def has_due(self) -> bool:
-        """Say whether a notification is due and nobody holds it."""
+        """Return whether a notification is due and not leased."""
         return bool(await self._value("select notify_worker.has_due()"))
 
     async def next_due_in(self) -> float | None:
-        """Say in how many seconds the next notification is due; None: there is none."""
+        """Return the seconds until the next notification is due; None if there is none."""
         seconds: float | None = await self._value("select notify_worker.next_due_in()")
         return seconds
 
     async def wake_worker(self) -> None:
-        """Wake a worker, unless a bell waits already."""
+        """Wake a worker, unless a wake-up is waiting already."""
         await self._value("select notify_worker.wake_worker()")
 
     async def ping(self, channel: str) -> None:
-        """Notify a channel that only this process listens to."""
+        """Send a NOTIFY on a channel that only this process listens to."""
         await self._value("select pg_notify(%s, '')", channel)
 
     async def rescue_dead_workers(self, reconnected_ago: float | None) -> Rescue:
-        """Make due again what dead workers held, and wake a worker for it.
+        """Make the notifications of dead workers due again, and wake a worker for them.
 
-        Args:
-            reconnected_ago: Seconds since this process replaced a lost session; None: it lost none.
+        `reconnected_ago` is the seconds since this process replaced a lost session; None if it lost none.
         """
         (row,) = await self._rows("select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
         return Rescue(**row)
 
     async def clear_stalled_jobs(self) -> None:
-        """Take care of the jobs that dead processes left as doing."""
+        """Requeue or delete the jobs that dead processes left in the status doing."""
         await self._value("select notify_worker.clear_stalled_jobs()")
 
     async def create_partitions(self) -> None:
-        """Keep the history's partitions three months ahead."""
+        """Create the history's partitions for the next three months."""
         await self._value("select notify_worker.create_partitions()")
 
     async def retry(self, which: int | str) -> int:
-        """Put a notification back in line, by its number or its event; return how many deliveries are due again."""
+        """Retry a notification, by its id or its event id; return how many deliveries are due again."""
         kind = "bigint" if isinstance(which, int) else "text"
         return int(await self._value(f"select notify_worker.retry(%s::{kind})", which))
 
     async def retry_delivery(self, delivery_id: int) -> int:
-        """Put one delivery back in line; return 1, or 0."""
+        """Retry a delivery; return 1, or 0 if it can't be retried."""
         return int(await self._value("select notify_worker.retry_delivery(%s)", delivery_id))
 
     async def retry_dead_letters(self, project: str, since: str) -> int:
-        """Put back in line what failed in a project since then; return how many deliveries are due again."""
+        """Retry a project's dead letters since a time; return how many deliveries are due again."""
         return int(
             await self._value("select notify_worker.retry_dead_letters(%s, %s::text::timestamptz)", project, since)
         )
 
     async def prune(self, older_than: str) -> int:
-        """Delete what settled longer ago, in small transactions; then the months of the history that are older."""
+        """Delete notifications settled longer ago, in small transactions, and older partitions; return their number."""
         deleted = 0
         while gone := int(await self._value("select notify_worker.prune(%s::text::interval)", older_than)):
             deleted += gone
@@ -208,9 +212,9 @@ class Store:
         return deleted
 
     async def projects(self) -> list[tuple[Project, list[str], float]]:
-        """Read the projects' rows, which scopes of each are blocked by an open incident, and each one's worker_rate.
+        """Return each project's row, its blocked scopes, and its worker rate.
 
-        The worker_rate is the project's rate divided by the number of workers alive, in deliveries a second.
+        The worker rate is the project's rate divided by the number of live workers, in deliveries a second.
         """
         rows = await self._rows(
             """
@@ -222,8 +226,8 @@ class Store:
             from notify_worker.projects
             """
         )
-        beside = [(row.pop("blocked_scopes"), row.pop("worker_rate")) for row in rows]
-        return [(Project(**row), *each) for row, each in zip(rows, beside, strict=True)]
+        columns = [(row.pop("blocked_scopes"), row.pop("worker_rate")) for row in rows]
+        return [(Project(**row), *computed) for row, computed in zip(rows, columns, strict=True)]
 
     async def _rows(self, statement: LiteralString, *values: object) -> list[Row]:
         async with self._cursor() as cursor:
@@ -247,8 +251,8 @@ class Store:
             yield cursor
 
 
-def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_within: timedelta) -> Delivery:
-    """Read a row of `claim`."""
+def read_delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_within: timedelta) -> Delivery:
+    """Build a delivery from a row of `claim`. `claimed_at` is `time.monotonic()` before the call."""
     return Delivery(
         id=row["delivery_id"],
         notification_id=row["notification_id"],
@@ -268,28 +272,28 @@ def delivery(row: Row, lease: UUID, worker_id: int, claimed_at: float, start_wit
         expires_at=row["expires_at"],
         expires_by=claimed_at + row["expires_in"],
         tag=row["tag"],
-        inline=content(row),
+        inline=read_content(row),
         campaign_name=row["campaign"],
-        campaign=content(row["campaign_content"]) if row["campaign_content"] is not None else None,
+        campaign=read_content(row["campaign_content"]) if row["campaign_content"] is not None else None,
         params=row["params"] or {},
     )
 
 
-def content(row: Json) -> Content:
-    """Read the content of a notification or a campaign. One part that can't be read makes all of it unreadable."""
+def read_content(row: Json) -> Content:
+    """Build the content of a notification or a campaign. A campaign's is unreadable as a whole."""
     if row is UNREADABLE:
         return Content(message=UNREADABLE)
     return Content(title=row["title"], body=row["body"], image=row["image"], data=row["data"], message=row["message"])
 
 
-def outcomes(attempts: list[Attempt]) -> str:
-    """Write attempts as `record` reads them, when there is a connection to send them on: until then they grow older."""
+def dump_attempts(attempts: list[Attempt]) -> str:
+    """Dump attempts for `record`, at the moment at which they are sent, since their ages grow until then."""
     now = monotonic()
-    return json.dumps([outcome(attempt, now) for attempt in attempts])
+    return json.dumps([dump_attempt(attempt, now) for attempt in attempts])
 
 
-def outcome(attempt: Attempt, now: float) -> Row:
-    """Write an attempt as `record` reads it: ages, never times, since only the database's clock counts."""
+def dump_attempt(attempt: Attempt, now: float) -> Row:
+    """Dump an attempt for `record`: with ages instead of times, since only the database's clock counts."""
     result = attempt.outcome
     return {
         "delivery_id": attempt.delivery.id,

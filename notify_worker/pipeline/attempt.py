@@ -11,7 +11,7 @@ from notify_worker.pipeline.heartbeat import Heartbeat
 from notify_worker.pipeline.project_state import ProjectState
 from notify_worker.pipeline.render import render
 from notify_worker.pipeline.retry import quick_retry
-from notify_worker.pipeline.slots import Slots
+from notify_worker.pipeline.slots import Slots, wait_for
 from notify_worker.pipeline.start_marks import StartMarks
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class AttemptRun:
-    """One attempt, while it goes on: of one to three requests."""
+    """Runs one attempt, of one to three requests."""
 
     delivery: Delivery
     project: ProjectState
@@ -34,12 +34,14 @@ class AttemptRun:
     outcome: Outcome | None = None
 
     async def run(self) -> Attempt | None:
-        """Make the attempt. None: none of its requests may start: no lease, a stop, a pause."""
+        """Make the attempt. None: none of its requests may start, as after a stop, in a pause, or with the lease lost."""
         try:
             self.outcome = await self._render_and_send()
-        except Exception:  # a bug costs this delivery alone, and says nothing of the provider
-            log.exception("delivery %d broke", self.delivery.id)
-            self.outcome = Outcome(Verdict.UNKNOWN, error="an error of the worker's own; see its log", error_code=BUG)
+        except Exception:  # a bug costs this delivery alone, and says nothing about the provider
+            log.exception(
+                "delivery %d broke", self.delivery.id, extra={"event": "attempt_broke", "delivery_id": self.delivery.id}
+            )
+            self.outcome = Outcome(Verdict.UNKNOWN, error="an error in the worker itself; see its log", error_code=BUG)
         if not self.requests:
             self.project.observe_undecided(self.delivery, self.started)
         if self.outcome is None:
@@ -61,14 +63,14 @@ class AttemptRun:
         rendered = render(self.delivery)
         if isinstance(rendered, Outcome):
             return rendered
-        return await quick_retry(self._is_quickly_retryable, self._pause)(self._request, rendered)
+        return await quick_retry(self._is_quickly_retryable, self._wait)(self._request, rendered)
 
     async def _request(self, message: Message) -> Outcome | None:
-        """Make one request; where none may start any more, what came of the last one stays."""
+        """Make one request. If none may start any more, the outcome of the last one stands."""
         if not self._may_start():
             return self.outcome
         async with self.slots:
-            # Asked again after the mark, for which the database may have taken its time.
+            # Checked again after the mark, since writing it may have taken long.
             if self._may_start() and await self._is_marked() and self._may_start():
                 if not self.requests:
                     self.started = monotonic()
@@ -76,18 +78,8 @@ class AttemptRun:
                 answer = await self.project.sender.send(message)
                 if answer.error_code != BUG:
                     self.project.stats.add_answer(answer, monotonic())
-                self.outcome = self._after(self.outcome, answer)
+                self.outcome = combined(self.outcome, answer)
         return self.outcome
-
-    def _after(self, former: Outcome | None, outcome: Outcome) -> Outcome:
-        """Keep an attempt unknown where FCM may have an earlier request of it, and this one was not taken."""
-        if (
-            former is not None
-            and former.verdict is Verdict.UNKNOWN
-            and outcome.verdict in (Verdict.RETRY, Verdict.PAUSED)
-        ):
-            return replace(outcome, verdict=Verdict.UNKNOWN)
-        return outcome
 
     def _may_start(self) -> bool:
         limit = self.delivery.start_by + (self.quick_retry_window if self.requests else 0)
@@ -99,25 +91,29 @@ class AttemptRun:
         )
 
     async def _is_marked(self) -> bool:
-        """Have it written that a request begins, where the caller said hold: after a crash that says what may have left."""
+        """With on_unknown = hold, store that a request starts: after a crash, the mark tells which may have been sent."""
         return (
             self.delivery.on_unknown is not OnUnknown.HOLD or self.requests > 0 or await self.marks.mark(self.delivery)
         )
 
     def _is_quickly_retryable(self, outcome: Outcome | None) -> bool:
-        """Say whether the same request may be made again within seconds."""
+        """Return whether the same request may be made again within seconds."""
         if outcome is None or not outcome.quickly_retryable or not self._may_start():
             return False
-        if outcome.verdict is Verdict.PAUSED:  # its token was refused: it surely has not arrived
+        if outcome.verdict is Verdict.PAUSED:  # FCM rejected the access token, so it did not accept the message
             return True
         if self.delivery.on_unknown is OnUnknown.HOLD or self.delivery.probe:
             return False
         return outcome.http_status is None or self.project.stats.quick_retry_allowed(monotonic())
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait between two requests, without a slot; a worker that stops waits for nothing."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.stopping.wait()
-        except TimeoutError:
-            pass
+    async def _wait(self, seconds: float) -> None:
+        """Wait between two requests, without a slot, unless the worker stops."""
+        await wait_for(self.stopping, seconds)
+
+
+def combined(previous: Outcome | None, latest: Outcome) -> Outcome:
+    """Return the outcome of both. RETRY or PAUSED after UNKNOWN stays UNKNOWN: FCM may have the earlier request."""
+    was_unknown = previous is not None and previous.verdict is Verdict.UNKNOWN
+    if was_unknown and latest.verdict in (Verdict.RETRY, Verdict.PAUSED):
+        return replace(latest, verdict=Verdict.UNKNOWN)
+    return latest

@@ -1,4 +1,4 @@
-"""Claiming: how much a worker takes of what is due, and how it goes to sleep without missing a commit.
+"""Claims due notifications: how many at once, and how a worker goes to sleep without missing a commit.
 
 A producer that reads the awake mark sends no wake-up. So before a worker sleeps, it lets the mark expire, waits for
 transactions that may have read it, and polls once more.
@@ -17,23 +17,23 @@ from notify_worker.database.store import Claim, Store
 from notify_worker.model import Delivery
 from notify_worker.pipeline.heartbeat import Heartbeat
 from notify_worker.pipeline.projects import Projects
-from notify_worker.pipeline.recorder import FLUSH, Recorder
+from notify_worker.pipeline.recorder import FLUSH_SIZE, Recorder
 from notify_worker.pipeline.slots import Slots
 
-PREFETCH = 10 * FLUSH
-"""Outstanding deliveries beyond the slots at which nothing is claimed: they wait for a slot, a retry or the recorder."""
+PREFETCH = 10 * FLUSH_SIZE
+"""Deliveries held beyond the slots, at most: they wait for a slot, a quick retry or the recorder."""
 AWAKE_FOR = 0.2
-"""Seconds for which the awake mark holds."""
+"""Seconds for which the awake mark is valid."""
 AWAKE_POLL_INTERVAL = 0.01
 """Seconds between two polls while a worker is awake."""
 OPEN_WRITERS_TIMEOUT = 1.0
 """Seconds for which a worker waits, before it sleeps, for transactions that may have read the awake mark."""
-LONGEST_TOKEN_WAIT = 0.1
-"""Seconds for which a worker waits for a rate limiter, at most: other projects are due meanwhile."""
+MAX_TOKEN_WAIT = 0.1
+"""Seconds for which a worker waits for tokens, at most: other projects may become due meanwhile."""
 
 
 class Claimer:
-    """Claims for one process: no more than there are slots, memory and tokens for."""
+    """Claims for one process, within its free slots, its memory and the tokens of its rate limiters."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Claimer:
         stopping: asyncio.Event,
         start_within: timedelta,
     ) -> None:
-        """`start_within` is how long, from before a claim, its requests may start."""
+        """`start_within` is how long after the beginning of a claim its requests may start."""
         self._store = store
         self._heartbeat = heartbeat
         self._projects = projects
@@ -60,14 +60,10 @@ class Claimer:
         """Return True once nothing more is claimed: the worker stops, or the deadline (`time.monotonic()`) has passed."""
         return self._stopping.is_set() or monotonic() >= deadline
 
-    async def until_nothing_is_due(self, deadline: float) -> AsyncIterator[list[Delivery]]:
-        """Yield the deliveries of each claim, until nothing is due and no producer takes this worker for awake.
+    async def claims(self, deadline: float) -> AsyncIterator[list[Delivery]]:
+        """Yield the deliveries of each claim until nothing is due and no producer counts on this worker to be awake.
 
-        Args:
-            deadline: When to end in any case (`time.monotonic()`).
-
-        Raises:
-            psycopg.Error: The database refuses or is away.
+        `deadline` (`time.monotonic()`) ends it in any case. Raises psycopg.Error.
         """
         awake_until = None
         is_last = False
@@ -83,72 +79,67 @@ class Claimer:
                 is_last = True
 
     async def _claim(self, deadline: float) -> list[Delivery] | None:
-        """Claim once there is capacity. None: nothing was due, or it is over."""
+        """Claim once there is capacity. None: nothing was due, or the worker stops, or the deadline has passed."""
         while (capacity := self._capacity()) <= 0 and not self.is_over(deadline):
             await self._store.mark_awake()
             await self._projects.read()
             await self._outstanding.wait_for_progress(AWAKE_FOR / 2)
         if self.is_over(deadline):
             return None
-        worker_id = (
-            await self._heartbeat.ensure_registered()
-        )  # first, since the rates are divided by the number of workers
+        # Register before reading the projects: their rates are divided by the number of workers.
+        worker_id = await self._heartbeat.ensure_registered()
         await self._projects.read()
-        claim = await self._ask(worker_id, capacity)
+        claim = await self._claim_at_most(capacity, worker_id)
         if not claim.picked and not await self._wait_for_tokens():
             return None
         return claim.deliveries
 
-    async def _ask(self, worker_id: int, capacity: int) -> Claim:
+    async def _claim_at_most(self, capacity: int, worker_id: int) -> Claim:
         lease = uuid4()
         try:
             claim = await self._store.claim(worker_id, lease, capacity, self._limits(), self._start_within)
             self._take_tokens(claim.deliveries)
-            await self._projects.read_what_is_claimed(claim.deliveries)
+            await self._projects.reread_if_blocked(claim.deliveries)
         except psycopg.errors.ObjectNotInPrerequisiteState:
-            await self._heartbeat.invalidate()  # taken for dead: nothing was claimed, and another id is due
+            await self._heartbeat.invalidate()  # rescued as dead: nothing was claimed, and another id is needed
             raise
-        except BaseException:  # perhaps only the answer was lost, or the deliveries are here and cannot be started
+        except BaseException:  # the claim may have committed all the same
             self._recorder.release_uncertain(lease)
             raise
         return claim
 
     def _capacity(self) -> int:
-        """Return how many to claim: the free slots and one flush, but no crumbs, and no more than memory is meant for."""
+        """Return how many to claim: the free slots and one flush, within `PREFETCH`; 0 while that is too few."""
         slots, outstanding = self._slots, len(self._outstanding)
-        capacity = min(slots.total + FLUSH - slots.waiting - slots.taken, slots.total + PREFETCH - outstanding)
-        return capacity if capacity >= min(slots.total, FLUSH) // 2 or not outstanding else 0
-
-    # ── rates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+        capacity = min(slots.total + FLUSH_SIZE - slots.waiting - slots.taken, slots.total + PREFETCH - outstanding)
+        return capacity if capacity >= min(slots.total, FLUSH_SIZE) // 2 or not outstanding else 0
 
     def _limits(self) -> dict[str, int]:
-        """Return how many to claim of each project. Projects with an incident still to report are left out."""
+        """Return how many to claim of each project, without the projects that have unreported incidents."""
         now, unreported = monotonic(), self._projects.projects_with_unreported()
         available = {name: int(limiter.available(now)) for name, limiter in self._projects.limiters.items()}
         return {name: tokens for name, tokens in available.items() if tokens >= 1 and name not in unreported}
 
     def _take_tokens(self, deliveries: list[Delivery]) -> None:
         for project, count in Counter(delivery.project for delivery in deliveries).items():
-            if limiter := self._projects.limiters.get(project):  # else its row was deleted during the claim
+            if limiter := self._projects.limiters.get(project):  # None if the project was deleted during the claim
                 limiter.take(count, monotonic())
 
     async def _wait_for_tokens(self) -> bool:
-        """If something is due and only tokens are missing, wait for them a little and return True."""
+        """If notifications are due and only tokens are missing, wait for tokens for a moment and return True."""
         now = monotonic()
         waits = [wait for limiter in self._projects.limiters.values() if (wait := limiter.wait(now))]
         if not waits or not await self._store.has_due():
             return False
-        await asyncio.sleep(min(*waits, LONGEST_TOKEN_WAIT))
+        await asyncio.sleep(min(*waits, MAX_TOKEN_WAIT))
         return True
-
-    # ── the awake mark ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _mark_awake(self) -> float:
         await self._store.mark_awake()
         return monotonic() + AWAKE_FOR
 
     async def _may_be_seen_awake(self, awake_until: float) -> bool:
-        """Return True while the mark holds, and after that while a transaction is open that may have read it."""
+        """Return True while the mark is valid, and after that while a transaction that may have read it is open."""
         now = monotonic()
         return now <= awake_until or (
             now <= awake_until + OPEN_WRITERS_TIMEOUT and await self._store.has_open_writers()

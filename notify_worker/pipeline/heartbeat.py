@@ -1,7 +1,8 @@
-"""The heartbeat of this process: the id under which it claims, and the sign each second that it still runs.
+"""The heartbeat of this process: the worker id under which it claims, and a sign of life each second.
 
-A registered worker has a row, and a session that holds the advisory lock whose key is the row's id. The server frees that
-lock at once when the process dies, since its session ends too.
+A registered worker has a row in `stored_workers`, and a session that holds the advisory lock keyed by the row's id. When the
+process dies, its session ends and PostgreSQL frees the lock:
+postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
 import asyncio
@@ -25,13 +26,18 @@ log = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL = 1.0
 """Seconds between two heartbeats."""
 HEARTBEAT_VALID_FOR = 10.0
-"""Seconds for which a heartbeat proves that this worker is alive: one that stood still for longer may have been rescued."""
+"""Seconds for which a heartbeat is valid: a process that was suspended for longer may have been rescued as dead."""
 HEARTBEAT_TIMEOUT = 3.0
-"""Seconds until a heartbeat has to be answered: then its session counts as lost."""
+"""Seconds after which a heartbeat without an answer counts as a lost session."""
 
 
 class Heartbeat:
-    """Registers this process as a worker, and keeps it registered: under another id after each lost session.
+    """Registers this process as a worker and keeps it registered, under a new id after each lost session.
+
+    Args:
+        conninfo: The database, as a libpq connection string.
+        lease: How long the leases of this worker's claims last.
+        transaction_pooled: Whether each transaction may find another session, so that no advisory lock can be held.
 
     Example:
         heartbeat = Heartbeat(conninfo, lease=timedelta(minutes=2))
@@ -39,13 +45,6 @@ class Heartbeat:
     """
 
     def __init__(self, conninfo: str, lease: timedelta, *, transaction_pooled: bool = False) -> None:
-        """Register nothing yet.
-
-        Args:
-            conninfo: The database.
-            lease: How long the leases are that this worker takes.
-            transaction_pooled: Each transaction may find another session, so that no lock can be held.
-        """
         self._conninfo = conninfo
         self._lease = lease
         self._transaction_pooled = transaction_pooled
@@ -59,26 +58,26 @@ class Heartbeat:
         self.worker_id = 0
         self.name = ""
         self.registered = asyncio.Event()
-        """Set whenever this worker got another id."""
+        """Set whenever this worker gets an id."""
         self.outstanding = Outstanding()
         """The deliveries claimed under this id and the previous ones, and not yet recorded."""
 
     @property
     def reconnected_ago(self) -> float | None:
-        """Seconds since a lost session was replaced; None: none was lost."""
+        """Seconds since a lost session was replaced; None if none was lost."""
         return None if self._reconnected_at is None else monotonic() - self._reconnected_at
 
     def holds(self, worker_id: int) -> bool:
-        """Return whether requests may start that were claimed under this id.
+        """Return whether requests that were claimed under this id may start.
 
-        Not once its session, and so its lock, is lost; nor while the last heartbeat is older than 10 s, since a process
-        that stood still does not know whether it was rescued.
+        They may not once the id's session, and so its lock, is lost. Nor may they after 10 s without a heartbeat, since
+        others may have rescued a process that was suspended.
         """
         alive = self._connection is not None and not self._connection.closed
         return worker_id == self.worker_id and alive and monotonic() - self._last_heartbeat < HEARTBEAT_VALID_FOR
 
     async def ensure_registered(self) -> int:
-        """Return this worker's id; register first where there is none, or where the session that held it is gone.
+        """Return this worker's id. Register first if there is none, or if its session is lost.
 
         Raises:
             psycopg.Error: The database is away, or refuses.
@@ -89,7 +88,7 @@ class Heartbeat:
         return self.worker_id
 
     async def invalidate(self) -> None:
-        """Give this id up: the next `ensure_registered` takes another one."""
+        """Give up this id: the next `ensure_registered` takes a new one."""
         if self._connection is not None:
             await self._connection.close()
 
@@ -97,7 +96,7 @@ class Heartbeat:
         """Stop the heartbeat.
 
         Args:
-            unregister: Nothing is in hand any more. Otherwise the row stays, and others rescue what this worker held.
+            unregister: Delete the worker's row. False if deliveries are outstanding: the row stays, and others rescue them.
         """
         if self._beating is not None:
             self._beating.cancel()
@@ -105,7 +104,7 @@ class Heartbeat:
         if self._connection is None:
             return
         if unregister:
-            # A database that is away, or silent, sees by itself that the session has ended.
+            # If the database is away, it notices by itself that the session has ended.
             with contextlib.suppress(psycopg.Error):
                 async with answer_within(self._connection, HEARTBEAT_TIMEOUT):
                     await self._unregister({self.worker_id, *self._previous_ids})
@@ -114,7 +113,7 @@ class Heartbeat:
     async def _register(self) -> None:
         connection = await connect(self._conninfo)
         try:
-            worker_id, name = await self._introduce(connection)
+            worker_id, name = await self._register_on(connection)
         except BaseException:
             await connection.close()
             raise
@@ -128,7 +127,7 @@ class Heartbeat:
         self.registered.set()
         log.info("worker %s is registered", name, extra={"event": "worker_registered", "worker": name})
 
-    async def _introduce(self, connection: psycopg.AsyncConnection[Any]) -> tuple[int, str]:
+    async def _register_on(self, connection: psycopg.AsyncConnection[Any]) -> tuple[int, str]:
         own = partial(configure, application_name="notify-worker heartbeat")
         await (configure_pooled if self._transaction_pooled else own)(connection)
         async with answer_within(connection, HEARTBEAT_TIMEOUT):
@@ -141,7 +140,7 @@ class Heartbeat:
         return row
 
     async def _keep_beating(self) -> None:
-        """Send a heartbeat each second. A session that is gone or silent is replaced; a mere refusal is no reason."""
+        """Send a heartbeat each second. Replace a session that is closed or silent, but not after a mere refusal."""
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
@@ -149,13 +148,13 @@ class Heartbeat:
             except psycopg.Error as error:
                 self._log_once.warn(
                     "heartbeat_failed",
-                    f"worker {self.name} could not send a heartbeat ({summary(error)})",
+                    f"heartbeat of worker {self.name} failed: {summary(error)}; retrying",
                     worker=self.name,
                     error=summary(error),
                 )
 
     async def _beat(self, worker_id: int) -> None:
-        """Send a heartbeat, also under the previous ids until everything claimed under them is recorded."""
+        """Send a heartbeat for this id, and for previous ids until everything claimed under them is recorded."""
         assert self._connection is not None
         async with answer_within(self._connection, HEARTBEAT_TIMEOUT):
             if done := self._previous_ids - self.outstanding.worker_ids():
@@ -170,7 +169,7 @@ class Heartbeat:
         self._log_once.reset()
         if row is None or not row[0]:
             log.warning(
-                "worker %s was rescued although it is alive; it goes on under another id",
+                "worker %s was rescued as dead although it is alive; it continues under a new id",
                 self.name,
                 extra={"event": "worker_lost_its_id", "worker": self.name},
             )

@@ -1,7 +1,7 @@
-"""The fields that every message gets beside its content: the notification's id, a tag, its lifetime and its priority.
+"""The fields that every message gets besides its content: the notification's id, a tag, a lifetime and a priority.
 
-Pure: no clock, no database, no network. The caller's own fields win, except over the id. Where FCM expects an object and
-the caller put another value, it stays as it is, and FCM answers 400.
+Pure: no clock, no database, no network. The caller's own fields win, except over the id. If the caller put another value
+where FCM expects an object, the value stays, and FCM answers 400.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FOUR_WEEKS = 28 * 24 * 60 * 60
 ANDROID_V2 = ("android_v2", "androidV2")
 """The successor of `android`, in both spellings that FCM accepts."""
 
-URGENCY: Mapping[str | None, Mapping[str, Json]] = {
+PRIORITY_FIELDS: Mapping[str | None, Mapping[str, Json]] = {
     "high": {
         "android": {"priority": "HIGH"},
         "apns": {"headers": {"apns-priority": "10"}},
@@ -28,31 +28,31 @@ URGENCY: Mapping[str | None, Mapping[str, Json]] = {
     },
 }
 
-IN_THE_BACKGROUND = {
+APNS_BACKGROUND = {
     "apns": {
         "headers": {"apns-priority": "5", "apns-push-type": "background"},
         "payload": {"aps": {"content-available": 1}},
     }
 }
-"""Apple refuses a message that shows nothing with a higher priority:
+"""Apple refuses a higher priority for a message that shows nothing:
 firebase.google.com/docs/cloud-messaging/customize-messages/setting-message-priority"""
 
 
 def with_platform_fields(body: Mapping[str, Json], delivery: Delivery) -> Mapping[str, Json]:
-    """Add the notification's id to the data, and lifetime, priority and tag where the caller has not set them.
+    """Add the notification's id to the data, and lifetime, priority and tag unless the caller set them.
 
-    A message with data only gets no tag, which would make it visible.
+    A data message gets no tag, which would make it visible.
     """
     body = with_notification_id(body, delivery.notification_id)
-    ours = merged(lifetime(delivery), URGENCY.get(delivery.priority, {}))
+    ours = merged(lifetime(delivery), PRIORITY_FIELDS.get(delivery.priority, {}))
     ours = merged(ours, tags(body, delivery.tag))
     if is_silent_on_ios(body):
-        ours = merged(ours, IN_THE_BACKGROUND)
+        ours = merged(ours, APNS_BACKGROUND)
     return merged(without_conflicts(ours, body), body)
 
 
 def with_notification_id(body: Mapping[str, Json], notification_id: int) -> Mapping[str, Json]:
-    """Add the id to the data, and to a platform's own data, which replaces the common one unless it is empty."""
+    """Add the id to the common data, and to each platform's own data, which replaces the common data unless it is empty."""
     id_field = {"data": {"notification_id": str(notification_id)}}
     for platform in ("android", *ANDROID_V2, "webpush"):
         if mapping_at(mapping_at(body, platform), "data"):
@@ -61,7 +61,7 @@ def with_notification_id(body: Mapping[str, Json], notification_id: int) -> Mapp
 
 
 def lifetime(delivery: Delivery) -> dict[str, Json]:
-    """Return the fields for how long FCM keeps a message: until its expiry, at most four weeks."""
+    """Return the fields that make FCM keep a message until its expiry, for at most four weeks."""
     seconds = floor(max(0, min(delivery.expires_in, FOUR_WEEKS)))
     fields: dict[str, Json] = {"android": {"ttl": f"{seconds}s"}, "webpush": {"headers": {"TTL": str(seconds)}}}
     until = delivery.expires_at - max(0, delivery.expires_in - FOUR_WEEKS)
@@ -71,17 +71,17 @@ def lifetime(delivery: Delivery) -> dict[str, Json]:
 
 
 def tags(body: Mapping[str, Json], tag: str) -> dict[str, Json]:
-    """Return the fields by which a second copy replaces the first, for each platform that shows the message by itself."""
-    places: dict[str, dict[str, Json]] = {
+    """Return the fields that make a second copy replace the first, for each platform that shows the message by itself."""
+    tag_fields: dict[str, dict[str, Json]] = {
         "android": {"notification": {"tag": tag}},
         "apns": {"headers": {"apns-collapse-id": tag}},
         "webpush": {"notification": {"tag": tag}},
     }
-    return {platform: place for platform, place in places.items() if platform in visible_on(body)}
+    return {platform: field for platform, field in tag_fields.items() if platform in visible_on(body)}
 
 
 def visible_on(body: Mapping[str, Json]) -> set[str]:
-    """Return the platforms that show this message by themselves; elsewhere it is data only and must stay so."""
+    """Return the platforms that show this message by themselves; for the others it is a data message."""
     if body.get("notification"):
         return {"android", "apns", "webpush"}
     shown = {platform for platform in ("android", "webpush") if mapping_at(body, platform).get("notification")}
@@ -89,7 +89,7 @@ def visible_on(body: Mapping[str, Json]) -> set[str]:
 
 
 def is_silent_on_ios(body: Mapping[str, Json]) -> bool:
-    """Return whether this is a background message for Apple: the caller says so, or it has nothing to show."""
+    """Return whether this is a background message on iOS: the caller says so, or it has nothing to show."""
     apns = mapping_at(body, "apns")
     for name, value in mapping_at(apns, "headers").items():
         if name.lower() == "apns-push-type":
@@ -104,10 +104,10 @@ def is_silent_on_ios(body: Mapping[str, Json]) -> bool:
 
 
 def without_conflicts(ours: Mapping[str, Json], body: Mapping[str, Json]) -> Mapping[str, Json]:
-    """Leave out those of our fields that conflict with the caller's.
+    """Return our fields without those that conflict with the caller's.
 
-    The caller's header wins in whatever case it is written. FCM refuses `android` beside `android_v2`; the latter gets only
-    the `ttl`, since its own type sets the priority.
+    A caller's header wins in upper and lower case. FCM refuses `android` beside `android_v2`, which gets only the `ttl`,
+    since its own type sets the priority.
     """
     ours = dict(ours)
     for platform in ("apns", "webpush"):
@@ -133,7 +133,7 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
 
 
 def mapping_at(body: Mapping[str, Json], *path: str) -> Mapping[str, Json]:
-    """Follow keys to an object; return an empty one if there is none."""
+    """Return the object at a path of keys; an empty one if there is none."""
     for key in path:
         value = body.get(key)
         body = value if isinstance(value, Mapping) else {}

@@ -1,6 +1,6 @@
-"""What this process knows of one project: its row, its sender, the answers of the last minute, and which scopes are blocked.
+"""The circuit breaker of one project: its row, its sender, the answers of the last minute, and the blocked scopes.
 
-What one process finds out it reports to the database as an incident, which all others see within a second.
+An incident that this process opens or closes is reported to the database; the other workers learn of it within a second.
 """
 
 import logging
@@ -15,19 +15,19 @@ from notify_worker.senders import Sender
 
 log = logging.getLogger(__name__)
 
-WORDS = {
+SCOPE_NAMES = {
     Scope.PROJECT: "all messages",
     Scope.APNS_WEB: "iOS and web",
     Scope.TOPICS: "topics",
-    Scope.DEVICES: "retirements of devices",
+    Scope.DEVICES: "the retirement of devices",
 }
 PROBED = (Scope.PROJECT, Scope.APNS_WEB)
-"""The scopes whose incidents a probe may close."""
+"""The scopes whose incidents a probe can close."""
 
 
 @dataclass(slots=True)
 class ProjectState:
-    """A project as this process sees it. `observe` draws the consequences of each attempt; `allows` asks for them."""
+    """One project in this process. `observe` each outcome; ask `allows` before each request."""
 
     project: Project
     sender: Sender
@@ -35,28 +35,23 @@ class ProjectState:
     blocked: frozenset[Scope] = frozenset()
     """The scopes with an open incident."""
     unreported: list[Incident] = field(default_factory=list)
-    """What this process has found out and the database does not know yet, the oldest first."""
+    """What this process has not reported to the database yet, the oldest first."""
     blocked_since: dict[Scope, float] = field(default_factory=dict)
     """When this process learned of each incident (`time.monotonic()`)."""
     changes: int = 0
-    """How often something was found out, or reported."""
+    """Counts the incidents that were added and reported."""
 
     @property
     def policy(self) -> RetryPolicy:
-        """How patiently its deliveries are retried."""
+        """The retry policy in its row."""
         return RetryPolicy.of(self.project)
 
     def allows(self, delivery: Delivery) -> bool:
-        """Say whether a request of this delivery may start, as far as incidents go. A probe always may."""
+        """Return whether open incidents allow a request of this delivery to start. A probe always may."""
         return delivery.probe or not any(scope_covers(scope, delivery) for scope in self.blocked)
 
     def sync(self, project: Project, blocked: Iterable[str] | None) -> None:
-        """Take over what the database says.
-
-        Args:
-            project: The project's row.
-            blocked: The scopes of its open incidents; None where this process may know more than the database.
-        """
+        """Take over the project's row and its blocked scopes; None if this process may know more than the database."""
         self.project = project
         if blocked is None:
             return
@@ -67,14 +62,10 @@ class ProjectState:
         self.blocked = now_blocked
 
     def observe(self, delivery: Delivery, outcome: Outcome, started: float = float("inf")) -> bool:
-        """Draw the consequences of an attempt for the project; return whether it counts against its delivery.
+        """Open and close incidents by an outcome; return whether its attempt counts against the delivery.
 
-        In an outage nothing counts: nothing is given up because FCM was away for two hours.
-
-        Args:
-            delivery: The delivery that was attempted.
-            outcome: The attempt's outcome. At least one of its requests was made.
-            started: When its first request began (`time.monotonic()`, seconds).
+        Nothing counts in an outage, so no delivery is given up because FCM was away for two hours. At least one request was
+        made; `started` is when the first one began (`time.monotonic()`).
         """
         now = monotonic()
         self.stats.add_attempt(outcome, now, first=delivery.last_attempt_number == 0)
@@ -82,11 +73,11 @@ class ProjectState:
             self._open(outcome.pause, outcome.error, now, outcome)
         elif is_trouble(outcome):
             last = delivery.attempts + 1 >= self.project.max_attempts
-            # Of many workers with few deliveries none may see three in a row; yet nothing is given up in an outage.
+            # With many workers and few deliveries, none may see three failures in a row; but no outage may end a delivery.
             if self.stats.is_outage(now) or (last and not self.stats.succeeded_recently(now)):
-                reason = f"an outage, as it seems; the last answer: {outcome.error}"
+                reason = f"an apparent outage; the last answer: {outcome.error}"
                 self._open(Pause(Scope.PROJECT), reason, now, outcome)
-        elif outcome.error_code == SENDER_MISMATCH:  # of a probe too: FCM answers, but may refuse all the others
+        elif outcome.error_code == SENDER_MISMATCH:  # also for a probe: FCM answers, but may refuse all other tokens
             if self.stats.sender_mismatch_spike(now):
                 reason = f"most tokens belong to another sender: {outcome.error}"
                 self._open(Pause(Scope.PROJECT), reason, now, outcome)
@@ -100,9 +91,9 @@ class ProjectState:
         return not (is_trouble(outcome) and Scope.PROJECT in self.blocked)
 
     def observe_undecided(self, delivery: Delivery, started: float = float("inf")) -> None:
-        """Ask for another probe at once where this one says nothing of its project.
+        """Ask for another probe at once, because this one decides nothing.
 
-        Either FCM refused this one message for what is in it, or no request of it was made at all.
+        Either FCM refused the message for its content, or no request was made.
         """
         for scope in self._probed_by(delivery, started):
             self._add(Incident(self.project.name, scope, Change.UNDECIDED))
@@ -115,38 +106,38 @@ class ProjectState:
         exceeded = pause.lasts is not None and pause.scope is Scope.PROJECT
         rate = self.stats.accepted_per_second(now) if exceeded else None
         self._add(Incident(self.project.name, pause.scope, reason=reason, lasts=pause.lasts, sent_rate=rate))
-        # Its code alone: what a provider writes may quote the message.
-        what = f"{outcome.http_status or ''} {outcome.error_code or outcome.verdict.value}".strip()
+        # The code alone, since a provider's error text may quote the message.
+        answer = f"{outcome.http_status or ''} {outcome.error_code or outcome.verdict.value}".strip()
         log.warning(
-            "project %s: %s stop: %s; see its incident",
+            "project %s: %s blocked: %s; see its incident",
             self.project.name,
-            WORDS[pause.scope],
-            what,
+            SCOPE_NAMES[pause.scope],
+            answer,
             extra={
                 "event": "incident_opened",
                 "project": self.project.name,
                 "scope": pause.scope.value,
-                "answer": what,
+                "answer": answer,
             },
         )
 
     def _close(self, delivery: Delivery, outcome: Outcome, started: float) -> None:
-        """Close the incidents that this probe was for. Without `sent`, the answer is FCM's and says nothing of Apple."""
+        """Close the incidents that this probe was for. Only `sent` shows that Apple accepts the project's key again."""
         for scope in self._probed_by(delivery, started):
             if scope is Scope.APNS_WEB and outcome.verdict is not Verdict.SENT:
                 continue
             self.blocked -= {scope}
             self._add(Incident(self.project.name, scope, Change.CLOSED))
             log.warning(
-                "project %s: a probe got through; %s go on",
+                "project %s: a probe succeeded; %s no longer blocked",
                 self.project.name,
-                WORDS[scope],
+                SCOPE_NAMES[scope],
                 extra={"event": "incident_closed", "project": self.project.name, "scope": scope.value},
             )
         self.stats.clear()
 
     def _probed_by(self, delivery: Delivery, started: float) -> list[Scope]:
-        """List the blocked scopes that this delivery is a probe of, but for those blocked while it was in flight."""
+        """Return the blocked scopes that this delivery probes, without those blocked after it started."""
         if not delivery.probe:
             return []
         return [
@@ -161,7 +152,7 @@ class ProjectState:
 
 
 def scope_covers(scope: Scope, delivery: Delivery) -> bool:
-    """Say whether a delivery is of this scope, as the SQL function of this name does."""
+    """Return whether this scope covers a delivery, as the SQL function of this name does."""
     match scope:
         case Scope.PROJECT:
             return True

@@ -1,4 +1,4 @@
-"""What this process knows of the projects: their rows, read again as they change, and the state of each."""
+"""The projects as this process knows them: rows read each second, a state, a sender and a rate limiter for each."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +13,14 @@ from notify_worker.senders.factory import LazySender
 
 log = logging.getLogger(__name__)
 
-READ_EVERY = 1.0
-"""Seconds after which the rows are read again, while this process looks for work: so soon a pause of another reaches it."""
+READ_INTERVAL = 1.0
+"""Seconds between two readings while this process claims: an incident of another worker takes so long to reach it."""
 
 OpenSender = Callable[[Project], LazySender]
 
 
 class Projects:
-    """The projects. `read` before each claim; `state` returns what is known of one."""
+    """All projects. `read` them before each claim; `state` returns one."""
 
     def __init__(self, store: Store, open_sender: OpenSender) -> None:
         self._store = store
@@ -29,20 +29,20 @@ class Projects:
         self._senders: dict[Project, LazySender] = {}
         self._read_at = float("-inf")
         self.limiters: dict[str, RateLimiter] = {}
-        """One a project, at the rate that was read last."""
+        """By project, at the rate that was read last."""
 
     def state(self, name: str) -> ProjectState | None:
-        """Return what is known of a project; None: its row is gone, or not read yet."""
+        """Return the state of a project; None if its row was deleted, or not read yet."""
         return self._states.get(name)
 
-    async def read(self, *, anew: bool = False) -> None:
-        """Read the rows, where that was not done within the last second. Raises psycopg.Error."""
-        if not anew and monotonic() - self._read_at < READ_EVERY:
+    async def read(self, *, force: bool = False) -> None:
+        """Read the rows, unless that was done within the last second or is forced. Raises psycopg.Error."""
+        if not force and monotonic() - self._read_at < READ_INTERVAL:
             return
         before = self._changes()
         rows = await self._store.projects()
         self._read_at = monotonic()
-        # Else what was read may be older than what this process has found out.
+        # If this process learned something meanwhile, the rows may be older than that.
         current = self._changes() == before and not any(self.unreported())
         for project, blocked, worker_rate in rows:
             new = project.name not in self._states
@@ -51,25 +51,25 @@ class Projects:
         for gone in self._states.keys() - {project.name for project, *_ in rows}:
             del self._states[gone], self.limiters[gone]
 
-    async def read_what_is_claimed(self, claimed: Iterable[Delivery]) -> None:
-        """Read the rows again where a claim knows more: a pause that is over."""
+    async def reread_if_blocked(self, claimed: Iterable[Delivery]) -> None:
+        """Read the rows again if a delivery was claimed that seems blocked: its incident must have ended."""
         for delivery in claimed:
             state = self.state(delivery.project)
             if state is not None and not state.allows(delivery):
-                await self.read(anew=True)
+                await self.read(force=True)
                 return
 
     def unreported(self) -> Iterator[Incident]:
-        """List what this process has found out and not reported yet, the oldest of each project first."""
+        """Yield the incidents that this process has not reported yet, the oldest of each project first."""
         for state in self._states.values():
             yield from state.unreported
 
     def projects_with_unreported(self) -> set[str]:
-        """List the projects of which something is not reported yet."""
+        """Return the projects with unreported incidents."""
         return {incident.project for incident in self.unreported()}
 
     async def report(self) -> None:
-        """Report what was found out to the database. Raises psycopg.Error: what was not reported yet is kept."""
+        """Report incidents to the database. Raises psycopg.Error; what was not reported then is kept."""
         for state in list(self._states.values()):
             while state.unreported:
                 await self._store.report(state.unreported[0])
@@ -77,10 +77,10 @@ class Projects:
                 state.changes += 1
 
     async def open_senders(self) -> None:
-        """Open each project's sender; log which can't be used. Raises CredentialsError, which says why, where none can."""
+        """Open each project's sender, and log which can't be used. Raises CredentialsError if none can."""
         await self.read()
         problems: dict[str, CredentialsError] = {}
-        for project, sender in self._each():
+        for project, sender in self._projects_and_senders():
             try:
                 await sender.open()
             except CredentialsError as error:
@@ -88,41 +88,49 @@ class Projects:
         if problems and len(problems) == len(self._states):
             raise CredentialsError("\n".join(map(str, problems.values())))
         for name, problem in problems.items():
-            log.warning("project %s can't send: %s", name, problem)
+            warn_unusable(name, str(problem))
 
     async def warm_up(self) -> None:
-        """Fetch each project's token, so that the first push need not wait; log what can't be had."""
+        """Fetch each project's access token, so that the first push need not wait for it; log failures."""
         await self.read()
-        for project, sender in self._each():
+        for project, sender in self._projects_and_senders():
             try:
                 await sender.warm_up()
             except CredentialsError as error:
-                log.warning("project %s can't send: %s", project.name, error)
+                warn_unusable(project.name, str(error))
             except Exception as error:  # noqa: BLE001  another package's sender; its text may hold a secret
-                log.warning("project %s can't send: its sender breaks (%s)", project.name, type(error).__name__)
+                warn_unusable(project.name, f"its sender breaks ({type(error).__name__})")
 
     async def aclose(self) -> None:
-        """Close every sender that was opened. What is in flight must have ended before."""
+        """Close every sender that was opened, once no request is in flight."""
         for sender in self._senders.values():
             await sender.aclose()
 
     def _sync(self, project: Project, blocked: list[str] | None) -> None:
         sender = self._sender(project)
-        state = self._states.get(project.name)
-        if state is None:
-            state = self._states[project.name] = ProjectState(project, sender)
+        state = self._states.setdefault(project.name, ProjectState(project, sender))
         state.sender = sender
         state.sync(project, blocked)
 
     def _sender(self, project: Project) -> LazySender:
-        """Return a project's sender: the same one until the row changes in a way that concerns the sender."""
+        """Return a project's sender: the same one until the project's `sender_key` changes."""
         key = project.sender_key
         if key not in self._senders:
             self._senders[key] = self._open_sender(project)
         return self._senders[key]
 
-    def _each(self) -> list[tuple[Project, LazySender]]:
+    def _projects_and_senders(self) -> list[tuple[Project, LazySender]]:
         return [(state.project, self._sender(state.project)) for state in self._states.values()]
 
     def _changes(self) -> int:
         return sum(state.changes for state in self._states.values())
+
+
+def warn_unusable(project: str, reason: str) -> None:
+    """Log that a project can't send."""
+    log.warning(
+        "project %s can't send: %s",
+        project,
+        reason,
+        extra={"event": "sender_unusable", "project": project, "reason": reason},
+    )

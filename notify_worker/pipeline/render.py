@@ -1,6 +1,6 @@
 """Renders the message of a delivery from a notification's content, its campaign and its params.
 
-Pure: no clock, no database, no network. A placeholder is `{name}` and nothing else: `str.format` would reach attributes.
+Pure: no clock, no database, no network. Only `{name}` is a placeholder; `str.format` would give access to attributes.
 """
 
 import json
@@ -19,7 +19,7 @@ MAX_BYTES = {"token": 4096, "fid": 4096, "topic": 2048, "condition": 2048}
 TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]+")
 IN_TOPICS = re.compile(r"\bin\s+topics\b")
 MAX_TOPICS = 5
-ALLOWED = {
+ADDRESS_RULES = {
     "token": "a registration token just as the app reported it",
     "fid": "a Firebase Installation ID just as the app reported it",
     "topic": "letters, digits and -_.~% (a leading /topics/ is dropped)",
@@ -29,11 +29,11 @@ ALLOWED = {
 
 MAX_DEPTH = 50
 NOT_JSON = (UNREADABLE, inf, -inf)
-"""Values that Postgres holds and JSON can't write: Python reads a number of 400 digits with a fraction as infinite."""
+"""Values that PostgreSQL stores and JSON can't hold: Python reads a number of 400 digits with a fraction as infinite."""
 
 
 class Unrenderable(Exception):
-    """A delivery can't be rendered. Never leaves this module: `render` turns it into an outcome."""
+    """A delivery can't be rendered. `render` turns it into an outcome."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -59,7 +59,7 @@ def render(delivery: Delivery) -> Message | Outcome:
 
 
 def check_depth(delivery: Delivery) -> None:
-    """Refuse a value that can't be read, or is nested so deeply that walking it could break the worker."""
+    """Refuse values that can't be read, or are nested so deeply that recursion over them could break the worker."""
     level: list[Json] = [
         delivery.params,
         *((content.data, content.message) for content in (delivery.inline, delivery.campaign) if content is not None),
@@ -83,22 +83,13 @@ def children(value: Json) -> Iterable[Json]:
 
 
 def content_of(delivery: Delivery) -> Content:
-    """Return the notification's own content, and for what it lacks the campaign's, with placeholders filled."""
-    inline = delivery.inline
-    if delivery.campaign is None:
+    """Return the notification's own content, completed by its campaign's with the placeholders filled.
+
+    Placeholders in fields that the notification sets itself are not filled, since their params may be missing.
+    """
+    inline, campaign = delivery.inline, delivery.campaign
+    if campaign is None:
         return inline
-    campaign = fill_placeholders(delivery.campaign, delivery)
-    return Content(
-        title=campaign.title if inline.title is None else inline.title,
-        body=campaign.body if inline.body is None else inline.body,
-        image=campaign.image if inline.image is None else inline.image,
-        data={**(campaign.data or {}), **(inline.data or {})},
-        message=merged(campaign.message or {}, inline.message or {}),
-    )
-
-
-def fill_placeholders(campaign: Content, delivery: Delivery) -> Content:
-    """Fill a campaign's placeholders, except in fields that the notification sets itself: their params may be missing."""
 
     def fill(value: Json) -> Any:
         if isinstance(value, str):
@@ -107,13 +98,13 @@ def fill_placeholders(campaign: Content, delivery: Delivery) -> Content:
             return {key: fill(each) for key, each in value.items()}
         return [fill(each) for each in value] if isinstance(value, list) else value
 
-    inline = delivery.inline
+    own_data = inline.data or {}
     return Content(
-        title=fill(campaign.title) if inline.title is None else None,
-        body=fill(campaign.body) if inline.body is None else None,
-        image=fill(campaign.image) if inline.image is None else None,
-        data=fill({key: value for key, value in (campaign.data or {}).items() if key not in (inline.data or {})}),
-        message=fill(campaign.message),
+        title=fill(campaign.title) if inline.title is None else inline.title,
+        body=fill(campaign.body) if inline.body is None else inline.body,
+        image=fill(campaign.image) if inline.image is None else inline.image,
+        data={**fill({key: text for key, text in (campaign.data or {}).items() if key not in own_data}), **own_data},
+        message=merged(fill(campaign.message) or {}, inline.message or {}),
     )
 
 
@@ -146,29 +137,30 @@ def assemble(delivery: Delivery, content: Content) -> dict[str, Json]:
     for kind in ADDRESS_KINDS:
         if kind in body:
             raise Unrenderable(
-                "MESSAGE_NAMES_AN_ADDRESS", f'message can\'t have the field "{kind}": the address stands beside it'
+                "MESSAGE_NAMES_AN_ADDRESS",
+                f'message can\'t have the field "{kind}": the address has columns of its own',
             )
     return {delivery.kind: address(delivery), **body}
 
 
 def address(delivery: Delivery) -> str:
-    """Return the address as FCM accepts it. A refusal quotes only topics, since a token identifies a person's device."""
+    """Return the address in FCM's form. An error quotes a topic but never a token, which identifies a person's device."""
     kind = delivery.kind
     given = delivery.address.removeprefix("/topics/") if kind == "topic" else delivery.address
     if wrong := problem_with(kind, given):
-        raise Unrenderable("BAD_ADDRESS", f"{wrong}; FCM takes {ALLOWED[kind]}")
+        raise Unrenderable("BAD_ADDRESS", f"{wrong}; FCM accepts {ADDRESS_RULES[kind]}")
     return given
 
 
 def problem_with(kind: str, address: str) -> str | None:
-    """Return what is visibly wrong with an address; None if nothing is."""
+    """Return the error in an address; None if it has none."""
     strange = next((letter for letter in address if not letter.isprintable()), None)
     if strange is not None:
         return f"the {kind} has the unprintable character U+{ord(strange):04X}"
     if not address.strip():
         return f"the {kind} is empty"
     if kind == "topic" and not TOPIC.fullmatch(address):
-        return f'"{address[:100]}" is no name of a topic'
+        return f'"{address[:100]}" is not a topic name'
     topics = len(IN_TOPICS.findall(address))
     if kind == "condition" and not 1 <= topics <= MAX_TOPICS:
         return f"the condition has {topics} topics"
@@ -181,5 +173,5 @@ def check_size(kind: str, body: Mapping[str, Json]) -> None:
     size = sum(len(f"{key}{value}".encode()) for key, value in counted)
     if size > MAX_BYTES[kind]:
         raise Unrenderable(
-            "MESSAGE_TOO_BIG", f"words and data take {size} bytes; FCM takes {MAX_BYTES[kind]} for a {kind}"
+            "MESSAGE_TOO_BIG", f"notification and data have {size} bytes; FCM accepts {MAX_BYTES[kind]} for a {kind}"
         )

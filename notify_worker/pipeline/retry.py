@@ -1,7 +1,7 @@
-"""When a delivery is retried: the policy for retries, and the tenacity configuration of quick retries.
+"""When a delivery is retried: the policy for retries, and the tenacity configuration of quick retries. Pure.
 
-A quick retry repeats the request within the same attempt, seconds later. A retry is a new attempt: the delivery's `due_at`
-moves, and any worker may make it. Pure.
+A quick retry repeats a request within the same attempt, seconds later. A retry is a new attempt: the delivery's `due_at`
+moves, and any worker can make it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,15 +24,21 @@ from notify_worker.model import (
 )
 from notify_worker.settings import QUICK_REQUESTS, QUICK_WAITS
 
-NOTHING = timedelta()
+NO_WAIT = timedelta()
 APNS_WAIT = timedelta(minutes=15)
-"""Between two attempts while Apple or a browser's push service rejects the project's key."""
+"""The wait between two attempts while Apple, or a browser's push service, rejects the project's key."""
 APNS_AND_WEB = ("ios", "web")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a project's deliveries are retried, and after which waits."""
+    """How often a project's deliveries are retried, and after which waits.
+
+    Args:
+        max_attempts: Attempts that count, after which a delivery is given up.
+        first: The wait after the first failed attempt; each further one doubles it.
+        longest: The longest wait.
+    """
 
     max_attempts: int = MAX_ATTEMPTS
     first: timedelta = FIRST_RETRY_AFTER
@@ -43,15 +49,15 @@ class RetryPolicy:
         """Read the policy from the project's row."""
         return cls(project.max_attempts, project.first_retry_after, project.longest_retry_after)
 
-    def wait(self, attempt: int, *, asked: timedelta = NOTHING, jitter: float) -> timedelta:
-        """Return the wait after a failed attempt: it doubles from `first` up to `longest`.
+    def wait(self, attempt: int, *, asked: timedelta = NO_WAIT, jitter: float) -> timedelta:
+        """Return the wait after a failed attempt.
 
-        At least 10 s, with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
+        FCM asks for exponential backoff from 10 s with jitter: firebase.google.com/docs/cloud-messaging/scale-fcm
 
         Args:
-            attempt: the number of the failed attempt, from 1.
+            attempt: The number of the failed attempt, from 1.
             asked: FCM's Retry-After, a lower bound.
-            jitter: in [0, 1); adds up to a fifth, and never shortens the wait.
+            jitter: From 0 to below 1; adds up to a fifth, and never shortens the wait.
 
         Example:
             RetryPolicy().wait(3, jitter=0)  # 40 s
@@ -60,23 +66,23 @@ class RetryPolicy:
         wait = min(self.first * (1 << doublings), self.longest)
         return max(wait, asked) * (1 + jitter / 5)
 
-    def wait_beside_a_pause(self, delivery: Delivery, outcome: Outcome) -> timedelta:
-        """Return the wait of a delivery whose outcome paused something of its project.
+    def wait_after_pause(self, delivery: Delivery, outcome: Outcome) -> timedelta:
+        """Return the wait of a delivery whose outcome paused a scope of its project.
 
-        None, since the pause itself holds the delivery back until it ends. But a pause of iOS and web does not hold back a
-        delivery of another platform, or of none.
+        It is 0, since the pause itself blocks the delivery until it ends. But a pause of iOS and web does not block a
+        delivery without a platform, or with another one.
         """
         scope = outcome.pause.scope if outcome.pause else Scope.PROJECT
-        return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform not in APNS_AND_WEB else NOTHING
+        return APNS_WAIT if scope is Scope.APNS_WEB and delivery.platform not in APNS_AND_WEB else NO_WAIT
 
     def retry_in(self, delivery: Delivery, outcome: Outcome, *, counts: bool = True, jitter: float) -> timedelta | None:
         """Return how long after this outcome the delivery is due again.
 
         Args:
-            delivery: the delivery, as it was claimed.
-            outcome: the outcome of the attempt.
-            counts: False if the attempt does not count against `max_attempts`; the delivery is never given up then.
-            jitter: in [0, 1).
+            delivery: The delivery as it was claimed.
+            outcome: The outcome of the attempt.
+            counts: Whether the attempt counts against `max_attempts`; if not, the delivery is not given up.
+            jitter: From 0 to below 1.
 
         Returns:
             The wait; None if the delivery is not retried.
@@ -85,26 +91,21 @@ class RetryPolicy:
             case Verdict.SENT | Verdict.FAILED | Verdict.UNREGISTERED:
                 return None
             case Verdict.PAUSED:
-                return self.wait_beside_a_pause(delivery, outcome) + timedelta(seconds=jitter)
+                return self.wait_after_pause(delivery, outcome) + timedelta(seconds=jitter)
             case Verdict.UNKNOWN if delivery.on_unknown is OnUnknown.HOLD:
                 return None
             case Verdict.UNKNOWN | Verdict.RETRY:
                 if counts and delivery.attempts + 1 >= self.max_attempts:
                     return None
-                return self.wait(delivery.attempts + 1, asked=outcome.asked_to_wait or NOTHING, jitter=jitter)
+                return self.wait(delivery.attempts + 1, asked=outcome.asked_to_wait or NO_WAIT, jitter=jitter)
             case _:
                 assert_never(outcome.verdict)
 
 
 def quick_retry(retryable: Callable[[Outcome], bool], sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
-    """Repeat a request within the same attempt: at most three requests, 1 s and 2 s apart.
+    """Return a tenacity controller that makes a request up to three times, 1 s and 2 s apart; the last outcome stands.
 
-    Args:
-        retryable: whether an outcome is worth another request.
-        sleep: waits for a number of seconds; it may end early.
-
-    Returns:
-        A tenacity controller that calls the request; the last outcome stands.
+    `retryable` decides whether an outcome is worth another request; `sleep` waits for some seconds, and may end early.
     """
     return AsyncRetrying(
         stop=stop_after_attempt(QUICK_REQUESTS),

@@ -1,13 +1,21 @@
-"""What limits the work of a process: slots for its requests, and the count of the deliveries that it holds."""
+"""The limits on the work of a process: slots for its requests in flight, and the deliveries that it holds."""
 
 import asyncio
-from types import TracebackType
 from uuid import UUID
 
 from notify_worker.model import Delivery
 
 PROGRESS_INTERVAL = 0.01
-"""Seconds between two checks of whoever waits for progress."""
+"""Seconds between two checks while waiting for progress."""
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until the event is set, for at most `seconds`; return whether it is."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return event.is_set()
 
 
 class Slots:
@@ -27,14 +35,12 @@ class Slots:
             self.waiting -= 1
         self.taken += 1
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.taken -= 1
         self._free.release()
 
     def wake_waiters(self) -> None:
-        """Let in everybody who waits, beyond the total: the worker stops, and each of them sees that and leaves."""
+        """Let in every waiter, beyond the total: the worker stops, and each of them sees that and leaves."""
         for _ in range(self.waiting):
             self._free.release()
 
@@ -50,27 +56,23 @@ class Outstanding:
         return len(self._worker_ids)
 
     def worker_ids(self) -> set[int]:
-        """List the worker ids under which they were claimed."""
+        """Return the worker ids under which they were claimed."""
         return set(self._worker_ids.values())
 
     def add(self, delivery: Delivery) -> None:
-        """Count a delivery that was claimed."""
+        """Add a delivery that was claimed."""
         self._worker_ids[delivery.id, delivery.lease] = delivery.worker_id
 
     def remove(self, delivery: Delivery) -> None:
-        """Count a delivery no longer: it is recorded or released."""
+        """Remove a delivery that is recorded or released."""
         del self._worker_ids[delivery.id, delivery.lease]
         self.progressed()
 
     def progressed(self) -> None:
-        """Wake whoever waits for progress: a request was answered, or something was recorded or released."""
+        """Report progress: a request was answered, or something was recorded or released."""
         self._progress.set()
 
-    async def wait_for_progress(self, within: float) -> None:
+    async def wait_for_progress(self, within: float = PROGRESS_INTERVAL) -> None:
         """Return at the next progress, or after `within` seconds."""
         self._progress.clear()
-        try:
-            async with asyncio.timeout(within):
-                await self._progress.wait()
-        except TimeoutError:
-            pass
+        await wait_for(self._progress, within)

@@ -1,4 +1,4 @@
-"""The mark that a request is about to begin, for what must not be sent twice: many in one write."""
+"""The mark that a request is about to start, for deliveries that must not be sent twice: many marks in one write."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ class StartMarks:
         self._writer: asyncio.Task[None] | None = None
 
     async def mark(self, delivery: Delivery) -> bool:
-        """Write down that a request of this delivery is about to begin; False: it is not written, and must not begin."""
+        """Store that a request of this delivery is about to start. False: that failed, and the request must not start."""
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((delivery, written))
         if self._writer is None or self._writer.done():
@@ -35,7 +35,12 @@ class StartMarks:
             try:
                 marked = await self._store.mark_started([delivery for delivery, _ in batch])
             except psycopg.Error as error:
-                log.warning("the database refuses or is away (%s); %d stay unsent", summary(error), len(batch))
+                log.warning(
+                    "the database is away or refuses (%s); %d deliveries stay unsent",
+                    summary(error),
+                    len(batch),
+                    extra={"event": "start_marks_failed", "error": summary(error), "deliveries": len(batch)},
+                )
             finally:
                 latest = {delivery.id: delivery.lease for delivery, _ in batch}  # an older lease of it is over
                 for delivery, written in batch:

@@ -1,1 +1,1 @@
-"""How a worker process lives: started, supervised, woken, stopped; and how it rescues the work of dead ones."""
+"""The life of a worker process: it starts, wakes up, polls, stops, and rescues the deliveries of dead workers."""

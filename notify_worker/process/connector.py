@@ -1,4 +1,4 @@
-"""What procrastinate is given: a connector that opens what the tasks share, a corrected worker, a retry strategy."""
+"""Our extensions of procrastinate: a connector that opens the pipeline for the tasks, a worker, a retry strategy."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ TRANSACTION_POOLED = (
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the tasks of this process share: opened when first needed, closed with the app."""
+    """The parts that the tasks of this process share: opened when first needed, closed with the app."""
 
     store: Store
     heartbeat: Heartbeat
@@ -41,16 +41,16 @@ class Process:
 
 
 class Connector(procrastinate.PsycopgConnector):
-    """procrastinate's connector, on our schema; it also opens and closes what the tasks share."""
+    """procrastinate's connector, on our schema. It also opens and closes the `Process`."""
 
     def __init__(self) -> None:
         own = partial(configure, application_name=f"{APPLICATION_NAME} procrastinate")
         super().__init__(pool_factory=self._pool, configure=own)
         self.listen_check = ListenCheck()
         self.transaction_pooled = False
-        """Whether a pooler shares sessions between transactions: then procrastinate can't work."""
-        self.may_be_transaction_pooled = False
-        """Whether this process can do without procrastinate."""
+        """Whether a pooler shares sessions between transactions; procrastinate can't listen then."""
+        self.allows_transaction_pooled = False
+        """Whether this process can work without procrastinate."""
         self._process: Process | None = None
         self._opening = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
@@ -59,32 +59,32 @@ class Connector(procrastinate.PsycopgConnector):
         return pool(Settings.from_env().database_url, **(options | {"check": check}))
 
     async def open_async(self, pool: AsyncConnectionPool | None = None) -> None:
-        """Open the pool, if the schema in the database fits. Raises SchemaMismatch, DatabaseUnavailable."""
+        """Open the pool if the schema fits this release. Raises SchemaMismatch, DatabaseUnavailable."""
         url = Settings.from_env().database_url
         await asyncio.to_thread(schema.verify, url)
         self.transaction_pooled = await is_transaction_pooled(url)
         if not self.transaction_pooled:
             await super().open_async(pool)
-        elif not self.may_be_transaction_pooled:
+        elif not self.allows_transaction_pooled:
             raise NotifyWorkerError(
-                f"{TRANSACTION_POOLED}, and procrastinate's worker needs one of its own. "
+                f"{TRANSACTION_POOLED}, and procrastinate's worker needs a session of its own. "
                 "Connect directly or in session mode, or run: notify-worker worker"
             )
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
-        """Listen, to our own pings too."""
+        """Listen to procrastinate's channels, and to our own pings."""
         check = self.listen_check
         await super().listen_notify(check.intercept(on_notification), check.channels(channels))
 
     @contextlib.asynccontextmanager
     async def _get_standalone_connection(self) -> AsyncGenerator[psycopg.AsyncConnection]:
-        """Give the connection that listens a name of its own. A private method of procrastinate's, pinned to 3.10."""
+        """Name the connection that listens. This overrides a private method of procrastinate, pinned to 3.10."""
         async with super()._get_standalone_connection() as connection:
             await connection.execute("select set_config('application_name', %s, false)", [f"{APPLICATION_NAME} listen"])
             yield connection
 
     async def process(self) -> Process:
-        """Open the store and the pipeline and start the rescuer, once."""
+        """Return the process; first open the store and the pipeline, and start the rescuer, if that was not done yet."""
         async with self._opening:
             if self._process is None:
                 settings = Settings.from_env()
@@ -100,12 +100,12 @@ class Connector(procrastinate.PsycopgConnector):
         return self._process
 
     def stop(self) -> None:
-        """Claim no more."""
+        """Claim no more and start no request."""
         if self._process is not None:
-            self._process.pipeline.shutdown.request()
+            self._process.pipeline.stop()
 
     async def close_async(self) -> None:
-        """Let what is in flight end and record it; then close."""
+        """Wait until everything in flight has ended and is recorded, then close."""
         self._process = None
         await self._closing.aclose()
         if not self.transaction_pooled:
@@ -113,9 +113,10 @@ class Connector(procrastinate.PsycopgConnector):
 
 
 class Worker(worker.Worker):
-    """procrastinate's worker, without its lost wake-up.
+    """procrastinate's worker, which loses no wake-up.
 
-    After a fetch that found nothing it forgets a NOTIFY that came while that fetch was on its way. Pinned to 3.10.
+    procrastinate forgets a NOTIFY that arrives during a fetch that finds nothing. This overrides private methods of it,
+    pinned to 3.10.
     """
 
     app: "App"
@@ -132,7 +133,7 @@ class Worker(worker.Worker):
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
-        """Stop fetching; where this worker is the process, claim no more either."""
+        """Stop fetching; if this worker handles the signals of its process, claim no more either."""
         super().stop()  # type: ignore[no-untyped-call]
         if self.install_signal_handlers:
             self.app.connector.stop()
@@ -149,13 +150,13 @@ class App(procrastinate.App):
 
 
 class RetryImmediately(procrastinate.BaseRetryStrategy):
-    """A database error, a stop or a bug requeues the job at once, ten times; then it stays failed, for a person to retry.
+    """Requeues a job at once after a database error, a stop or a bug, up to ten times; then it stays failed.
 
-    FCM's answers never come here: they are rows.
+    FCM's answers are outcomes in the database, never errors of a job.
     """
 
     times: ClassVar[int] = 10
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:  # noqa: ARG002
-        """Requeue it without a wait: a drain that waits unscheduled is a wake-up."""
+        """Requeue it without a schedule, so that a waiting drain is still a wake-up."""
         return procrastinate.RetryDecision(retry_in={"seconds": 0}) if job.attempts < self.times else None

@@ -1,7 +1,6 @@
-"""Check that this process still receives NOTIFY: procrastinate's LISTEN can die silently, in a worker that looks healthy."""
+"""Checks that this process receives NOTIFY: procrastinate's LISTEN can fail silently in a worker that looks healthy."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from functools import partial
 from secrets import token_hex
@@ -9,9 +8,10 @@ from secrets import token_hex
 from procrastinate.connector import Notify
 
 from notify_worker.database.store import Store
+from notify_worker.pipeline.slots import wait_for
 
 PINGS = 10
-"""How many pings may stay unanswered: a worker that has just started does not listen yet."""
+"""Pings without an answer that fail the check; a worker that has just started may not listen yet."""
 PING_INTERVAL = 0.2
 """Seconds between two pings."""
 
@@ -24,11 +24,11 @@ class ListenCheck:
         self._received = asyncio.Event()
 
     def channels(self, others: Iterable[str]) -> list[str]:
-        """Add our channel to those that are listened to."""
+        """Add our channel to others."""
         return [*others, self._channel]
 
     def intercept(self, on_notification: Notify) -> Notify:
-        """Keep our pings from procrastinate, which does not know them."""
+        """Wrap procrastinate's handler, which must not receive our pings."""
         return partial(self._receive, on_notification)
 
     async def _receive(self, on_notification: Notify, *, channel: str, payload: str) -> None:
@@ -38,16 +38,10 @@ class ListenCheck:
             await on_notification(channel=channel, payload=payload)
 
     async def check(self, store: Store) -> bool:
-        """Ping, and return whether a ping arrived within 2 s.
-
-        Raises:
-            psycopg.Error: The database is away, which says nothing about the listener.
-        """
+        """Ping, and return whether a ping arrived within 2 s. Raises psycopg.Error, which says nothing about LISTEN."""
         self._received.clear()
         for _ in range(PINGS):
             await store.ping(self._channel)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING_INTERVAL):
-                    await self._received.wait()
-                    return True
+            if await wait_for(self._received, PING_INTERVAL):
+                return True
         return False

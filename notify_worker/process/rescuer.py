@@ -1,4 +1,4 @@
-"""Rescue what dead workers held, each second while this process runs."""
+"""Rescues the deliveries of dead workers, each second while this process runs."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ RESCUE_INTERVAL = 1.0
 MIN_RESCUE_INTERVAL = 0.1
 """Seconds between two rescues, at least."""
 GRACE_PERIOD = 3.0
-"""Seconds after which most dead workers are known to be dead, and for which one rescue waits."""
+"""Seconds after which most dead workers are known to be dead; a single rescue waits for so long."""
 
 
 class Rescuer:
-    """Makes due again what dead workers held. Which workers are dead, only the database can tell."""
+    """Makes the notifications of dead workers due again. The database decides which workers are dead."""
 
     def __init__(self, store: Store, heartbeat: Heartbeat) -> None:
         self._store = store
@@ -41,13 +41,9 @@ class Rescuer:
             await asyncio.gather(self._running, return_exceptions=True)
 
     async def rescue(self) -> int:
-        """Rescue once; and once more, up to 3 s later, where a worker turns out to be dead by then.
+        """Rescue once, and once more if another worker may turn out to be dead within 3 s.
 
-        Returns:
-            How many notifications became due again.
-
-        Raises:
-            psycopg.Error: The database is away, or refuses.
+        Returns how many notifications became due again. Raises psycopg.Error.
         """
         first = await self._rescue_once()
         if first.again_in is None or first.again_in > GRACE_PERIOD:
@@ -74,7 +70,7 @@ class Rescuer:
             done = await self._store.rescue_dead_workers(self._heartbeat.reconnected_ago)
         if done.workers:
             log.warning(
-                "%d workers are dead; %d notifications of theirs are due again",
+                "%d workers are dead; %d of their notifications are due again",
                 done.workers,
                 done.notifications,
                 extra={"event": "workers_rescued", "workers": done.workers, "notifications": done.notifications},

@@ -8,9 +8,9 @@ import asyncio
 from notify_worker.process.connector import App, Connector, RetryImmediately
 
 QUEUE = "notify_worker"
-"""A name of our own: procrastinate's channels belong to the database, and a host's jobs must not meet ours."""
-A_JOB_LASTS = 5.0
-"""Seconds after which `drain` returns and rings again: a job stays short, so a stop does."""
+"""Not procrastinate's default: its channels are those of the database, and a host application may use procrastinate, too."""
+DRAIN_WITHIN = 5.0
+"""Seconds after which `drain` returns and defers another wake-up: short jobs make a short stop."""
 
 app = App(
     connector=Connector(),
@@ -26,13 +26,13 @@ app = App(
 
 @app.task(name="notify_worker.drain", queue=QUEUE, retry=RetryImmediately())
 async def drain() -> None:
-    """Claim, render, send and record until nothing is due; after five seconds, ring for the rest."""
+    """Claim, render, send and record until nothing is due; after five seconds, wake a worker for the rest."""
     process = await app.connector.process()
     try:
-        finished = await process.pipeline.drain(within=A_JOB_LASTS)
-    except asyncio.CancelledError:  # the job goes back; where the worker stops, what is in flight ends first
-        if process.pipeline.shutdown.stopping.is_set():
-            await process.pipeline.shutdown.finish()
+        finished = await process.pipeline.drain(within=DRAIN_WITHIN)
+    except asyncio.CancelledError:  # the job is requeued; if the worker stops, deliveries in flight end first
+        if process.pipeline.stopping.is_set():
+            await process.pipeline.finish()
         raise
     if not finished:
         await process.store.wake_worker()
@@ -41,7 +41,7 @@ async def drain() -> None:
 @app.periodic(cron="* * * * * */2")
 @app.task(name="notify_worker.requeue_orphans", queue=QUEUE, priority=1, retry=RetryImmediately())
 async def requeue_orphans(timestamp: int | None = None) -> None:
-    """Make due again what dead workers held, and wake a worker for what is due and has lost its wake-up."""
+    """Make the notifications of dead workers due again, and wake a worker if any are due without a wake-up."""
     process = await app.connector.process()
     await process.rescuer.rescue()
     await process.store.clear_stalled_jobs()
@@ -59,7 +59,7 @@ async def retry(
     project: str | None = None,
     since: str | None = None,
 ) -> int:
-    """Put back in line: a notification, the one of an event, a delivery, or all that failed in a project since then.
+    """Retry a notification, by its id or event, or a delivery, or all dead letters of a project since a time.
 
     Returns how many deliveries are due again.
     """
@@ -78,5 +78,5 @@ async def retry(
 
 @app.task(name="notify_worker.prune", queue=QUEUE, retry=RetryImmediately())
 async def prune(older_than: str) -> int:
-    """Delete what settled longer ago than an interval such as "90 days"; returns how many notifications."""
+    """Delete notifications settled longer ago than an interval such as "90 days"; return how many."""
     return await (await app.connector.process()).store.prune(older_than)

@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(program() is None, reason=HOW_TO_HAVE_IT)
 
-LOSES = "PgBouncer's transaction mode"
+LOSES = "event=transaction_pooled"
 FOUND_WITHIN = 2.0
 """Seconds from a commit to FCM where only the look finds it: one second, and what a busy machine takes."""
 HEARD_WITHIN = timedelta(milliseconds=300)

@@ -164,7 +164,7 @@ def test_answers_that_come_while_the_server_is_away_are_recorded_when_it_is_back
 
     mortal.stop()
     until("FCM has answered all", lambda: shop.box.in_flight == 0, within=10)
-    until("the answers wait", lambda: shop.said("answers wait"), within=10)
+    until("the answers wait", lambda: shop.said("event=record_failed"), within=10)
     mortal.start()
     shop.connect_again()
 
@@ -340,14 +340,14 @@ def test_a_stop_while_the_server_is_away_and_answers_wait_is_no_success(mortal: 
 
     mortal.stop()
     try:
-        until("the answers wait", lambda: shop.said("answers wait"), within=10)
+        until("the answers wait", lambda: shop.said("event=record_failed"), within=10)
         code = worker.stop()
     finally:
         mortal.start()
         shop.connect_again()
 
     assert code == 1
-    assert shop.said("not recorded")
+    assert shop.said("event=stopped_unfinished")
 
 
 def test_a_stop_while_the_server_is_away_and_nothing_is_in_hand_does_not_take_long(mortal: Server, shop: Shop) -> None:

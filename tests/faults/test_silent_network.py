@@ -27,7 +27,6 @@ main(["worker"])
 """
 """A worker as any, which waits for an answer for 3 s and not for 18, so that this does not take minutes."""
 PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_WORKER_LEASE_SECONDS": 68}
-NOTICED = "refuses or is away"
 LONG_ENOUGH = 15.0
 """Seconds in which everything that waited has given up and come again."""
 GRACE = 29.0
@@ -63,7 +62,7 @@ def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_onc
 
     with relay.silence():
         until("FCM has answered", lambda: shop.box.in_flight == 0, within=10)
-        until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
+        until("the worker has noticed", lambda: shop.said("event=record_failed"), within=LONG_ENOUGH)
         assert not worker.has_left
 
     until("all are sent", lambda: shop.all_sent(150), within=LONG_ENOUGH)
@@ -82,7 +81,7 @@ def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, relay: 
     deaf = shop.listeners()
 
     with relay.silence():
-        until("the worker has noticed", lambda: shop.said(NOTICED), within=LONG_ENOUGH)
+        until("the worker has noticed", lambda: shop.said("event=poll_failed"), within=LONG_ENOUGH)
         shop.notify("app:during")
 
     until("what was committed meanwhile is sent", lambda: shop.all_sent(2), within=LONG_ENOUGH)

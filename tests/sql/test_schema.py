@@ -245,7 +245,7 @@ def test_a_trigger_of_the_application_on_our_table_stays(database: str, connecti
 
 
 def test_a_schema_of_an_unreleased_version_is_refused(database: str, connection: psycopg.Connection) -> None:
-    table, column = schema.TELLTALE
+    table, column = schema.REWRITTEN_COLUMN
     connection.execute(f"alter table notify_worker.{table} rename column {column} to earlier_name".encode())
 
     for refuses in (schema.migrate, schema.verify):
@@ -262,7 +262,7 @@ def test_a_read_only_database_is_named_as_the_reason(empty_database: str, databa
 def test_a_lock_that_another_transaction_keeps_is_named_as_the_reason() -> None:
     reason = schema.explained(psycopg.errors.LockNotAvailable())
 
-    assert "another transaction kept a lock" in str(reason)
+    assert "another transaction locked it" in str(reason)
 
 
 def test_a_role_that_may_not_migrate_is_told_which_right_it_lacks(empty_database: str) -> None:

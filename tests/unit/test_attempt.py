@@ -271,7 +271,8 @@ async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog:
     assert "a bug" not in (broken.outcome.error or "")
     assert [other.outcome for other in others] == [SENT, SENT]
     assert slots.taken == 0
-    assert "delivery 7 broke" in caplog.text
+    (record,) = caplog.records
+    assert (vars(record)["event"], vars(record)["delivery_id"]) == ("attempt_broke", 7)
     assert "RuntimeError: a bug" in caplog.text
 
 

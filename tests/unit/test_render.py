@@ -185,7 +185,7 @@ def test_a_topic_with_a_letter_that_fcm_does_not_take_is_refused(topic: str, sho
 
     assert refused.error_code == "BAD_ADDRESS"
     assert refused.error == (
-        f"{shown} is no name of a topic; FCM takes letters, digits and -_.~% (a leading /topics/ is dropped)"
+        f"{shown} is not a topic name; FCM accepts letters, digits and -_.~% (a leading /topics/ is dropped)"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_condition_with_more_than_five_topics_or_none_is_refused(condition: st
 
     assert refused.error_code == "BAD_ADDRESS"
     assert refused.error == (
-        f"the condition has {count} topics; FCM takes 1 to 5 of them, such as 'tents' in topics && 'boats' in topics"
+        f"the condition has {count} topics; FCM accepts 1 to 5 of them, such as 'tents' in topics && 'boats' in topics"
     )
 
 
@@ -222,7 +222,7 @@ def test_an_address_that_can_be_none_is_refused_and_not_shown(kind: str, address
     refused = refusal(replace(DELIVERY, kind=kind, address=address))
 
     assert refused.error_code == "BAD_ADDRESS"
-    assert (refused.error or "").startswith(f"the {kind} {wrong}; FCM takes ")
+    assert (refused.error or "").startswith(f"the {kind} {wrong}; FCM accepts ")
     assert "eyes" not in (refused.error or "")
 
 
@@ -252,7 +252,7 @@ def test_what_is_larger_than_fcm_takes_is_refused_counted_in_bytes(kind: str, li
 
     assert isinstance(render(largest), Message)
     assert refusal(larger).error_code == "MESSAGE_TOO_BIG"
-    assert refusal(larger).error == f"words and data take {limit + 1} bytes; FCM takes {limit} for a {kind}"
+    assert refusal(larger).error == f"notification and data have {limit + 1} bytes; FCM accepts {limit} for a {kind}"
 
 
 def test_no_refusal_and_no_repr_holds_the_address() -> None:

@@ -137,12 +137,12 @@ def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attemp
 
 @pytest.mark.parametrize(("tries", "outage"), [(0, True), (1, False)])
 def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
-    tries: int, outage: bool
+    last_attempt_number: int, outage: bool
 ) -> None:
     project = state()
     answer(project, *[TAKEN] * 1000)
 
-    answer(project, *[SILENT] * 100, delivery=replace(DELIVERY, last_attempt_number=tries))
+    answer(project, *[SILENT] * 100, delivery=replace(DELIVERY, last_attempt_number=last_attempt_number))
 
     assert (begun(project) == [Scope.PROJECT]) is outage
 
@@ -236,7 +236,7 @@ def test_an_outage_lasts_until_a_probe_succeeded_recently_and_says_what_was_answ
 
     (incident,) = project.unreported
     assert incident == Incident(
-        "orders", Scope.PROJECT, reason="an outage, as it seems; the last answer: 503 UNAVAILABLE: later"
+        "orders", Scope.PROJECT, reason="an apparent outage; the last answer: 503 UNAVAILABLE: later"
     )
 
 
@@ -534,8 +534,8 @@ def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.Lo
     answer(state(), quotes)
     answer(state(), *[replace(BUSY, error="503: Your result")] * 3)
 
-    assert "403 PERMISSION_DENIED" in caplog.text
-    assert "503 unknown" in caplog.text
+    opened = [(vars(record)["event"], vars(record)["answer"]) for record in caplog.records]
+    assert opened == [("incident_opened", "403 PERMISSION_DENIED"), ("incident_opened", "503 unknown")]
     assert "result" not in caplog.text
 
 

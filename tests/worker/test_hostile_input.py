@@ -267,14 +267,14 @@ ROWS = {
     ),
     "headers in message": Hostile({"message": {"apns": {"headers": {"authorization": INJECTED}}}}, "sent"),
     "headers in data": Hostile({"data": {"authorization": INJECTED, INJECTED: "x"}}, "sent"),
-    "a title of 5 KB": Hostile({"title": "a" * 5_000}, "failed", "FCM takes 4096"),
+    "a title of 5 KB": Hostile({"title": "a" * 5_000}, "failed", "FCM accepts 4096"),
     # whom
     "an address with a header": Hostile({"address": INJECTED}, "failed", "unprintable character U+000D"),
     "an address right to left": Hostile({"address": INVISIBLE}, "failed", "unprintable character U+202E"),
     "an empty address": Hostile({"address": ""}, "failed", "the token is empty"),
     "an address that ends its JSON": Hostile({"address": '"},"topic":"everybody'}, "sent"),
     "an address of SQL": Hostile({"address": SQL_IN_IT}, "sent"),
-    "a topic above its folder": Hostile({"kind": "topic", "address": "../projects"}, "failed", "is no name of a topic"),
+    "a topic above its folder": Hostile({"kind": "topic", "address": "../projects"}, "failed", "is not a topic name"),
     "a condition without end": Hostile(
         {"kind": "condition", "address": "'a' in topics || " * 100}, "failed", "the condition has 100 topics"
     ),

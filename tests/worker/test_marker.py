@@ -57,6 +57,12 @@ async def answers(*marks: Awaitable[bool]) -> list[bool]:
         return await asyncio.gather(*marks)
 
 
+def unsent(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """How many deliveries each failed write left unsent."""
+    failed = [vars(record) for record in caplog.records if vars(record).get("event") == "start_marks_failed"]
+    return [record["deliveries"] for record in failed]
+
+
 def marked(connection: psycopg.Connection) -> list[int]:
     return [row["id"] for row in rows(connection, MARKED)]
 
@@ -185,8 +191,7 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
 
     assert written == [False, False, False]
     assert marked(connection) == []
-    assert "the database refuses or is away" in caplog.text
-    assert "3 stay unsent" in caplog.text
+    assert unsent(caplog) == [3]
 
 
 async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_one_goes(
@@ -200,7 +205,7 @@ async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_on
 
     assert relay.has_lost(MARK)
     assert written == [False, True]
-    assert "1 stay unsent" in caplog.text
+    assert unsent(caplog) == [1]
     assert await marker.mark(first)
 
 
@@ -213,7 +218,7 @@ async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
     written = await answers(*map(marker.mark, deliveries))
 
     assert written == [False, False]
-    assert "2 stay unsent" in caplog.text
+    assert unsent(caplog) == [2]
 
 
 async def test_who_gives_up_waiting_takes_nobody_along(

@@ -149,7 +149,7 @@ async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
     before = state.sender
 
     connection.execute(f"update notify_worker.projects set {change}")
-    await projects.read(anew=True)
+    await projects.read(force=True)
     await state.sender.send(Message("token", {"token": "fcm:abc"}))
 
     assert knows(projects) is state
@@ -165,7 +165,7 @@ async def test_credentials_that_come_back_find_their_sender_again(connection: ps
 
     for credentials in ("file:old.json", "file:new.json", "file:old.json"):
         connection.execute("update notify_worker.projects set credentials = %s", [credentials])
-        await projects.read(anew=True)
+        await projects.read(force=True)
         await projects.open_senders()
 
     assert [letters.credentials for letters in post.opened] == ["file:old.json", "file:new.json"]
@@ -178,7 +178,7 @@ async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(stor
         await projects.read()
 
     assert relay.asked(READING) == 1
-    await projects.read(anew=True)
+    await projects.read(force=True)
     assert relay.asked(READING) == 2
 
 
@@ -191,7 +191,7 @@ async def test_a_project_made_just_now_has_a_limiter_once_it_is_read(
 
     await projects.read()
     too_early = projects.state("orders"), "orders" in projects.limiters
-    await projects.read(anew=True)
+    await projects.read(force=True)
 
     assert too_early == (None, False)
     assert knows(projects, "orders").policy.max_attempts == 4
@@ -204,7 +204,7 @@ async def test_a_new_rate_is_that_of_the_same_limiter(connection: psycopg.Connec
     limiter = projects.limiters["default"]
 
     connection.execute("update notify_worker.projects set max_per_second = 42")
-    await projects.read(anew=True)
+    await projects.read(force=True)
 
     assert projects.limiters["default"] is limiter
     assert limiter.rate == 42
@@ -221,8 +221,8 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     insert(connection)
 
     claim = await store.claim(register_worker(connection).id, uuid4(), 10, {"default": 10}, A_MINUTE)
-    await projects.read_what_is_claimed(claim.deliveries)
-    await projects.read_what_is_claimed(claim.deliveries)
+    await projects.reread_if_blocked(claim.deliveries)
+    await projects.reread_if_blocked(claim.deliveries)
 
     (delivery,) = claim.deliveries
     assert stopped == {Scope.PROJECT}
@@ -237,7 +237,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
     knows(projects, "orders")
 
     connection.execute("delete from notify_worker.projects where name = 'orders'")
-    await projects.read(anew=True)
+    await projects.read(force=True)
 
     assert projects.state("orders") is None
     assert list(projects.limiters) == ["default"]
@@ -311,7 +311,7 @@ async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_
     with pytest.raises(psycopg.errors.CheckViolation):
         await projects.report()
     kept = [incident.scope for incident in projects.unreported()]
-    await projects.read(anew=True)
+    await projects.read(force=True)
     still_blocked = state.blocked
     connection.execute("alter table notify_worker.stored_incidents drop constraint no_topics")
     await projects.report()
@@ -331,7 +331,7 @@ async def test_where_the_database_is_away_everything_is_kept(connection: psycopg
     with pytest.raises(psycopg.OperationalError):
         await projects.report()
     with pytest.raises(psycopg.OperationalError):
-        await projects.read(anew=True)
+        await projects.read(force=True)
 
     assert [incident.scope for incident in projects.unreported()] == [Scope.PROJECT]
     assert not state.allows(DELIVERY)
@@ -428,11 +428,11 @@ async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
     short = Pause(Scope.PROJECT, timedelta(milliseconds=300))
     knows(projects).observe(DELIVERY, Outcome(Verdict.PAUSED, error="quota", http_status=429, pause=short))
     await projects.report()
-    await projects.read(anew=True)
+    await projects.read(force=True)
     stopped = knows(projects).blocked
 
     async def is_over() -> bool:
-        await projects.read(anew=True)
+        await projects.read(force=True)
         return not knows(projects).blocked
 
     await auntil("it is over", is_over, within=WITHIN_A_SECOND)
@@ -490,7 +490,7 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
     with connected(database) as somebody:
         somebody.execute("select pg_advisory_lock(5)")
         await do(before)
-        reading = asyncio.create_task(projects.read(anew=True))
+        reading = asyncio.create_task(projects.read(force=True))
         await under_way(connection)
 
         await do(meanwhile)
@@ -499,5 +499,5 @@ async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_f
 
     assert state.blocked == now
     await projects.report()
-    await projects.read(anew=True)
+    await projects.read(force=True)
     assert state.blocked == now

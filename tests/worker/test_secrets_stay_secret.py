@@ -91,7 +91,7 @@ def test_a_claim_that_the_database_refuses_is_logged_without_the_row(shop: Shop)
 
     with talkative_worker(shop):
         shop.notify(f"app:{MARK}-unclaimable", **worded(event_id="unclaimable"))
-        until("a look is refused", lambda: "refuses or is away" in shop.log.read_text(), within=10)
+        until("a poll is refused", lambda: "poll failed" in shop.log.read_text(), within=10)
         until("its job has failed", lambda: "to retry" in shop.log.read_text(), within=10)
 
     assert leaks(shop.log.read_text(), shop, {}) == []

@@ -98,7 +98,7 @@ def test_a_worker_that_is_too_new_for_the_schema_waits_for_it_and_says_so_once(s
     set_version(shop, "0001")
     waiting = shop.notify("app:waiting")
     worker = shop.launch()
-    until("it says that it waits", lambda: worker.has_left or shop.said("waiting: "), within=15)
+    until("it says that it waits", lambda: worker.has_left or shop.said("event=worker_waits"), within=15)
     asked = lookers(shop)
     until("it has looked again", lambda: worker.has_left or lookers(shop) > asked + 1, within=15)
     assert not worker.has_left
@@ -109,7 +109,7 @@ def test_a_worker_that_is_too_new_for_the_schema_waits_for_it_and_says_so_once(s
     until("it is sent", lambda: worker.has_left or shop.state(waiting) == "sent", within=15)
     assert worker.stop() == 0
     said = shop.log.read_text()
-    assert said.count("waiting: ") == 1
+    assert said.count("event=worker_waits") == 1
     assert f"has version 0001, and this release needs {schema.versions()[-1]}. Run: notify-worker migrate" in said
 
 
@@ -121,7 +121,7 @@ def lookers(shop: Shop) -> int:
 def test_a_worker_that_waits_for_its_schema_can_be_stopped(shop: Shop) -> None:
     set_version(shop, "0001")
     worker = shop.launch()
-    until("it says that it waits", lambda: worker.has_left or shop.said("waiting: "), within=15)
+    until("it says that it waits", lambda: worker.has_left or shop.said("event=worker_waits"), within=15)
 
     assert worker.stop() == 0
 

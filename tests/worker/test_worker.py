@@ -431,7 +431,7 @@ def test_outcomes_outlive_a_database_that_refuses_to_write_them(shop: Shop) -> N
     shop.start_worker()
     shop.notify_many(50)
     until("FCM has all", lambda: shop.box.accepted == 50, within=10)
-    until("a record was refused", lambda: "answers wait" in shop.log.read_text(), within=5)
+    until("a record was refused", lambda: shop.said("event=record_failed"), within=5)
 
     shop.connection.execute("drop trigger refuse on notify_worker.stored_attempts")
 
