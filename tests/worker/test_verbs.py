@@ -583,16 +583,14 @@ def test_dev_comes_up_in_its_home_and_what_it_prints_works(dev: Dev, home: Path)
     assert "it ended sent\n" in typed.out
     assert re.search(r"^workers +1$", typed.out, re.MULTILINE)
     assert re.search(r"^phone  .*Hello", dev.says(), re.MULTILINE)
-    assert (home / "server.json").exists()
+    assert (home / "owner.lock").exists()
 
 
-def test_a_second_dev_shares_the_database_and_leaves_it_to_the_first(dev: Dev, home: Path, tmp_path: Path) -> None:
-    with running_dev(home, tmp_path / "second.log") as second:
-        assert dev.database() == second.database()
-        with psycopg.connect(dev.database()) as connection:
-            here = {row["pid"] for row in rows(connection, "select pid from notify_worker.workers")}
-        assert {dev.worker().pid, second.worker().pid} <= here
+def test_a_second_dev_of_the_same_home_is_refused_and_leaves_the_first_alone(dev: Dev, home: Path) -> None:
+    second = ended(start("dev", NOTIFY_WORKER_HOME=str(home)))
 
+    assert (second.code, second.out) == (2, "")
+    assert f"Another process runs the embedded PostgreSQL in {home}" in second.err
     export = dev.what_to_type().splitlines()[0]
     assert dev.type(f"{export}\nnotify-worker send --token app:phone --title Again --wait").code == 0
 
