@@ -32,13 +32,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 from hashlib import blake2b
 from math import inf
 from random import Random
 from secrets import randbits
 
-from notify_worker.errors import NotifyWorkerError
+from notify_worker.errors import NotifyWorkerError, did_you_mean
 from notify_worker.model import DEVICE_KINDS
 from notify_worker.sandbox.answers import NAMED, Answer, by_status, unavailable_with_retry_after
 from notify_worker.sandbox.checks import Request
@@ -99,8 +98,7 @@ def check_name(name: str) -> None:
     """
     if fault_named(name) is None:
         known = (*NAMED, *WITHOUT_ANSWER, *LATER_503, "hang", "acceptedhang", "500", "503", "504")
-        nearest = get_close_matches(name, known, n=1)
-        hint = f'Did you mean "{nearest[0]}"?' if nearest else "Take one such as 503, dead or hang."
+        hint = did_you_mean(name, known, form='"{}"', otherwise="Use one such as 503, dead or hang.")
         raise NotifyWorkerError(f'"{name}" is no fault. {hint}')
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from math import isfinite
 from typing import TypedDict
 
-from notify_worker.errors import NotifyWorkerError
+from notify_worker.errors import NotifyWorkerError, did_you_mean
 from notify_worker.model import Json
 from notify_worker.sandbox.faults import DEVICE_FAULTS, check_name
 
@@ -79,8 +78,7 @@ def check(name: str, value: Json) -> None:
         NotifyWorkerError: says what is allowed.
     """
     if name not in CHECKS:
-        nearest = get_close_matches(name, CHECKS, n=1)
-        hint = f'Did you mean "{nearest[0]}"?' if nearest else f"There are {', '.join(CHECKS)}."
+        hint = did_you_mean(name, CHECKS, form='"{}"', otherwise=f"There are {', '.join(CHECKS)}.")
         raise NotifyWorkerError(f'"{name}" is no switch. {hint}')
     if value is not None:
         CHECKS[name](name, value)
