@@ -1,15 +1,15 @@
-"""What a notification costs the business transaction, against the same transaction with a plain extra row.
+"""The cost of a notification to the business transaction, compared with a plain extra row.
 
     python -m benchmarks.producer [--rounds 5] [--seconds 3] [--clients 1 16 48]
 
-Both are `begin; insert into orders; insert into X; commit` by pgbench (prepared), X once a plain table of the same columns
-with a primary key and a unique event_id, once notify_worker.notifications. In shuffled, interleaved rounds, on an embedded
-PostgreSQL with fsync on. Printed are medians of each round's ratio to the plain run beside it: transactions a second, and
-CPU of all server processes per transaction.
+pgbench runs `begin; insert into orders; insert into X; commit` (prepared), where X is either a plain table with the same
+columns, primary key and unique event_id, or notify_worker.notifications. Rounds are shuffled and interleaved, on an embedded
+PostgreSQL with fsync on. Prints the medians of each round's ratio to its plain run: transactions a second, and CPU of all
+server processes per transaction.
 
-    awake    a worker says that it is awake, all the time (nothing is sent: the cores are the business's)
-    none     no worker runs: the first commit's bell waits, the others find it
-    asleep   single commits to a sleeping machine, each of which rings: how long each takes
+    awake    the awake mark is set all the time (no worker runs, so that the transactions have all cores)
+    none     no worker runs: the first commit sends a wake-up, the others find it waiting
+    idle     single commits on an idle machine, each of which sends a wake-up: the duration of each
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Run:
 
 
 class Bench:
-    """A server, and pgbench."""
+    """Runs pgbench on a server."""
 
     def __init__(self, conninfo: str, folder: Path) -> None:
         self.conninfo = conninfo
@@ -72,7 +72,7 @@ class Bench:
         self.postmaster = psutil.Process(row[0]).parent()
 
     def clean(self) -> None:
-        """Begin anew: the same size for everybody."""
+        """Empty the tables, so that every run starts with the same size."""
         self.connection.execute("truncate orders, plain, notify_worker.notifications")
         self.connection.execute("delete from procrastinate_jobs")
         self.connection.execute("checkpoint")
@@ -82,7 +82,7 @@ class Bench:
         parts = conninfo_to_dict(self.conninfo)
         environment = {"PGPASSWORD": str(parts["password"]), "PGSSLMODE": "disable", "LC_ALL": "C"}
         before = self.cpu()
-        said = subprocess.run(
+        output = subprocess.run(
             [
                 *(postgres.binaries() / "pgbench", "-n", "-M", "prepared", "-f", self.scripts[table]),
                 *("-c", str(clients), "-j", "1", "-T", str(seconds)),
@@ -93,11 +93,11 @@ class Bench:
             text=True,
             check=True,
         ).stdout
-        done = int(found(r"transactions actually processed: (\d+)", said))
-        return Run(float(found(r"tps = ([\d.]+)", said)), (self.cpu() - before) * 1e6 / done)
+        done = int(found(r"transactions actually processed: (\d+)", output))
+        return Run(float(found(r"tps = ([\d.]+)", output)), (self.cpu() - before) * 1e6 / done)
 
     def cpu(self) -> float:
-        """CPU seconds of the server, with those of its processes that have ended."""
+        """Return the CPU seconds of the server, including its processes that have ended."""
         total = 0.0
         for process in (self.postmaster, *self.postmaster.children()):
             try:
@@ -111,7 +111,7 @@ class Bench:
 
     @contextmanager
     def worker_awake(self) -> Iterator[None]:
-        """Say that a worker is awake, without one."""
+        """Keep the awake mark set, without a worker."""
         over = Event()
 
         def mark_awake() -> None:
@@ -130,13 +130,13 @@ class Bench:
 
     @contextmanager
     def no_worker(self) -> Iterator[None]:
-        """Let the mark of the last one run out."""
+        """Let the last awake mark expire."""
         sleep(0.5)
         yield
 
 
 def found(pattern: str, text: str) -> str:
-    """Find a number in what pgbench says."""
+    """Find a number in the output of pgbench."""
     match = re.search(pattern, text)
     assert match is not None, text
     return match[1]
@@ -145,7 +145,7 @@ def found(pattern: str, text: str) -> str:
 def under_load(
     bench: Bench, state: Callable[[], AbstractContextManager[None]], name: str, options: argparse.Namespace
 ) -> None:
-    """Print the ratios of one state of the worker, by clients."""
+    """Print the ratios for one state of the worker, by number of clients."""
     for clients in options.clients:
         ratios: list[tuple[float, float]] = []
         for _ in range(options.rounds):
@@ -164,8 +164,8 @@ def under_load(
         )
 
 
-def asleep(bench: Bench, samples: int) -> None:
-    """Print how long a single transaction takes that rings, and the plain one."""
+def idle(bench: Bench, samples: int) -> None:
+    """Print the duration of a single transaction that sends a wake-up, and of the plain one."""
     bench.clean()
     taken: dict[str, list[float]] = {PLAIN: [], NOTIFICATION: []}
     with psycopg.connect(bench.conninfo, autocommit=True) as connection:
@@ -181,7 +181,7 @@ def asleep(bench: Bench, samples: int) -> None:
             taken[table].append(1000 * (monotonic() - began))
             sleep(0.02)
     print(
-        f"asleep: a commit that rings {median(taken[NOTIFICATION]):.2f} ms, the plain one {median(taken[PLAIN]):.2f} ms "
+        f"idle: a commit with a wake-up {median(taken[NOTIFICATION]):.2f} ms, the plain one {median(taken[PLAIN]):.2f} ms "
         f"(medians of {samples})"
     )
 
@@ -194,13 +194,12 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as ends:
         home = Path(ends.enter_context(TemporaryDirectory(prefix="notify-worker-producer-")))
-        home.chmod(0o711)
         server = ends.enter_context(postgres.start(home, {"max_wal_size": "4GB", "max_connections": "100"}))
         schema.migrate(server.conninfo)
         bench = Bench(server.conninfo, home)
         under_load(bench, bench.worker_awake, "awake", options)
         under_load(bench, bench.no_worker, "none", options)
-        asleep(bench, 200)
+        idle(bench, 200)
         bench.connection.close()
 
 

@@ -1,25 +1,21 @@
-"""How well a project's quota is used: a backlog, a few workers, and an FCM that answers 429 beyond the quota.
+"""How much of a project's quota is used: a backlog, a few workers, and an FCM that answers 429 beyond the quota.
 
-    python -m benchmarks.quota [--quota 50] [--max-per-second 50|none] [--backlog 8000] [--workers 2] [--climb 60]
+    python -m benchmarks.quota [--quota 50] [--max-per-second 50|none] [--backlog 8000] [--workers 2] [--ramp 60]
                                [--seconds 90] [--retry-after 5]
 
-Starts an embedded PostgreSQL, a local FCM and the workers; prints what was asked of FCM and what it took, every ten
-seconds, and after the climb which share of the requests was answered 429 and which share of the quota was used.
-`--max-per-second none` says nothing of the quota to the workers: they have to learn it from the 429s.
+Starts an embedded PostgreSQL, a local FCM and the workers. Every ten seconds, prints the rates of requests and of accepted
+messages. Then, without the ramp-up at the start, prints the share of requests answered 429 and the share of the quota used.
+With `--max-per-second none`, the workers don't know the quota and have to learn it from the 429s.
 """
 
 import argparse
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 
-from notify_worker.database import schema
-from notify_worker.dev import postgres
-from notify_worker.dev.shop import Shop
+from notify_worker.dev.shop import open_shop
 from notify_worker.sandbox import Sandbox
-from notify_worker.sandbox import start as start_sandbox
 
 LINE_EVERY = 10.0
 BACKLOG = """
@@ -40,46 +36,43 @@ INCIDENTS = """
 
 @dataclass(frozen=True)
 class Count:
-    """What FCM has seen until a moment."""
+    """The counts of FCM up to a time."""
 
     at: float
     requests: int
-    taken: int
+    accepted: int
     refused: int
 
     def __sub__(self, before: "Count") -> "Count":
         return Count(
             self.at - before.at,
             self.requests - before.requests,
-            self.taken - before.taken,
+            self.accepted - before.accepted,
             self.refused - before.refused,
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quota", type=float, default=50, help="messages a second that FCM takes")
-    parser.add_argument("--max-per-second", type=number_or_none, default="50", help="what the project's row says")
+    parser.add_argument("--quota", type=float, default=50, help="messages a second that FCM accepts")
+    parser.add_argument(
+        "--max-per-second", type=number_or_none, default="50", help="max_per_second in the project's row"
+    )
     parser.add_argument("--backlog", type=int, default=8_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--climb", type=float, default=60, help="seconds before the measurement")
-    parser.add_argument("--seconds", type=float, default=90, help="seconds of the measurement")
-    parser.add_argument("--retry-after", type=int, help="seconds that a 429 asks for; FCM's rarely say")
+    parser.add_argument("--ramp", type=float, default=60, help="seconds before the measurement")
+    parser.add_argument("--seconds", type=float, default=90, help="seconds to measure")
+    parser.add_argument("--retry-after", type=int, help="Retry-After of a 429, in seconds; FCM's rarely have one")
     options = parser.parse_args()
-    with ExitStack() as ends:
-        home = Path(ends.enter_context(TemporaryDirectory(prefix="notify-worker-quota-")))
-        home.chmod(0o711)
-        server = ends.enter_context(postgres.start(home))
-        credentials = home / "sandbox.json"
-        box = ends.enter_context(start_sandbox(credentials, quota=options.quota, retry_after=options.retry_after))
-        schema.migrate(server.conninfo)
-        shop = Shop(server.conninfo, box, home / "worker.log")
-        ends.callback(shop.close)
+    with (
+        TemporaryDirectory(prefix="notify-worker-quota-") as home,
+        open_shop(Path(home), quota=options.quota, retry_after=options.retry_after) as shop,
+    ):
         shop.connection.execute("update notify_worker.projects set max_per_second = %s", [options.max_per_second])
         for _ in range(options.workers):
             shop.start_worker()
         shop.connection.execute(BACKLOG, [options.backlog])
-        report(measured(box, options.climb, options.seconds), options.quota)
+        report(measured(shop.box, options.ramp, options.seconds), options.quota)
         for began_at, ended_at, rate, reason in shop.connection.execute(INCIDENTS):
             print(f"{began_at} to {ended_at}, then {rate} a second: {reason}")
 
@@ -88,14 +81,14 @@ def number_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def measured(box: Sandbox, climb: float, seconds: float) -> Count:
-    """Print a line every ten seconds, of the climb and of what follows; return what was counted after the climb."""
+def measured(box: Sandbox, ramp: float, seconds: float) -> Count:
+    """Print a line every ten seconds; return the counts after the ramp-up."""
     began = monotonic()
-    watch(box, began, until=began + climb)
-    after_the_climb = counted(box)
-    print(f"{'':7} the climb is over")
-    watch(box, began, until=began + climb + seconds)
-    return counted(box) - after_the_climb
+    watch(box, began, until=began + ramp)
+    after_ramp = counted(box)
+    print(f"{'':7} the ramp-up is over")
+    watch(box, began, until=began + ramp + seconds)
+    return counted(box) - after_ramp
 
 
 def watch(box: Sandbox, began: float, *, until: float) -> None:
@@ -106,7 +99,7 @@ def watch(box: Sandbox, began: float, *, until: float) -> None:
         passed = counted(box) - before
         print(
             f"{monotonic() - began:5.0f} s  {passed.requests / passed.at:7.1f} requests a second, "
-            f"{passed.taken / passed.at:7.1f} taken, {passed.refused:4d} answered 429",
+            f"{passed.accepted / passed.at:7.1f} accepted, {passed.refused:4d} answered 429",
             flush=True,
         )
 
@@ -118,8 +111,8 @@ def counted(box: Sandbox) -> Count:
 def report(passed: Count, quota: float) -> None:
     share = passed.refused / max(1, passed.requests)
     print(
-        f"after the climb, over {passed.at:.0f} s: {passed.requests} requests, {share:.2%} answered 429, "
-        f"{passed.taken / passed.at / quota:.1%} of the quota used"
+        f"after the ramp-up, over {passed.at:.0f} s: {passed.requests} requests, {share:.2%} answered 429, "
+        f"{passed.accepted / passed.at / quota:.1%} of the quota used"
     )
 
 

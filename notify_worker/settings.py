@@ -1,10 +1,9 @@
-"""What the environment says, read once and checked as a whole: all problems at once, no secret in a repr."""
+"""The settings, read from the environment once and checked as a whole. Errors list every problem; reprs show no secret."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from difflib import get_close_matches
 from ipaddress import ip_address
 from math import ceil
 from os import environ
@@ -12,41 +11,57 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from notify_worker.errors import SettingsError
+from notify_worker.errors import SettingsError, did_you_mean
 
 PREFIX = "NOTIFY_WORKER_"
 LONGEST_REQUEST_TIMEOUT = timedelta(seconds=20)
 
 QUICK_WAITS = ((1.0, 1.2), (2.0, 2.4))
-"""Seconds before the second and the third request of an attempt: at least, and with a fifth of jitter."""
+"""Seconds to wait before the second and the third request of an attempt: the shortest, and the longest with its jitter."""
 QUICK_REQUESTS = len(QUICK_WAITS) + 1
-"""Requests of one attempt, at most."""
+"""The most requests in one attempt."""
 QUICK_RETRY_WAITS = timedelta(seconds=ceil(sum(longest for _, longest in QUICK_WAITS)))
-"""All waits within one attempt, at most; rounded up to whole seconds."""
+"""The longest that one attempt can wait in all, rounded up to whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one process; `VARIABLES` says how each is written in the environment."""
+    """The settings of one process; `VARIABLES` names the environment variable of each.
+
+    Example:
+        settings = Settings.from_env({"NOTIFY_WORKER_CONCURRENCY": "200"})
+    """
 
     database_url: str = field(default="", repr=False)
+    """A libpq connection string or URI: postgresql.org/docs/current/libpq-connect.html. Empty: libpq's PG* variables."""
     fcm_url: str = "https://fcm.googleapis.com"
+    """The base URL of FCM. Plain http is allowed for this machine only."""
     home: Path = field(default_factory=lambda: Path.home() / ".local" / "share" / "notify-worker")
+    """The folder of the embedded PostgreSQL that `notify-worker dev` runs."""
     concurrency: int = 100
+    """The most requests in flight per worker, from 1 to 10,000."""
     request_timeout: timedelta = timedelta(seconds=15)
+    """The timeout of one whole request to FCM, at most 20 s."""
     lease: timedelta = timedelta(seconds=120)
+    """How long a claimed notification belongs to its worker: at least two of the longest attempts."""
     log_format: str = "text"
+    """`text`, or `json` for one JSON object a line."""
 
     @property
     def longest_attempt(self) -> timedelta:
-        """How long one attempt can take: all its requests time out, with the waits of the quick retries between them."""
+        """How long one attempt can take: every request times out, and every wait between them is the longest."""
         return QUICK_REQUESTS * self.request_timeout + QUICK_RETRY_WAITS
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = environ) -> "Settings":
-        """Read the environment.
+        """Read the settings from the environment. An empty variable counts as not set.
 
-        Raises SettingsError, which names everything that is wrong, one line each.
+        Args:
+            env: The environment variables.
+
+        Raises:
+            SettingsError: A value is wrong, values contradict each other, or a NOTIFY_WORKER_ variable is unknown. The text
+                lists every problem, one line each.
         """
         problems = [unknown(name) for name in sorted(env) if name.startswith(PREFIX) and name not in VARIABLES]
         values: dict[str, Any] = {}
@@ -65,7 +80,7 @@ class Settings:
         return settings
 
     def contradictions(self) -> list[str]:
-        """Say what does not fit together."""
+        """Return the problems between settings that are valid on their own."""
         shortest = 2 * self.longest_attempt
         if self.lease < shortest:
             problem = (
@@ -78,31 +93,28 @@ class Settings:
 
 
 def unknown(name: str) -> str:
-    """Name the nearest setting: what differs is what follows the prefix."""
+    """Return the problem of a variable that is not a setting. Only the part after the prefix is compared."""
     known = [variable.removeprefix(PREFIX) for variable in VARIABLES]
-    nearest = get_close_matches(name.removeprefix(PREFIX), known, n=1)
-    hint = (
-        f" Did you mean {PREFIX}{nearest[0]}?"
-        if nearest
-        else f" There are: {', '.join(PREFIX + each for each in known)}."
+    hint = did_you_mean(
+        name.removeprefix(PREFIX), known, form=PREFIX + "{}", otherwise=f"There are: {', '.join(VARIABLES)}."
     )
-    return f"{name} is not a setting.{hint}"
+    return f"{name} is not a setting. {hint}"
 
 
 def seconds(length: timedelta) -> str:
-    """Write a length in seconds, without a trailing .0."""
+    """Format a length of time in seconds, without a trailing .0."""
     return f"{length.total_seconds():g}"
 
 
 def whole_number(text: str) -> int:
-    """Read a number of requests in flight."""
+    """Parse a number of requests in flight."""
     if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= 10_000):
         raise ValueError(f'is "{text}". It has to be a whole number from 1 to 10000.')
     return int(text)
 
 
 def length(text: str) -> timedelta:
-    """Read a length in seconds."""
+    """Parse a length of time in seconds."""
     try:
         value = float(text)
     except ValueError:
@@ -113,7 +125,7 @@ def length(text: str) -> timedelta:
 
 
 def request_timeout(text: str) -> timedelta:
-    """Read the timeout of a request: FCM's own inner calls take up to 10 s, and beyond 20 s nobody waits."""
+    """Parse the timeout of a request. FCM's own calls take up to 10 s; waiting beyond 20 s is pointless."""
     value = length(text)
     if value > LONGEST_REQUEST_TIMEOUT:
         raise ValueError(f'is "{text}". It can be at most {seconds(LONGEST_REQUEST_TIMEOUT)}.')
@@ -121,7 +133,7 @@ def request_timeout(text: str) -> timedelta:
 
 
 def url(text: str) -> str:
-    """Read the address of FCM: the bearer token goes over TLS, or does not leave this machine."""
+    """Parse a URL to which secrets are sent: it uses TLS, or stays on this machine."""
     try:
         parts = urlsplit(text)
         usable = parts.port != 0 and text.isprintable() and not (parts.username or parts.query or parts.fragment)
@@ -138,7 +150,7 @@ def url(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine."""
+    """Return True if a host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -146,7 +158,7 @@ def is_loopback(host: str) -> bool:
 
 
 def log_format(text: str) -> str:
-    """Read the format of the log."""
+    """Parse the format of the log."""
     if text not in ("text", "json"):
         raise ValueError(f'is "{text}". It has to be text or json.')
     return text

@@ -1,1 +1,1 @@
-"""The command line, `notify-worker`: one verb for each thing that an operator, a developer or support staff does."""
+"""The command line, `notify-worker`: a verb for each task of operators, developers and support staff."""

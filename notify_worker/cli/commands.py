@@ -1,4 +1,4 @@
-"""The verbs that run parts of the product: the demo, a sandbox, the migration, a worker."""
+"""The verbs that run something: the demo, the development environment, the migration, a worker, the sandbox."""
 
 import logging
 import sys
@@ -23,9 +23,9 @@ print_now = partial(print, flush=True)
 @click.command(cls=Verb, example="notify-worker demo")
 @click.pass_context
 def demo(ctx: click.Context) -> int:
-    """Show all of it on an embedded PostgreSQL and a local FCM.
+    """Show all features on an embedded PostgreSQL and a local FCM.
 
-    The demo ends by itself, in less than 30 seconds.
+    Takes less than 30 seconds.
     """
     from notify_worker.dev import demo as story  # noqa: PLC0415
 
@@ -37,9 +37,9 @@ def demo(ctx: click.Context) -> int:
 @click.command(cls=Verb, example="notify-worker dev")
 @click.pass_context
 def dev(ctx: click.Context) -> None:
-    """Keep a PostgreSQL, a local FCM and a worker up for development.
+    """Run a PostgreSQL, a local FCM and a worker for development, until Ctrl-C.
 
-    It prints the commands to type into another terminal. Ctrl-C ends it.
+    Prints the commands to type in another terminal.
     """
     from notify_worker.dev import demo as story  # noqa: PLC0415
 
@@ -49,9 +49,9 @@ def dev(ctx: click.Context) -> None:
 
 
 @click.command(cls=Verb, example="notify-worker migrate --sql | psql -v ON_ERROR_STOP=1 -d shop")
-@click.option("--sql", is_flag=True, help="Print the SQL for psql, and change nothing.")
+@click.option("--sql", is_flag=True, help="Print the SQL for psql instead of running it.")
 def migrate(*, sql: bool) -> None:
-    """Bring the schema in the database to this release's version."""
+    """Migrate the schema in the database to this release's version."""
     from notify_worker.database import schema  # noqa: PLC0415
 
     if sql:
@@ -65,7 +65,7 @@ def migrate(*, sql: bool) -> None:
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.pass_context
 def worker(ctx: click.Context, *, drain: bool) -> int:
-    """Send what is due, woken by commits, until SIGTERM."""
+    """Send notifications as they become due, until SIGTERM."""
     import asyncio  # noqa: PLC0415
 
     from notify_worker.process import supervisor  # noqa: PLC0415
@@ -80,15 +80,15 @@ def worker(ctx: click.Context, *, drain: bool) -> int:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=SANDBOX_PORT, show_default=True, help="0 takes any free port."
 )
-@click.option("--latency", type=float, metavar="SECONDS", help="How long each answer takes.")
-@click.option("--quota", type=float, metavar="NUMBER", help="How many messages it accepts in a second.")
-@click.option("--token-lifetime", type=int, metavar="SECONDS", help="How long a bearer token is valid.")
+@click.option("--latency", type=float, metavar="SECONDS", help="How long to wait before each answer.")
+@click.option("--quota", type=float, metavar="NUMBER", help="How many messages a second each project may send.")
+@click.option("--token-lifetime", type=int, metavar="SECONDS", help="How long access tokens are valid.")
 @click.option(
     "--fail",
     type=FaultRate(),
     multiple=True,
     metavar="FAULT=RATE",
-    help="How often a fault occurs, such as 503=0.1 or dead=0.02. GET and POST /switch show and change it.",
+    help="The probability of a fault, for example 503=0.1 or dead=0.02. POST /switch changes it.",
 )
 @click.option(
     "--credentials",
@@ -96,7 +96,7 @@ def worker(ctx: click.Context, *, drain: bool) -> int:
     default=Path("sandbox.json"),
     show_default=True,
     metavar="FILE",
-    help="Where to write the service-account file that it accepts.",
+    help="Where to write the service-account file that clients use.",
 )
 def sandbox(
     *,
@@ -108,9 +108,9 @@ def sandbox(
     fail: tuple[tuple[str, float], ...],
     credentials: Path,
 ) -> None:
-    """Run a local FCM, with faults by address, by rate and by switch.
+    """Run a local FCM that can simulate faults.
 
-    It serves a token endpoint and messages:send, and prints one line for each notification that a phone would show.
+    Serves the token endpoint and messages:send, and prints a line for each notification that a phone would show.
     """
     from notify_worker.sandbox import start  # noqa: PLC0415
 
@@ -131,12 +131,12 @@ VERBS = (demo, dev, migrate, worker, sandbox)
 
 
 def configure_logging(ctx: click.Context, level: int) -> None:
-    """Log from this level on, and everything with `-v`."""
+    """Log records of this level and above; with `-v`, all."""
     logs.configure(Settings.from_env().log_format, logging.DEBUG if is_verbose(ctx) else level)
 
 
 def stopped_by_signal() -> Event:
-    """Return an event that SIGINT and SIGTERM set. (Blocked signals would stay blocked in workers that are started.)"""
+    """Return an event that SIGINT and SIGTERM set. Handlers, since child processes would inherit blocked signals."""
     stopped = Event()
     for name in (SIGINT, SIGTERM):
         signal(name, lambda *_: stopped.set())

@@ -1,15 +1,18 @@
-"""What a process logs on stderr, and how a line looks: text for people, or one JSON object a line for machines.
+"""The log on stderr: lines of text for people, or one JSON object a line for machines.
 
-Every record of ours carries the name of an event, and fields, in `extra`.
+Our records carry the name of an event, and fields, in `extra`.
 """
 
+import json
 import logging
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 QUIETER = ("procrastinate", "psycopg", "httpx", "httpcore", "asyncio")
-"""Loggers of libraries: procrastinate alone logs every job, and one comes every two seconds."""
+"""Loggers of libraries that log too much: procrastinate logs every job, one every two seconds."""
+JSON_NAMES = {"levelname": "level", "name": "logger", "message": "text", "exc_info": "traceback", "stack_info": "stack"}
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +20,7 @@ log = logging.getLogger(__name__)
 class TextFormatter(logging.Formatter):
     """`2026-11-30 21:00:00,000+00:00 WARNING event=rescue_failed rescue failed: …`, in UTC.
 
-    A record without an event has the name of its logger in that place.
+    A record without an event has the name of its logger in its place.
     """
 
     converter = staticmethod(time.gmtime)
@@ -34,17 +37,15 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(log_format: str, level: int) -> None:
-    """Log to stderr from now on, in place of whatever was configured before.
+    """Log to stderr from now on, replacing any earlier configuration.
 
     Args:
-        log_format: `text` or `json`. With `json`, Python's warnings and an uncaught exception are records, too.
-        level: of our own loggers, such as `logging.INFO`. Above DEBUG, libraries log their warnings only.
+        log_format: `text` or `json`. With `json`, Python's warnings and an uncaught exception are logged too.
+        level: The level of our own loggers, such as `logging.INFO`. Above DEBUG, libraries log only warnings.
     """
     handler = logging.StreamHandler()
     if log_format == "json":
-        from notify_worker.cli.json_formatter import JsonFormatter  # noqa: PLC0415  --help does not need it
-
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(json_formatter())
         logging.captureWarnings(capture=True)
         sys.excepthook = log_uncaught
     else:
@@ -58,13 +59,25 @@ def configure(log_format: str, level: int) -> None:
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt to connect, while the database is away
 
 
+def json_formatter() -> logging.Formatter:
+    """Return a formatter for one JSON object a line: `at` (ISO 8601, UTC), `level`, `logger`, `text`, and all of `extra`."""
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415  --help does not need it
+
+    return JsonFormatter(list(JSON_NAMES)[:3], rename_fields=JSON_NAMES, timestamp="at", json_serializer=as_json)
+
+
+def as_json(fields: dict[str, Any], **options: Any) -> str:
+    """Serialise a record with its time first and its level in lower case."""
+    return json.dumps({"at": fields["at"], **fields, "level": fields["level"].lower()}, **options)
+
+
 def drop_tracebacks_of_procrastinate(record: logging.LogRecord) -> bool:
-    """Keep the record without its traceback: a lost database stops procrastinate, and we log that we start it again."""
+    """Remove procrastinate's tracebacks: a lost database stops it, and we log that we restart it."""
     if record.name.startswith("procrastinate"):
         record.exc_info = record.exc_text = None
     return True
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Log the exception that ends the process, in place of the traceback that Python would print."""
+    """Log the exception that ends the process, instead of the traceback that Python would print."""
     log.critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace), extra={"event": "uncaught_exception"})

@@ -1,7 +1,7 @@
-"""The entry point of `notify-worker`: knows the verbs, runs one, and turns its errors into a message and an exit code.
+"""The entry point of `notify-worker`: runs a verb and turns its errors into a message and an exit code.
 
-`--help` and shell completion import every module of this package, but none that only a running verb needs: psycopg,
-alembic, aiohttp and rich are imported inside the functions that use them.
+`--help` and shell completion import all modules of this package. To keep them fast, packages that only a running verb needs
+(psycopg, alembic, aiohttp, rich) are imported inside the functions that use them.
 """
 
 import logging
@@ -16,9 +16,9 @@ from notify_worker.cli.verb import EXIT_FAILED
 
 PROGRAM = "notify-worker"
 COMPLETION = """\b
-Completion of verbs and options, here for bash; put the line into ~/.bashrc to keep it:
+To complete verbs and options in bash, add this line to ~/.bashrc:
   eval "$(_NOTIFY_WORKER_COMPLETE=bash_source notify-worker)"
-For zsh and fish write zsh_source and fish_source.
+For zsh and fish, use zsh_source and fish_source.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage or nothing to work with.
 """
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class App(click.Group):
-    """The group of all verbs, which `--help` lists in the order in which people meet them."""
+    """All verbs; `--help` lists them in the order in which a new user needs them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        """Return the names of the verbs in the order of their declaration."""
+        """Return the names of the verbs in the order of their declaration, not of the alphabet."""
         return list(self.commands)
 
 
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit with its code: 0 success, 1 failure, 2 wrong usage or nothing to work with.
 
     Args:
-        arguments: what follows the name of the program; None: `sys.argv[1:]`.
+        arguments: The arguments after the program's name; `sys.argv[1:]` if None.
 
     Raises:
-        SystemExit: always.
+        SystemExit: Always.
 
     Example:
         main(["explain", "order:42:paid"])
@@ -73,17 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def in_json() -> bool:
-    """Tell whether stderr has one JSON object a line. Read here, since the other settings may be what is wrong."""
+    """Return True if the log is JSON. Not read from Settings, which may be what is wrong."""
     return os.environ.get("NOTIFY_WORKER_LOG_FORMAT") == "json"
 
 
 def colour() -> bool | None:
-    """Return False where NO_COLOR forbids colours (https://no-color.org); None: a terminal gets them, a pipe does not."""
+    """Return False if NO_COLOR is set (https://no-color.org), else None: colours on a terminal, none in a pipe."""
     return False if os.environ.get("NO_COLOR") else None
 
 
 def report(error: click.ClickException) -> None:
-    """Write an error to stderr: one message, after the usage of the verb if the error is about its arguments."""
+    """Write an error to stderr: one message, preceded by the verb's usage if the error is about its arguments."""
     message = error.format_message()
     if in_json():
         log.error(message, extra={"event": "command_failed", "exit_code": error.exit_code})

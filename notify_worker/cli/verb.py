@@ -1,4 +1,4 @@
-"""What all verbs share: their exit codes, the check of the environment, and what becomes of an error."""
+"""The base of all verbs: exit codes, the check of the environment, and the handling of errors."""
 
 import logging
 from typing import Any
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class VerbError(click.ClickException):
-    """A verb was asked wrongly, or has nothing to work with."""
+    """A verb can't run: wrong arguments or settings, or an error of the database."""
 
     exit_code = EXIT_USAGE
 
 
 class Verb(click.Command):
-    """One verb. Its function returns the exit code; None: EXIT_OK.
+    """One verb. Its function returns an exit code, or None for EXIT_OK.
 
     Args:
-        example: the command that the end of its `--help` shows.
+        example: The command that its `--help` shows at the end.
     """
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
@@ -35,12 +35,12 @@ class Verb(click.Command):
         """Check the environment, run the verb, and return its exit code.
 
         Raises:
-            VerbError: for every error that is ours or the database's, with a message for people.
+            VerbError: Carries the message of an error of ours or of the database.
         """
         import psycopg  # noqa: PLC0415  --help does not need it
 
         try:
-            Settings.from_env()  # a variable that is no setting is an error of every verb
+            Settings.from_env()  # every verb refuses an unknown setting
             code = super().invoke(ctx)
         except (NotifyWorkerError, psycopg.Error) as error:
             if is_verbose(ctx):
@@ -54,12 +54,12 @@ class Verb(click.Command):
 
 
 def is_verbose(ctx: click.Context) -> bool:
-    """Tell whether `-v` stands before the verb."""
+    """Return True if `-v` was given before the verb."""
     return bool(ctx.find_root().params["verbose"])
 
 
 def message_of(error: Exception) -> str:
-    """Return the message for people. Of a database error: message and hint, never DETAIL, which may hold an address."""
+    """Return the message to print. Of a database error: message and hint, not DETAIL, which may contain an address."""
     diagnostics = getattr(error, "diag", None)
     if diagnostics is None:
         return str(error)

@@ -1,1 +1,1 @@
-"""For trying and testing: the demo, the shop that it is about, and an embedded PostgreSQL."""
+"""For development and trying out: the demo, its shop, and an embedded PostgreSQL."""

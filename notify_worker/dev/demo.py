@@ -1,22 +1,19 @@
-"""The demo: a time-deal shop on real parts, which are an embedded PostgreSQL, a local FCM and workers as processes.
+"""The demo: a shop that sells time deals, on real parts: an embedded PostgreSQL, a local FCM and workers as processes.
 
-Each step does what a shop does, waits for the phones and returns how long that took. It raises ShopError if it goes wrong.
+Each step acts as the shop, waits for the phones and returns how long that took. It raises ShopError if anything goes wrong.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
-from threading import Barrier, Thread
+from threading import Barrier
 from time import monotonic
 
 import psycopg
 
-from notify_worker.database import schema
-from notify_worker.dev import postgres
-from notify_worker.dev.shop import Shop, ShopError
+from notify_worker.dev.shop import Shop, ShopError, open_shop
 from notify_worker.producer import defer
-from notify_worker.sandbox import start as start_sandbox
 
 Tell = Callable[[str], None]
 
@@ -25,29 +22,22 @@ def run(home: Path, tell: Tell) -> bool:
     """Run the demo.
 
     Args:
-        home: a folder of its own.
-        tell: takes each line of the report.
+        home: An empty folder for its files.
+        tell: Called with each line of the report.
 
     Returns:
-        True if every step went as it should.
+        True if every step succeeded.
     """
     tell("An embedded PostgreSQL, a local FCM and a worker; nothing else.")
     tell = with_seconds(tell)
-    with ExitStack() as ends:
-        home.chmod(0o711)  # under root the server runs as nobody, who has to pass through
-        server = ends.enter_context(postgres.start(home, {"fsync": "on"}))
-        box = ends.enter_context(
-            start_sandbox(home / "sandbox.json", on_show=lambda shown: tell(f"          phone  {shown}"))
-        )
-        schema.migrate(server.conninfo)
-        shop = Shop(server.conninfo, box, home / "worker.log")
-        ends.callback(shop.close)
+    with open_shop(home, on_show=lambda shown: tell(f"          phone  {shown}")) as shop:
         try:
             for step in STEPS:
                 step(shop, tell)
         except ShopError as error:
             tell(f"FAILED: {error}")
             return False
+        box = shop.box
         tell(
             f"Done: FCM got {box.received} requests, phones show {box.accepted} messages, {box.doubles} of them twice."
         )
@@ -61,26 +51,26 @@ def with_seconds(tell: Tell) -> Tell:
 
 
 def stay_up(home: Path, tell: Tell, until: Callable[[], object]) -> None:
-    """Run a database, a local FCM and a worker in `home`, and tell how to use them, until `until` returns.
+    """Run a PostgreSQL, a local FCM and a worker until `until` returns, and print how to use them.
+
+    Args:
+        home: The folder of their files. The database in it is kept for the next time.
+        tell: Called with each line of the report.
+        until: Returns when all should stop.
 
     Raises:
-        EmbeddedServerError: the server does not start, or another process runs it.
+        EmbeddedServerError: The server does not start, or another process runs it.
     """
-    with ExitStack() as ends:
-        home.mkdir(parents=True, exist_ok=True)
-        server = ends.enter_context(postgres.start(home))
-        box = ends.enter_context(start_sandbox(home / "sandbox.json", on_show=lambda shown: tell(f"phone  {shown}")))
-        schema.migrate(server.conninfo)
-        shop = Shop(server.conninfo, box, home / "worker.log")
-        ends.callback(shop.close)
+    with open_shop(home, on_show=lambda shown: tell(f"phone  {shown}")) as shop:
         shop.start_worker()
         tell(
             "A PostgreSQL, a local FCM and a worker are up. In another terminal:\n\n"
-            f"export NOTIFY_WORKER_DATABASE_URL='{server.conninfo}'\n"
-            f"export NOTIFY_WORKER_FCM_URL={box.url} GOOGLE_APPLICATION_CREDENTIALS={quote(str(box.credentials))}\n"
+            f"export NOTIFY_WORKER_DATABASE_URL='{shop.conninfo}'\n"
+            f"export NOTIFY_WORKER_FCM_URL={shop.box.url} "
+            f"GOOGLE_APPLICATION_CREDENTIALS={quote(str(shop.box.credentials))}\n"
             "notify-worker send --token app:phone --title Hello --wait\n"
             "notify-worker status\n\n"
-            f"Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {box.url}\n"
+            f"Addresses with faults: dead:x, once503:x, hang5:x, 429:x. What phones would show: {shop.box.url}\n"
             "Ctrl-C ends it."
         )
         until()
@@ -125,7 +115,7 @@ def place_order(connection: psycopg.Connection, order_id: int, receiver_id: str)
 
 
 def commit_order(shop: Shop, tell: Tell) -> float:
-    """Commit an order: its push appears. Returns the seconds from COMMIT to the phone."""
+    """Commit an order: its push is shown. Returns the seconds from COMMIT to the phone."""
     with psycopg.connect(shop.conninfo) as connection:
         place_order(connection, 1, "u_42")
         tell("begin; insert into orders …; insert into notify_worker.notifications …; commit;")
@@ -136,7 +126,7 @@ def commit_order(shop: Shop, tell: Tell) -> float:
 
 
 def roll_back_order(shop: Shop, tell: Tell) -> None:
-    """Roll an order back, then commit another: only the push of the second appears."""
+    """Roll an order back, then commit another: only the second one's push is shown."""
     with psycopg.connect(shop.conninfo) as connection:
         place_order(connection, 2, "u_42")
         connection.rollback()
@@ -149,7 +139,7 @@ def roll_back_order(shop: Shop, tell: Tell) -> None:
 
 
 def publish_event_eight_times(shop: Shop, tell: Tell) -> None:
-    """Publish one event over eight connections at the same moment: it is sent once."""
+    """Publish one event over eight connections at the same time: it is sent once."""
     barrier = Barrier(8)
 
     def publish() -> None:
@@ -159,11 +149,9 @@ def publish_event_eight_times(shop: Shop, tell: Tell) -> None:
                 connection, event_id="order:4:paid", receiver_id="u_42", campaign="order_paid", params={"order_id": 4}
             )
 
-    publishers = [Thread(target=publish) for _ in range(8)]
-    for publisher in publishers:
-        publisher.start()
-    for publisher in publishers:
-        publisher.join()
+    with ThreadPoolExecutor(8) as publishers:
+        for publisher in [publishers.submit(publish) for _ in range(8)]:
+            publisher.result()
     shop.until("the push of order 4", lambda: shop.state("order:4:paid") == "sent")
     times = len([shown for shown in shop.box.shown if shown.body == "Order 4 is paid"])
     if times != 1:
@@ -213,7 +201,7 @@ def notify_three_devices(shop: Shop, tell: Tell) -> None:
 
 
 def retry_quickly(shop: Shop, tell: Tell) -> float:
-    """Let FCM answer 503 once: a quick retry within the attempt gets through. Returns the seconds that it took."""
+    """Let FCM answer 503 once: a quick retry within the attempt succeeds. Returns the seconds that it took."""
     register(shop, "u_8", "once503:u_8-phone", "android")
     place_order(shop.connection, 6, "u_8")
     seconds = shop.until("the push of order 6", lambda: shop.state("order:6:paid") == "sent")
@@ -222,7 +210,7 @@ def retry_quickly(shop: Shop, tell: Tell) -> float:
 
 
 def kill_worker(shop: Shop, tell: Tell) -> float:
-    """Kill a worker in the middle of a request: another sends its notification. Returns the seconds from kill to phone."""
+    """Kill a worker during a request: another sends its notification. Returns the seconds from the kill to the phone."""
     register(shop, "u_9", "oncehang:u_9-phone", "android")
     place_order(shop.connection, 7, "u_9")
     shop.until("the request of order 7 hangs at FCM", lambda: shop.box.in_flight == 1)

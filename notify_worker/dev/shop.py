@@ -3,28 +3,33 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Unpack
 
 import psycopg
 
+from notify_worker.database import schema
+from notify_worker.dev import postgres
 from notify_worker.errors import NotifyWorkerError
-from notify_worker.sandbox import Sandbox, Shown
+from notify_worker.sandbox import Sandbox, Shown, start
+from notify_worker.sandbox.switches import Changes
 
 TIMEOUT = 15.0
-"""Seconds for which `until` waits."""
+"""Seconds that `until` waits."""
 POLL_INTERVAL = 0.002
 SHUTDOWN_TIMEOUT = 25.0
-"""Seconds for which `Worker.stop` waits; platforms allow 30."""
+"""Seconds that `Worker.stop` waits. Platforms allow 30."""
 
 
 class ShopError(NotifyWorkerError):
-    """Something that the shop expects did not happen."""
+    """Something that the shop expected did not happen in time, or happened wrongly."""
 
 
 class Worker(subprocess.Popen[bytes]):
-    """A worker process that a `Shop` has started."""
+    """A worker process that a `Shop` started."""
 
     @property
     def has_left(self) -> bool:
@@ -40,26 +45,25 @@ class Worker(subprocess.Popen[bytes]):
         """Send SIGTERM, as a platform does, and return the exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended within 25 s.
+            subprocess.TimeoutExpired: It has not ended within 25 s.
         """
         self.terminate()
         return self.wait(SHUTDOWN_TIMEOUT)
 
 
 class Shop:
-    """A database with our schema, a local FCM, and as many workers as are started.
+    """A database, a local FCM, and any number of workers. `open_shop` starts all of them.
 
     Args:
-        conninfo: the database; it has our schema.
-        box: the local FCM, to which the workers send.
-        log: the file to which the workers log.
+        conninfo: A database with our schema.
+        box: The local FCM to which the workers send.
+        log: The file to which the workers log.
 
     Example:
-        shop = Shop(server.conninfo, box, folder / "workers.log")
-        shop.start_worker()
-        ...  # commit a notification
-        shop.until("the push", lambda: len(shop.shown_to("app:phone")) == 1)
-        shop.close()
+        with open_shop(folder) as shop:
+            shop.start_worker()
+            defer(shop.connection, kind="token", address="app:phone", title="Hello")
+            shop.until("the push", lambda: len(shop.shown_to("app:phone")) == 1)
     """
 
     def __init__(self, conninfo: str, box: Sandbox, log: Path) -> None:
@@ -73,10 +77,13 @@ class Shop:
         """Start `notify-worker worker` and wait until it has registered.
 
         Args:
-            settings: further variables of its environment.
+            settings: Further environment variables.
+
+        Returns:
+            The worker's process.
 
         Raises:
-            ShopError: it has not registered in time.
+            ShopError: It has not registered within 15 s.
         """
         worker = self._spawn([sys.executable, "-m", "notify_worker", "worker"], settings)
         self.until("a worker has registered", lambda: worker.has_left or self._is_registered(worker))
@@ -87,7 +94,7 @@ class Shop:
         return next(worker for worker in self._workers if not worker.has_left)
 
     def environment(self, **settings: object) -> dict[str, str]:
-        """Return the environment of a worker: what this process inherited, the shop's own variables, and `settings`."""
+        """Return a worker's environment: this process's without NOTIFY_WORKER_ variables, the shop's own, and `settings`."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOTIFY_WORKER_")}
         ours = {
             "NOTIFY_WORKER_DATABASE_URL": self.conninfo,
@@ -97,7 +104,7 @@ class Shop:
         return {**inherited, **{name: str(value) for name, value in (ours | settings).items()}}
 
     def number(self, query: str, *values: object) -> int:
-        """Return the number that a query selects; 0 where it selects no row."""
+        """Return the number that a query selects; 0 if it selects no row."""
         row = self.connection.execute(query.encode(), values).fetchone()
         return int(row[0]) if row else 0
 
@@ -116,12 +123,12 @@ class Shop:
         """Wait until a condition holds and return the seconds that it took.
 
         Args:
-            what: the condition in words, for the error.
-            holds: the condition.
-            within: seconds.
+            what: The condition in words, for the error.
+            holds: The condition.
+            within: Seconds to wait.
 
         Raises:
-            ShopError: it does not hold in time.
+            ShopError: It does not hold in time. The text ends with the workers' log.
         """
         began = monotonic()
         while not holds():
@@ -149,5 +156,28 @@ class Shop:
         return worker
 
     def _is_registered(self, worker: Worker) -> bool:
-        """A count of workers would not do: a killed one is counted until it is found dead."""
+        """Return True if this process has registered. A count of workers would include killed ones until their rescue."""
         return self.number("select count(*) from notify_worker.workers where pid = %s", worker.pid) > 0
+
+
+@contextmanager
+def open_shop(
+    home: Path, *, on_show: Callable[[Shown], None] | None = None, **switches: Unpack[Changes]
+) -> Iterator[Shop]:
+    """Run an embedded PostgreSQL, a local FCM and a shop without workers.
+
+    Args:
+        home: The folder of all their files.
+        on_show: Called with each message that a phone would show.
+        switches: Initial values of the local FCM's switches.
+
+    Raises:
+        EmbeddedServerError: The server does not start, or another process runs it.
+    """
+    with postgres.start(home) as server, start(home / "sandbox.json", on_show=on_show, **switches) as box:
+        schema.migrate(server.conninfo)
+        shop = Shop(server.conninfo, box, home / "worker.log")
+        try:
+            yield shop
+        finally:
+            shop.close()

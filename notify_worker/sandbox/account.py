@@ -1,4 +1,4 @@
-"""The sandbox's service account: its key file, the OAuth2 grant, and the bearer tokens that were granted."""
+"""The sandbox's service account: its key file, the OAuth 2.0 grant, and the bearer tokens that it granted."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from notify_worker.sandbox.answers import EXPIRED_BEARER, NO_BEARER, UNKNOWN_BEA
 EMAIL = "sandbox@sandbox.iam.gserviceaccount.com"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 GOOGLE_TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  an address, not a token
-"""Whatever `token_uri` says, google-auth writes this as the audience."""
+"""google-auth names this as the audience, whatever `token_uri` says."""
 SCOPES = {
     "https://www.googleapis.com/auth/firebase.messaging",
     "https://www.googleapis.com/auth/cloud-platform",
@@ -29,14 +29,14 @@ SCOPES = {
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """A bearer token that was granted."""
+    """A granted bearer token: its number, and its end by `time.monotonic()`."""
 
     number: int
     ends_at: float
 
 
 class Account:
-    """The one service account that may send."""
+    """The service account whose tokens the sandbox accepts."""
 
     def __init__(self, path: Path, url: str, project: str) -> None:
         self._token_uri = f"{url}/token"
@@ -50,12 +50,12 @@ class Account:
         """Grant a bearer token for a signed JWT.
 
         Args:
-            form: the form that was posted.
-            lifetime: seconds for which the token is valid.
-            refuse: refuse the grant, as Google does for a deleted key.
+            form: The form that was posted.
+            lifetime: Seconds for which the token is valid.
+            refuse: Refuse the grant, as Google does for a deleted key.
 
         Raises:
-            RefusedError: with the error that OAuth 2.0 asks for (RFC 6749, section 5.2).
+            RefusedError: Carries the error of OAuth 2.0 (RFC 6749, section 5.2).
         """
         if form.get("grant_type") != GRANT:
             raise refusal("unsupported_grant_type", "Invalid grant_type.")
@@ -81,14 +81,14 @@ class Account:
         return claims
 
     def refuse(self, authorization: str | None) -> Answer | None:
-        """Return the answer to a wrong `Authorization` header; None if the header is right."""
+        """Return the answer to a wrong `Authorization` header; None if it is right."""
         bearer = self._bearers.get(authorization or "")
         if bearer and bearer.number > self._revoked:
             return EXPIRED_BEARER if bearer.ends_at <= monotonic() else None
         return UNKNOWN_BEARER if authorization and authorization.startswith("Bearer ") else NO_BEARER
 
     def revoke(self, *, revoked: bool) -> None:
-        """Refuse every bearer token that was granted so far, or accept them again."""
+        """Refuse all bearer tokens that were granted so far, or accept them again."""
         self._revoked = len(self._bearers) if revoked else 0
 
 
@@ -98,10 +98,10 @@ def refusal(code: str, description: str) -> RefusedError:
 
 
 def own_key(path: Path) -> tuple[str, str] | None:
-    """Read the key of an earlier run, so that workers that have it go on after a restart of the sandbox.
+    """Read the key of an earlier run, so that workers that have loaded it go on after a restart of the sandbox.
 
     Raises:
-        CredentialsError: another program wrote the file. A real key must not be overwritten.
+        CredentialsError: Another program wrote the file: a real key must not be overwritten.
     """
     if not path.exists():
         return None
@@ -111,9 +111,7 @@ def own_key(path: Path) -> tuple[str, str] | None:
             return info["private_key_id"], info["private_key"]
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    raise CredentialsError(
-        f"{path} is there, and the sandbox has not written it. Name another file for its credentials."
-    )
+    raise CredentialsError(f"{path} exists, and the sandbox did not write it. Choose another file for its credentials.")
 
 
 def new_key() -> tuple[str, str]:
@@ -124,7 +122,7 @@ def new_key() -> tuple[str, str]:
 
 
 def public_half(private_key: str) -> bytes:
-    """Derive the public key, with which signatures are verified."""
+    """Return the public key, which verifies signatures."""
     key = serialization.load_pem_private_key(private_key.encode(), password=None)
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -146,7 +144,7 @@ def write(path: Path, info: Mapping[str, str]) -> None:
     """Write the file atomically, readable by its owner alone.
 
     Raises:
-        CredentialsError: the file can't be written.
+        CredentialsError: The file can't be written.
     """
     draft = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
@@ -155,4 +153,4 @@ def write(path: Path, info: Mapping[str, str]) -> None:
             json.dump(info, file, indent=2)
         draft.replace(path)
     except OSError as error:
-        raise CredentialsError(f"{path} can't be written: {error.strerror}. Name another file.") from error
+        raise CredentialsError(f"{path} can't be written: {error.strerror}. Choose another file.") from error

@@ -1,7 +1,7 @@
-"""Every answer that FCM is known to give, in FCM's own words where they are known.
+"""Every answer that FCM is known to give, in FCM's own words if they are known.
 
 The functions build an answer: a status, headers, and for errors Google's JSON with its typed details. The constants are the
-answers themselves; `NAMED` lists the names by which an address or a fault rate asks for one.
+answers; `NAMED` gives the names that addresses and fault rates use.
 """
 
 import json
@@ -33,7 +33,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """Carries the answer with which a request is refused. It never leaves the sandbox."""
+    """Carries the answer that refuses a request. It never leaves the sandbox."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -69,7 +69,7 @@ def apns_error(status: int, reason: str) -> Json:
 
 
 def error_info(reason: str, domain: str = "googleapis.com", metadata: Mapping[str, str] = FCM) -> Json:
-    """Build the detail that names a reason."""
+    """Build the detail with a reason."""
     return {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": reason,
@@ -90,13 +90,13 @@ def help_link(description: str, url: str) -> Json:
 
 
 def html(status: int, message: str) -> Answer:
-    """Build the HTML page of a Google front end, which has no JSON."""
+    """Build the HTML page of a Google front end, without JSON."""
     page = f"<!DOCTYPE html>\n<html lang=en>\n<title>Error {status}</title>\n<p><b>{status}.</b> {message}\n"
     return Answer(status, page.encode(), HTML)
 
 
 def malformed(path: str, description: str) -> Answer:
-    """Refuse a body that is not a request: unknown fields, wrong types. It has no FcmError."""
+    """Refuse a body with unknown fields or wrong types. That answer has no FcmError."""
     return error(400, "INVALID_ARGUMENT", description, bad_request(path, description))
 
 
@@ -117,7 +117,7 @@ def ok(content: Json) -> Answer:
 
 
 RETRY_AFTER = timedelta(seconds=30)
-"""The wait that a 503 with `Retry-After` asks for."""
+"""The `Retry-After` of a 503 that has one."""
 WWW_AUTHENTICATE = 'Bearer realm="https://accounts.google.com/", error="invalid_token"'
 WRONG_CREDENTIALS = (
     "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
@@ -263,11 +263,11 @@ BY_STATUS: Mapping[int, Answer] = MappingProxyType(
         504: error(504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
     }
 )
-"""FCM's answers for one address. 429 is the device's quota: the project's would pause all other deliveries as well."""
+"""The answers of addresses that name a status. 429 is the device's quota: the project's would pause all deliveries."""
 
 
 def by_status(status: int) -> Answer:
-    """Return FCM's answer with this status; with an empty body where FCM is not known to give it."""
+    """Return FCM's answer with this status; with an empty body if FCM is not known to use it."""
     return BY_STATUS.get(status) or Answer(status, b"")
 
 

@@ -32,11 +32,7 @@ class Request:
 
 
 def read(body: bytes) -> Request:
-    """Read a send request.
-
-    Raises:
-        RefusedError: carries FCM's answer.
-    """
+    """Parse a send request. Raises RefusedError with FCM's answer."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as broken:
@@ -53,7 +49,7 @@ def read(body: bytes) -> Request:
 
 
 def target(message: Mapping[str, Json]) -> str:
-    """Return the one kind of address that the message has."""
+    """Return the kind of address that the message has. Raises RefusedError unless it has exactly one."""
     kinds = [kind for kind in message if kind in ADDRESS_KINDS and message[kind]]
     if not kinds:
         raise RefusedError(NO_TARGET)
@@ -69,7 +65,7 @@ def refuse(path: str, description: str) -> RefusedError:
 
 
 def data_keys(message: Mapping[str, Json]) -> None:
-    """Refuse data keys that FCM reserves, in the wider reading of its documentation."""
+    """Refuse data keys that FCM reserves, by the stricter reading of its documentation."""
     for path, part in (
         ("data", message),
         ("android.data", message.get("android")),
@@ -81,13 +77,13 @@ def data_keys(message: Mapping[str, Json]) -> None:
 
 
 def ttl(message: Mapping[str, Json]) -> None:
-    """Refuse an android.ttl that is not between 0 s and 28 days."""
+    """Refuse an android.ttl outside 0 s to 28 days."""
     if not 0 <= message.get("android", {}).get("ttl", 0) <= LONGEST_TTL:
         raise refuse("android.ttl", f"Invalid ttl: it has to be between 0s and {LONGEST_TTL}s")
 
 
 def labels(message: Mapping[str, Json]) -> None:
-    """Refuse an analytics label with forbidden characters, or with more than 50."""
+    """Refuse an analytics label with forbidden characters, or longer than 50."""
     for path, part in (
         ("", message),
         *((name + ".", message.get(name, {})) for name in ("android", "apns", "webpush")),
@@ -105,7 +101,7 @@ def color(message: Mapping[str, Json]) -> None:
 
 
 def topic(message: Mapping[str, Json]) -> None:
-    """Refuse a topic with forbidden characters; the prefix /topics/ has one."""
+    """Refuse a topic with forbidden characters, such as those of the prefix /topics/."""
     if message.get("topic") and not TOPIC.fullmatch(message["topic"]):
         raise refuse("topic", "Malformed topic name")
 
@@ -123,6 +119,6 @@ def condition(message: Mapping[str, Json]) -> None:
 
 
 def size(message: Mapping[str, Json]) -> int:
-    """Count the bytes of the keys and values in `data` and `notification`. FCM does not document all that it counts."""
+    """Count the bytes of keys and values in `data` and `notification`. FCM does not document exactly what it counts."""
     parts = (message.get("data"), message.get("notification"))
     return sum(len(f"{key}{value}".encode(errors="replace")) for part in parts if part for key, value in part.items())

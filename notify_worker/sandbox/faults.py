@@ -1,8 +1,8 @@
-"""The faults that the sandbox can play: by address, or by rate for addresses that name none.
+"""The faults that the sandbox can simulate: by address, or by rate for addresses that name none.
 
 An address that begins with the name of a fault gets that fault: `[once|twice]FAULT:anything`, for example `dead:x`,
-`hang0.5:x`, `once503:phone-1`. A topic can't have a colon and is written `topicquota~news`; of a condition the first topic
-counts. FAULT is one of
+`hang0.5:x`, `once503:phone-1`. A topic can't contain a colon: write `topicquota~news`. In a condition, the first topic
+decides. FAULT is one of
 
     dead, apnsgone                    404 UNREGISTERED, the second with Apple's words
     malformed, oldmalformed           400 for a token that is none, in two forms
@@ -23,22 +23,21 @@ counts. FAULT is one of
     hang5, acceptedhang5              no answer for 5 s
     cut200                            the message is accepted, and the connection closed in the middle of the answer
 
-With `once` and `twice` only the first or the first two requests for the address get the fault. A request that hangs
-is received and counts as in flight; its message is shown only once it is answered. A request that is dropped is never
-shown. With `accepted…` and `cut200` the message is shown at once: the phone has it, and the client can't know.
+With `once` and `twice`, only the first one or two requests for the address get the fault. A request that hangs counts as
+received and in flight; its message is shown only when it is answered. The message of a dropped request is never shown. With
+`accepted…` and `cut200` the message is shown at once: the phone has it, but the client can't know.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 from hashlib import blake2b
 from math import inf
 from random import Random
 from secrets import randbits
 
-from notify_worker.errors import NotifyWorkerError
+from notify_worker.errors import NotifyWorkerError, did_you_mean
 from notify_worker.model import DEVICE_KINDS
 from notify_worker.sandbox.answers import NAMED, Answer, by_status, unavailable_with_retry_after
 from notify_worker.sandbox.checks import Request
@@ -61,7 +60,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Answer only after this many seconds; the message is accepted before them, or after."""
+    """Answer only after this many seconds. The message is accepted before the wait, or after it."""
 
     seconds: float
     accepted: bool
@@ -69,7 +68,7 @@ class Hang:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Accept, and close the connection in the middle of the answer."""
+    """Accept the message, and close the connection in the middle of the answer."""
 
 
 Fault = Answer | Drop | Hang | Cut
@@ -77,7 +76,7 @@ Fault = Answer | Drop | Hang | Cut
 WITHOUT_ANSWER: dict[str, Fault] = {"drop": Drop(accepted=False), "accepteddrop": Drop(accepted=True), "cut200": Cut()}
 LATER_503 = {"later503": False, "datelater503": True}
 DEVICE_FAULTS = frozenset({"dead", "404", "malformed", "oldmalformed", "apnsdead", "apnsgone", "mismatch", "403"})
-"""Faults of a device, which it has each time, rather than of a request."""
+"""Faults of a device, which all its requests meet."""
 
 
 def fault_named(name: str) -> Fault | None:
@@ -92,15 +91,10 @@ def fault_named(name: str) -> Fault | None:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no fault has.
-
-    Raises:
-        NotifyWorkerError: suggests the nearest name.
-    """
+    """Raise NotifyWorkerError if no fault has this name. It suggests the closest one."""
     if fault_named(name) is None:
         known = (*NAMED, *WITHOUT_ANSWER, *LATER_503, "hang", "acceptedhang", "500", "503", "504")
-        nearest = get_close_matches(name, known, n=1)
-        hint = f'Did you mean "{nearest[0]}"?' if nearest else "Take one such as 503, dead or hang."
+        hint = did_you_mean(name, known, form='"{}"', otherwise="Use one such as 503, dead or hang.")
         raise NotifyWorkerError(f'"{name}" is no fault. {hint}')
 
 
@@ -113,7 +107,7 @@ class AddressFault:
 
 
 def fault_of_address(request: Request) -> AddressFault | None:
-    """Read the fault from an address; None if it names none."""
+    """Return the fault that an address names; None if it names none."""
     first_topic = FIRST_TOPIC.search(request.address) if request.kind == "condition" else None
     found = ADDRESS.match(first_topic[1] if first_topic else request.address)
     if found is None or fault_named(found["name"]) is None:
@@ -122,14 +116,14 @@ def fault_of_address(request: Request) -> AddressFault | None:
 
 
 class RandomFaults:
-    """Faults by rate: a request's is drawn each time, a device's follows from its address, so that a dead one stays dead."""
+    """Faults by rate. Those of requests are random; those of devices depend on the address: a dead device stays dead."""
 
     def __init__(self, seed: int | None) -> None:
         self._seed = randbits(32) if seed is None else seed
         self._random = Random(self._seed)  # noqa: S311  no secret depends on it
 
     def draw(self, request: Request, rates: Mapping[str, float]) -> str | None:
-        """Name the fault that this request meets. Faults of the request come first: a 503 does not say a device is dead."""
+        """Return the name of this request's fault. Those of requests come first: a 503 hides that a device is dead."""
         of_requests = {name: rate for name, rate in rates.items() if name not in DEVICE_FAULTS}
         if fault := pick(of_requests.items(), self._random.random()):
             return fault
@@ -139,13 +133,13 @@ class RandomFaults:
         return pick(of_devices, self._number_of(request.address))
 
     def _number_of(self, address: str) -> float:
-        """Turn an address into a number in [0, 1), always the same."""
+        """Hash an address to a number in [0, 1)."""
         digest = blake2b(f"{self._seed}:{address}".encode(errors="replace"), digest_size=6).digest()
         return int.from_bytes(digest) / (1 << 48)
 
 
 def pick(rates: Iterable[tuple[str, float]], number: float) -> str | None:
-    """Name the fault whose share of [0, 1) contains the number; None where the shares end before it."""
+    """Return the fault whose share of [0, 1) contains the number; None if no share does."""
     for name, rate in rates:
         if number < rate:
             return name

@@ -1,6 +1,6 @@
-"""The fields of an FCM request and their types, read as proto3 JSON: refuses what Google's reader refuses.
+"""The fields of an FCM request and their types, parsed as proto3 JSON: refuses what Google's parser refuses.
 
-Names may be written in `snake_case` or `lowerCamelCase`; the result has snake_case names. Fields that are null are left out.
+Names may be in `snake_case` or `lowerCamelCase`; the result has snake_case names. Null fields are left out.
 """
 
 import json
@@ -11,7 +11,7 @@ from notify_worker.model import Json
 from notify_worker.sandbox.answers import RefusedError, malformed
 
 Read = Callable[[Json, str], Json]
-"""Takes a value and its path, returns the value as read; raises RefusedError."""
+"""Takes a value and its path, returns the parsed value; raises RefusedError."""
 
 
 def wrong(path: str, wanted: str, value: Json) -> RefusedError:
@@ -20,7 +20,7 @@ def wrong(path: str, wanted: str, value: Json) -> RefusedError:
 
 
 def unknown(path: str, name: str) -> RefusedError:
-    """Build the refusal of a name that no field has."""
+    """Build the refusal of an unknown field."""
     place = f" at '{path}'" if path else ""
     return RefusedError(
         malformed(path, f"Invalid JSON payload received. Unknown name {json.dumps(name)}{place}: Cannot find field.")
@@ -28,7 +28,7 @@ def unknown(path: str, name: str) -> RefusedError:
 
 
 def of_type(wanted: str, *types: type) -> Read:
-    """Read a plain value. A boolean is not a number, although Python's is an int."""
+    """Parse a plain value. A boolean is not a number here, although Python's is an int."""
 
     def read(value: Json, path: str) -> Json:
         if type(value) not in types:
@@ -46,14 +46,14 @@ anything = of_type("google.protobuf.Struct", dict)
 
 
 def text_map(value: Json, path: str) -> Json:
-    """Read a map from string to string."""
+    """Parse a map from string to string."""
     for at, each in enumerate(anything(value, path).values()):
         text(each, f"{path}[{at}].value")
     return value
 
 
 def many(item: Read) -> Read:
-    """Read a list."""
+    """Parse a list."""
 
     def read(value: Json, path: str) -> Json:
         if not isinstance(value, list):
@@ -64,7 +64,7 @@ def many(item: Read) -> Read:
 
 
 def choice(*names: str) -> Read:
-    """Read an enum in upper or lower case: the documentation has upper case, Google's SDKs send lower case."""
+    """Parse an enum in upper or lower case: the documentation uses upper case, Google's SDKs send lower case."""
 
     def read(value: Json, path: str) -> Json:
         if text(value, path).upper() not in names:
@@ -75,20 +75,20 @@ def choice(*names: str) -> Read:
 
 
 def duration(value: Json, path: str) -> Json:
-    """Read a duration such as `3.5s` as seconds."""
+    """Parse a duration such as `3.5s` into seconds."""
     if not re.fullmatch(r"-?\d{1,12}(\.\d{1,9})?s", text(value, path), re.ASCII):
         raise wrong(path, "google.protobuf.Duration", value)
     return float(value[:-1])
 
 
 def camel(name: str) -> str:
-    """Write a name as lowerCamelCase."""
+    """Convert a name to lowerCamelCase."""
     first, *others = name.split("_")
     return first + "".join(each.capitalize() for each in others)
 
 
 def record(fields: Mapping[str, Read]) -> Read:
-    """Read an object that has these fields and no others."""
+    """Parse an object with these fields and no others."""
     known = {form: (name, read) for name, read in fields.items() for form in (name, camel(name))}
 
     def read(value: Json, path: str) -> Json:

@@ -1,21 +1,44 @@
-"""The messages that phones would show, and which they would show twice. The sandbox's thread writes, any thread reads."""
+"""The messages that phones would show, and which of them twice. The sandbox's thread writes; any thread may read."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
 from threading import Lock
 
 from notify_worker.model import Json
 from notify_worker.sandbox.checks import Request
 
 KEPT = 100_000
-"""Latest messages that are kept to be shown; the counts include all."""
+"""The latest messages that are kept. The counts include all messages."""
+LATEST = 200
+"""The messages on the page and in its JSON."""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="2">
+<title>What phones would show</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+  td {{ padding: .3rem 1rem .3rem 0; vertical-align: top }}
+  small {{ color: #767676 }}
+</style>
+<h1>What phones would show</h1>
+<p>{counts}</p>
+<p><small>{switches}</small></p>
+<table>
+{rows}
+</table>
+</html>
+"""
+ROW = "<tr><td><small>{time}</small><td><small>{kind} …{end}</small><td>{text}"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One accepted message as a phone shows it. Its str() is one line, with only the end of the address."""
+    """An accepted message as a phone shows it. Its str() is one line with only the end of the address."""
 
     at: datetime
     project: str
@@ -29,7 +52,7 @@ class Shown:
 
     @property
     def text(self) -> str:
-        """Title and body in one printable line; for a silent message the names of its data."""
+        """Title and body as one printable line; for a silent message, the names of its data."""
         text = ": ".join(filter(None, (self.title, self.body))) or f"(data only: {', '.join(self.data)})"
         return "".join(letter if letter.isprintable() else " " for letter in text)
 
@@ -38,13 +61,13 @@ class Shown:
 
 
 def end_of(address: str) -> str:
-    """Return the part after the colon if it is short, else the last six characters: too little to send to."""
+    """Return the part after the colon if it is short, else the last six characters: not enough to send to."""
     name = address.rpartition(":")[2]
     return name if ":" in address and 0 < len(name) <= 12 else address[-6:]
 
 
 def shown(request: Request, project: str) -> Shown:
-    """Read from a message what a phone shows. Android's overrides win, as on an Android phone."""
+    """Return a message as an Android phone shows it: Android's overrides win."""
     message = request.message
     android = message.get("android", {})
     notification = {**message.get("notification", {}), **android.get("notification", {})}
@@ -80,7 +103,7 @@ class Phones:
         self._seen: set[tuple[str, str, str]] = set()
 
     def show(self, request: Request, project: str) -> bool:
-        """Show an accepted message; return whether the phone has shown it before."""
+        """Show an accepted message. Returns True if the phone has shown it before."""
         new = shown(request, project)
         with self._lock:
             self._latest.append(new)
@@ -100,3 +123,46 @@ class Phones:
         """Return the messages that phones show, oldest first."""
         with self._lock:
             return list(self._latest)
+
+
+def page(latest: Iterable[Shown], counts: Mapping[str, Json], switches: Mapping[str, Json]) -> bytes:
+    """Return the page of shown messages as HTML."""
+    text = PAGE.format(
+        counts=escape(one_line(counts)), switches=escape(one_line(switches)), rows="\n".join(map(row, latest))
+    )
+    return text.encode(errors="replace")
+
+
+def one_line(named: Mapping[str, Json]) -> str:
+    """Format names and values as one line, without those that are off or empty."""
+    parts = (
+        f"{name} ({one_line(value)})" if isinstance(value, Mapping) else f"{name} {value}"
+        for name, value in named.items()
+        if value not in (None, False, {})
+    )
+    return ", ".join(parts)
+
+
+def row(shown: Shown) -> str:
+    """Return a message as a row of the table."""
+    return ROW.format(
+        time=f"{shown.at.astimezone():%H:%M:%S}",
+        kind=shown.kind,
+        end=escape(end_of(shown.address)),
+        text=escape(shown.text),
+    )
+
+
+def as_json(shown: Shown) -> Json:
+    """Return a message as JSON, like the page with only the end of the address."""
+    return {
+        "at": shown.at.isoformat(),
+        "project": shown.project,
+        "kind": shown.kind,
+        "address": end_of(shown.address),
+        "title": shown.title,
+        "body": shown.body,
+        "data": dict(shown.data),
+        "tag": shown.tag,
+        "notification_id": shown.notification_id,
+    }

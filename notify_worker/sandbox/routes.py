@@ -1,4 +1,4 @@
-"""The sandbox's addresses as an aiohttp application: sending, tokens, switches, and the page of shown messages."""
+"""The sandbox's HTTP server, an aiohttp application: sending, tokens, switches, and the page of shown messages."""
 
 import json
 import re
@@ -14,15 +14,14 @@ from notify_worker.model import Json
 from notify_worker.sandbox.account import Account
 from notify_worker.sandbox.answers import HTML, NO_SUCH_PAGE, TEXT, Answer, RefusedError, ok
 from notify_worker.sandbox.fcm import Fcm, apply_fault
-from notify_worker.sandbox.page import LATEST, as_json, page
-from notify_worker.sandbox.phones import Shown
+from notify_worker.sandbox.phones import LATEST, Shown, as_json, page
 from notify_worker.sandbox.switches import Switches
 
 SEND = re.compile(r"/v1/projects/([^/]+)/messages:send")
 KEEP_ALIVE = 3600.0
-"""Seconds until an idle connection is closed. FCM's is as patient: closing sooner would break requests that FCM does not."""
+"""Seconds until an idle connection is closed. FCM waits long too: closing early would break requests that FCM answers."""
 SHUTDOWN = 0.2
-"""Seconds that requests in flight get when the sandbox stops."""
+"""Seconds for requests in flight to end when the sandbox stops."""
 
 
 class Routes:
@@ -43,11 +42,7 @@ class Routes:
         )
 
     def switch(self, changes: Mapping[str, Json]) -> Switches:
-        """Change switches and return all of them.
-
-        Raises:
-            NotifyWorkerError: a name or a value is wrong; nothing has changed.
-        """
+        """Change some switches and return all. Raises NotifyWorkerError if a name or a value is wrong: nothing changes."""
         with self._switching:
             switches = self.switches.changed(changes)
             if "revoked" in changes:
@@ -72,7 +67,7 @@ class Routes:
         return self._page(request.method, request.path, body)
 
     def _page(self, method: str, path: str, body: bytes) -> Answer:
-        """Answer people: what phones would show, what was counted, and the switches."""
+        """Answer a request for the shown messages, the counts or the switches."""
         match method, path:
             case "GET", "/":
                 return Answer(200, page(self._newest_first(), self._counts(), self.switches.as_json()), HTML)
@@ -111,7 +106,7 @@ class Routes:
 
 
 def close_connection(request: web.Request) -> web.StreamResponse:
-    """Close the connection; the response that aiohttp wants reaches nobody."""
+    """Close the connection. aiohttp requires a response, but it is never sent."""
     if request.transport:
         request.transport.abort()
     return web.Response()
@@ -129,15 +124,11 @@ async def send_half(request: web.Request, answer: Answer) -> web.StreamResponse:
 
 
 def changes_in(body: bytes) -> Mapping[str, Json]:
-    """Read the changes that a POST to /switch asks for.
-
-    Raises:
-        NotifyWorkerError: the body is no JSON object.
-    """
+    """Parse the body of a POST to /switch. Raises NotifyWorkerError if it is not a JSON object."""
     try:
         changes = json.loads(body)
     except (ValueError, RecursionError):
         changes = None
     if not isinstance(changes, dict):
-        raise NotifyWorkerError('what was sent is no JSON object. Send one such as {"latency": 0.5}.')
+        raise NotifyWorkerError('the body is no JSON object. Send one such as {"latency": 0.5}.')
     return changes

@@ -1,4 +1,4 @@
-"""A running sandbox: a thread with an event loop of its own, so that a worker under test never waits for it."""
+"""A running sandbox: a thread with its own event loop, so that a worker in the same process never waits for it."""
 
 import asyncio
 import socket
@@ -14,15 +14,14 @@ from aiohttp import web
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox.account import Account
 from notify_worker.sandbox.faults import RandomFaults
-from notify_worker.sandbox.fcm import Fcm
+from notify_worker.sandbox.fcm import Counts, Fcm
 from notify_worker.sandbox.phones import Phones, Shown
-from notify_worker.sandbox.projects import Counts
 from notify_worker.sandbox.routes import Routes
 from notify_worker.sandbox.switches import Changes, Switches
 
 PROJECT = "sandbox"
 BACKLOG = 1024
-"""Connections that may wait to be accepted: a worker that opens hundreds at once must not be refused."""
+"""Connections that may wait to be accepted, so that a worker can open hundreds at once."""
 
 
 def start(
@@ -35,20 +34,27 @@ def start(
     seed: int | None = None,
     **switches: Unpack[Changes],
 ) -> "Sandbox":
-    """Start a sandbox; it serves when this returns, until `stop()`.
+    """Start a sandbox. It accepts requests from when this returns until `stop()`.
 
     Args:
-        credentials: where to write the service-account file. A file of an earlier sandbox keeps its key.
-        host: the address to listen on.
-        port: 0 is any free port.
-        projects: the Firebase projects for which the service account may send; its file names the first.
-        on_show: called in the sandbox's thread with each message that a phone would show.
-        seed: decides which requests meet the faults of `fail`.
-        switches: their values at the start; see `Switches`.
+        credentials: Where to write the service-account file. A file of an earlier sandbox keeps its key.
+        host: The address to listen on.
+        port: The port to listen on; 0 takes any free one.
+        projects: The Firebase projects for which the service account may send. Its file names the first.
+        on_show: Called in the sandbox's thread with each message that a phone would show.
+        seed: Makes the faults of `fail` reproducible; None draws others in each run.
+        switches: Initial values of switches, as in `Switches`.
+
+    Returns:
+        The running sandbox; as a context manager it stops at the end.
 
     Raises:
-        CredentialsError: the file can't be used.
-        NotifyWorkerError: the port is taken, or a switch has a wrong name or value.
+        CredentialsError: The file can't be written, or another program wrote it.
+        NotifyWorkerError: The port is taken, or a switch has a wrong name or value.
+
+    Example:
+        with start(Path("sandbox.json"), latency=0.1) as box:
+            print(box.url)
     """
     at_start = Switches().changed(switches)
     listener = listen(host, port)
@@ -63,14 +69,14 @@ def start(
 
 
 def reachable_host(host: str) -> str:
-    """Return the host as a client on this machine reaches it: a listener on all addresses is on loopback too."""
+    """Return the host for clients on this machine: loopback if the sandbox listens on all addresses."""
     if host in ("0.0.0.0", "::"):  # noqa: S104
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the port: clients may connect from here on, even before the loop runs."""
+    """Open the port: clients can connect from now on, even before the event loop runs."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -81,7 +87,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Sandbox:
-    """A running sandbox. Its numbers may be read from any thread."""
+    """A running sandbox. All its properties and methods may be used from any thread.
+
+    Attributes:
+        url: The base URL, for NOTIFY_WORKER_FCM_URL.
+        credentials: The service-account file, for GOOGLE_APPLICATION_CREDENTIALS.
+    """
 
     def __init__(self, url: str, credentials: Path, routes: Routes, listener: socket.socket) -> None:
         self.url = url
@@ -103,21 +114,27 @@ class Sandbox:
         self.stop()
 
     def stop(self) -> None:
-        """Stop serving, and close the connections of requests that still hang. A second call does nothing."""
+        """Stop, and close the connections of requests that still hang. A second call does nothing."""
         with suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
     @property
     def shown(self) -> list[Shown]:
-        """The messages that phones show, oldest first: the latest 100,000."""
+        """The latest 100,000 messages that phones show, oldest first."""
         return self._fcm.phones.latest()
 
     def switch(self, **changes: Unpack[Changes]) -> Switches:
-        """Change some switches, from any thread, and return all of them; None resets a switch to its default.
+        """Change some switches.
+
+        Args:
+            changes: New values, as in `Switches`. None resets a switch to its default.
+
+        Returns:
+            All switches.
 
         Raises:
-            NotifyWorkerError: a name or a value is wrong; nothing has changed.
+            NotifyWorkerError: A name or a value is wrong: no switch has changed.
 
         Example:
             box.switch(fail={"503": 0.1}, latency=0.2)
@@ -135,36 +152,36 @@ class Sandbox:
 
     @property
     def received(self) -> int:
-        """How many send requests were read, whatever their result."""
+        """The number of send requests received, whatever their result."""
         return self._fcm.counts.received
 
     @property
     def accepted(self) -> int:
-        """How many messages were accepted; `validate_only` does not count."""
+        """The number of accepted messages, without those of `validate_only`."""
         return self._fcm.counts.accepted
 
     @property
     def doubles(self) -> int:
-        """How many messages came to an address that had already been shown one with the same notification_id."""
+        """The number of messages to an address that has already shown one with the same notification_id."""
         return self._fcm.counts.doubles
 
     @property
     def in_flight(self) -> int:
-        """How many send requests are being answered right now."""
+        """The number of send requests that have not been answered yet."""
         return self._fcm.counts.in_flight
 
     @property
     def by_status(self) -> dict[int, int]:
-        """How many send requests were answered with each status."""
+        """The number of answers by HTTP status."""
         return dict(self._fcm.counts.by_status)
 
     @property
     def by_fault(self) -> dict[str, int]:
-        """How many send requests met each fault, by address or by rate."""
+        """The number of send requests by the fault that they met."""
         return dict(self._fcm.counts.by_fault)
 
     def requests_for(self, address: str) -> int:
-        """How many well-formed, authorised send requests there were for this address."""
+        """Return the number of well-formed, authorised send requests for this address."""
         return self._fcm.counts.requests[address]
 
     def _run(self) -> None:

@@ -1,12 +1,11 @@
-"""The settings that can be changed while the sandbox runs: faults by rate, latency, quota, bearer tokens and grants."""
+"""The settings that can be changed while the sandbox runs: fault rates, latency, quota, bearer tokens and grants."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from math import isfinite
 from typing import TypedDict
 
-from notify_worker.errors import NotifyWorkerError
+from notify_worker.errors import NotifyWorkerError, did_you_mean
 from notify_worker.model import Json
 from notify_worker.sandbox.faults import DEVICE_FAULTS, check_name
 
@@ -14,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class Changes(TypedDict, total=False):
-    """The arguments of `Sandbox.switch`. A switch that is not named keeps its value; None resets it to its default."""
+    """The arguments of `Sandbox.switch`. A switch that is left out keeps its value; None resets it to its default."""
 
     fail: Mapping[str, float] | None
     latency: float | None
@@ -31,28 +30,24 @@ class Switches:
     """The values of all switches."""
 
     fail: Mapping[str, float] = field(default_factory=dict)
-    """The probability of each fault, for requests whose address names none."""
+    """The probability of each fault, from 0 to 1, for requests whose address names none."""
     latency: float = 0.0
     """Seconds before each answer to a send request."""
     quota: float | None = None
-    """How many messages a second a project may send."""
+    """The messages a second that each project may send; None is no limit."""
     retry_after: int | None = None
-    """`Retry-After`, in seconds, of the answer that a project's quota is used up."""
+    """The `Retry-After`, in seconds, of a 429 for the project's quota; None leaves it out."""
     token_lifetime: int = 3599
-    """Seconds for which a new bearer token is valid."""
+    """Seconds for which new bearer tokens are valid."""
     refuse_grants: bool = False
-    """The token endpoint answers invalid_grant, as it does for a deleted key."""
+    """Whether the token endpoint answers invalid_grant, as Google's does for a deleted key."""
     grant_fault: str | None = None
-    """The fault of requests to the token endpoint, such as 503 or hang."""
+    """The fault that requests to the token endpoint meet, such as 503 or hang."""
     revoked: bool = False
-    """Bearer tokens that were granted before this was switched on are refused; newer ones are not."""
+    """Whether bearer tokens that were granted before this was switched on are refused."""
 
     def changed(self, changes: Mapping[str, Json]) -> "Switches":
-        """Return the switches with these changes.
-
-        Raises:
-            NotifyWorkerError: a name or a value is wrong.
-        """
+        """Return the switches with these changes. Raises NotifyWorkerError if a name or a value is wrong."""
         for name, value in changes.items():
             check(name, value)
         return replace(self, **{name: value_or_default(name, value) for name, value in changes.items()})
@@ -66,21 +61,16 @@ DEFAULTS: Mapping[str, Json] = {each.name: getattr(Switches(), each.name) for ea
 
 
 def value_or_default(name: str, value: Json) -> Json:
-    """Return the value to store. A mapping is copied, since the caller might change it later."""
+    """Return the value to store. A mapping is copied, since the caller may change it later."""
     if value is None:
         return DEFAULTS[name]
     return dict(value) if isinstance(value, Mapping) else value
 
 
 def check(name: str, value: Json) -> None:
-    """Refuse a wrong name or value.
-
-    Raises:
-        NotifyWorkerError: says what is allowed.
-    """
+    """Raise NotifyWorkerError if a name or a value is wrong. It says what is allowed."""
     if name not in CHECKS:
-        nearest = get_close_matches(name, CHECKS, n=1)
-        hint = f'Did you mean "{nearest[0]}"?' if nearest else f"There are {', '.join(CHECKS)}."
+        hint = did_you_mean(name, CHECKS, form='"{}"', otherwise=f"There are {', '.join(CHECKS)}.")
         raise NotifyWorkerError(f'"{name}" is no switch. {hint}')
     if value is not None:
         CHECKS[name](name, value)
@@ -115,14 +105,14 @@ def fault_name(name: str, value: Json) -> None:
 def rates(name: str, value: Json) -> None:
     """Refuse a value that does not map faults to probabilities."""
     if not isinstance(value, Mapping):
-        raise NotifyWorkerError(f'{name} is {value!r}. Give it faults and how likely they are, such as {{"503": 0.1}}.')
+        raise NotifyWorkerError(f'{name} is {value!r}. Give it faults and their probabilities, such as {{"503": 0.1}}.')
     for fault, likelihood in value.items():
         fault_name(name, fault)
         seconds(f"{name} {fault}", likelihood)
     for those in (value.keys() & DEVICE_FAULTS, value.keys() - DEVICE_FAULTS):
         if (together := sum(value[fault] for fault in those)) > 1 + ROUNDING:
             raise NotifyWorkerError(
-                f"{', '.join(sorted(those))} come to {together:g}. No more than 1 can fail, which is all."
+                f"{', '.join(sorted(those))} add up to {together:g}. Probabilities can add up to 1 at most."
             )
 
 

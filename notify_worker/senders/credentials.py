@@ -1,6 +1,6 @@
-"""A project's Google credential, and the one access token that all its requests share.
+"""A project's Google credential, and the access token that all its requests share.
 
-google-auth blocks and has no credential for asyncio that renews itself: it runs in a thread, once for all that wait.
+google-auth blocks, so it fetches tokens in a thread: one fetch for all requests that wait.
 A key or a token never appears in a repr, a log line or an exception.
 """
 
@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from errno import EINVAL
 from os import environ
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -31,7 +32,7 @@ SCOPES = ("https://www.googleapis.com/auth/firebase.messaging",)
 DEFAULT_CHAIN = "GOOGLE_APPLICATION_CREDENTIALS"
 
 RENEW_AHEAD = 300.0
-"""Seconds before its expiry at which a token is renewed; meanwhile it stays in use."""
+"""Seconds before its expiry at which a token is renewed. It stays in use until then."""
 
 RENEW_PAUSE = 30.0
 """Seconds between two early renewals: Google's metadata server returns the same token until 240 s are left."""
@@ -40,7 +41,7 @@ TOKEN_REQUEST_TIMEOUT = 10.0
 """Seconds. google-auth's own timeout is 120."""
 
 THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
-"""Hosts that are reached without the proxy of the environment."""
+"""Hosts that are reached without the environment's proxy."""
 
 LONGEST_LINE = 600
 
@@ -51,10 +52,10 @@ class Tokens:
     """The credential of one project and its current access token."""
 
     def __init__(self, project: Project) -> None:
-        """Load the credential. Blocks for seconds if Google's default chain asks the metadata server.
+        """Load the credential. May block for seconds while Google's default chain asks the metadata server.
 
         Raises:
-            CredentialsError: says what to set.
+            CredentialsError: The credential can't be used.
         """
         self._project = project
         self._client = httpx.Client(verify=trust(), mounts=dict.fromkeys(THIS_MACHINE))
@@ -74,10 +75,10 @@ class Tokens:
         self._renewal: asyncio.Task[str] | None = None
 
     async def authorization(self) -> str:
-        """Return the value of the Authorization header; wait only if there is no valid one.
+        """Return the value of the Authorization header. Waits only if there is no valid token.
 
         Raises:
-            CredentialsError: no token can be had just now.
+            CredentialsError: No token can be fetched now.
         """
         now = monotonic()
         if self._authorization is None or now >= self._valid_until:
@@ -88,10 +89,10 @@ class Tokens:
         return self._authorization
 
     def rejected(self, authorization: str) -> bool:
-        """Note that FCM rejected this token. Returns whether the request is worth a second try with a new one.
+        """Note that FCM rejected this token. Returns True if the request should be repeated with a new one.
 
-        The token is dropped once, however many requests were rejected with it, and each of them may try its successor. If
-        FCM rejects that one too, no request is tried twice any more, until FCM accepts a token.
+        Each request that was rejected with this token may try the next one. If FCM rejects that too, no request is repeated
+        until FCM accepts a token again.
         """
         if authorization == self._authorization:
             self._authorization = None
@@ -106,7 +107,7 @@ class Tokens:
             self._rejected = self._rejected_again = False
 
     def distrust(self) -> None:
-        """Note that the project can't be sent to with this credential: load it again soon, since it may be replaced."""
+        """Note that FCM refuses the project. Loads the credential again soon, since it may have been replaced."""
         self._reload = True
         self._renew_at = min(self._renew_at, self._renewed_at + RENEW_PAUSE)
 
@@ -118,7 +119,7 @@ class Tokens:
         self._client.close()
 
     def _renew(self) -> asyncio.Task[str]:
-        """Start a renewal, or join the running one. It goes on if its callers are cancelled."""
+        """Start a renewal, or join the running one. It goes on even if its callers are cancelled."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._fetch())
             self._renewal.add_done_callback(self._report)
@@ -131,7 +132,7 @@ class Tokens:
         except CredentialsError:
             raise
         except Exception as error:
-            # No message has left, whatever the error is: it must not be taken for an answer of FCM.
+            # Whatever the error is, no message has left: the caller must not treat it as an answer of FCM.
             raise CredentialsError(f'No token for project "{self._project.name}": {reason(error)}') from error
         lifetime = seconds_left(self._credential)
         self._reload = False
@@ -142,7 +143,7 @@ class Tokens:
         return self._authorization
 
     def _refreshed(self, reload: bool) -> tuple[Credentials, str | None]:  # noqa: FBT001  for to_thread
-        """Fetch a token; blocks. After a failure the credential is loaded again: it may have been replaced."""
+        """Fetch a token; blocks. After a failure, load the credential again: it may have been replaced."""
         credential, project_id = self._credential, self.firebase_project_id
         if reload:
             credential, project_id = load(self._project, self._request)
@@ -151,7 +152,8 @@ class Tokens:
 
     def _report(self, renewal: "asyncio.Task[str]") -> None:
         if not renewal.cancelled() and (error := renewal.exception()):
-            log.warning("token_not_renewed project=%s: %s", self._project.name, error)
+            fields = {"event": "token_not_renewed", "project": self._project.name}
+            log.warning("no new token for project %s: %s", self._project.name, error, extra=fields)
 
 
 class TokenAnswer(NamedTuple):
@@ -180,7 +182,7 @@ class TokenRequest(Request):
         """Make one request.
 
         Raises:
-            TransportError: google-auth's; there was no answer.
+            TransportError: There was no answer. The type is google-auth's.
         """
         try:
             answer = self._client.request(
@@ -193,7 +195,7 @@ class TokenRequest(Request):
 
 
 def reason(error: Exception) -> str:
-    """Return the reason in one phrase, without the whole answer that a RefreshError carries as well."""
+    """Return the reason in one phrase, without the token endpoint's whole answer, which a RefreshError also carries."""
     said = error.args[0] if isinstance(error, GoogleAuthError) and error.args else "the answer can't be read"
     refused = isinstance(error, RefreshError) and not error.retryable
     hint = ". Look at the key of the service account, and at this machine's clock." if refused else ""
@@ -201,7 +203,7 @@ def reason(error: Exception) -> str:
 
 
 def one_line(text: str, *, hide: tuple[str, ...] = ()) -> str:
-    """Make one short line of a foreign text, fit for a log and for Postgres, with each text in `hide` replaced."""
+    """Shorten a text to one printable line, for logs and Postgres, with each text in `hide` replaced."""
     for secret in filter(None, hide):
         text = text.replace(secret, "[hidden]")
     printable = "".join(character if character.isprintable() else " " for character in text)
@@ -228,7 +230,7 @@ def load(project: Project, request: Request) -> tuple[Credentials, str | None]:
         return from_service_account(read_variable(name, where), where)
     raise CredentialsError(
         f"{where} is neither file:PATH nor env:NAME. "
-        "Write where your project's service account lies, never the key itself."
+        "Write where your project's service account is, never the key itself."
     )
 
 
@@ -249,7 +251,7 @@ def from_default_chain(request: Request) -> tuple[Credentials, str | None]:
 
 
 def from_service_account(info: Json, where: str) -> tuple[Credentials, str | None]:
-    """Make a credential of a service account's JSON, unless its token_uri is unsafe."""
+    """Return the credential of a service account's JSON. Refuses a token_uri without TLS."""
     found = info.get("type") if isinstance(info, dict) else None
     if found != "service_account":
         raise CredentialsError(
@@ -275,21 +277,16 @@ def read_file(path: str, where: str) -> Json:
     """Read the JSON in a file."""
     try:
         kind = Path(path).stat().st_mode
-        if S_ISREG(kind) or S_ISDIR(kind):  # reading a folder fails with an error that says so
-            return parse(Path(path).read_bytes(), where, path)
-    except FileNotFoundError:
-        raise CredentialsError(
-            f"{where} names a file that is not there: {path}. Point it at your project's service-account file."
-        ) from None
+        if not (S_ISREG(kind) or S_ISDIR(kind)):  # reading a pipe or an endless device would never end
+            raise OSError(EINVAL, "not a regular file")  # noqa: TRY301
+        content = Path(path).read_bytes()  # of a folder: fails with an error that says so
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = f"is not there: {path}" if missing else f"can't be read: {path} ({error.strerror})"
         raise CredentialsError(
-            f"{where} names a file that can't be read: {path} ({error.strerror}). "
-            "Point it at your project's service-account file."
+            f"{where} names a file that {problem}. Point it at your project's service-account file."
         ) from None
-    raise CredentialsError(  # reading a pipe or an endless device would never end
-        f"{where} names a file that can't be read: {path} (not a regular file). "
-        "Point it at your project's service-account file."
-    )
+    return parse(content, where, path)
 
 
 def read_variable(name: str, where: str) -> Json:
@@ -308,5 +305,5 @@ def parse(text: str | bytes, where: str, name: str) -> Json:
     except (ValueError, RecursionError):
         raise CredentialsError(
             f"{where} names {name}, which is not JSON. "
-            "It has to hold your project's service account, as Firebase gave it."
+            "It has to hold your project's service account, as downloaded from Firebase."
         ) from None

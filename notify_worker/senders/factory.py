@@ -1,15 +1,12 @@
-"""Opens a project's sender when its first message is to be sent, so that one bad key keeps no other project from sending.
+"""Opens a project's sender when its first message is sent, so that one bad key stops no other project.
 
-`projects.sender` names it: fcm, console, or the name of an entry point `notify_worker.senders` of another package. The entry
-point is a callable that takes the project and the settings and returns a Sender.
+`projects.sender` names the sender: `fcm`, `console`, or another package's entry point in the group `notify_worker.senders`.
+It is a callable that takes the project and the settings and returns a Sender.
 
-Whatever such a sender returns or raises passes `LazySender.send`, which makes a clean Outcome of it: the rest of the worker
-and the database can rely on its types and its text.
+`LazySender.send` checks what such a sender returns or raises, so that the worker and the database can rely on its types.
 """
 
 import asyncio
-import logging
-import traceback
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from importlib.metadata import entry_points
@@ -20,15 +17,13 @@ from notify_worker.model import BUG, Message, Outcome, Pause, Project, Scope, Ve
 from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.credentials import one_line
-from notify_worker.senders.fcm import FcmSender
+from notify_worker.senders.fcm import FcmSender, log_raised
 from notify_worker.senders.responses import LONGEST_WAIT, MISCONFIGURED
 from notify_worker.settings import Settings
 
 ENTRY_POINTS = "notify_worker.senders"
 REOPEN_AFTER = 5.0
 """Seconds after which a sender that could not be opened is opened again."""
-
-log = logging.getLogger(__name__)
 
 
 def open_sender(project: Project, settings: Settings) -> "LazySender":
@@ -50,7 +45,7 @@ async def open_fcm(project: Project, settings: Settings) -> Sender:
     """Open FCM's sender.
 
     Raises:
-        CredentialsError: something is wrong with the key or the project's row, whatever it is.
+        CredentialsError: The key or the project's row can't be used.
     """
     try:
         return await FcmSender.open(project, settings.fcm_url, settings.request_timeout, settings.concurrency)
@@ -58,8 +53,8 @@ async def open_fcm(project: Project, settings: Settings) -> Sender:
         raise
     except Exception as error:
         raise CredentialsError(
-            f'What project "{project.name}" is sent with can\'t be used: {type(error).__name__}. '
-            "Look at its row of projects, and at the file or variable that it names."
+            f'The sender of project "{project.name}" can\'t be opened: {type(error).__name__}. '
+            "Check its row of projects, and the file or variable that it names."
         ) from error
 
 
@@ -67,7 +62,7 @@ def load_plugin(name: str, project: Project, settings: Settings) -> Sender:
     """Open the sender of another package.
 
     Raises:
-        CredentialsError: no entry point has this name, or it fails.
+        CredentialsError: No entry point has this name, or it fails.
     """
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name not in found:
@@ -85,11 +80,11 @@ def load_plugin(name: str, project: Project, settings: Settings) -> Sender:
 
 
 class LazySender:
-    """Opens a sender for the first message, and again after a while where that failed.
+    """Opens a sender for the first message, and again after a while if that failed.
 
     Args:
-        opener: opens the sender; raises CredentialsError, which says what to set.
-        project: its name, for the log.
+        opener: Opens the sender, or raises CredentialsError.
+        project: The project's name, for the log.
     """
 
     def __init__(self, opener: Callable[[], Awaitable[Sender]], project: str = "") -> None:
@@ -101,27 +96,27 @@ class LazySender:
         self._failed_at = 0.0
 
     async def open(self) -> None:
-        """Read what the sender needs, without a request.
+        """Open the sender, which loads its credentials but makes no request.
 
         Raises:
-            CredentialsError: says what to set.
+            CredentialsError: They can't be used. The text says what to set.
         """
         if self._sender is None:
             await self._open()
 
     async def warm_up(self) -> None:
-        """Open the sender and get it ready for the first message.
+        """Open the sender and prepare it for the first message.
 
         Raises:
-            CredentialsError: says what to set.
+            CredentialsError: The credentials can't be used. The text says what to set.
         """
         await (self._sender or await self._open()).warm_up()
 
     async def send(self, message: Message) -> Outcome:
-        """Send a message. Without usable credentials the project is paused, and the attempt does not count.
+        """Send a message. Without usable credentials, the project is paused and the attempt does not count.
 
         Returns:
-            A clean Outcome, whatever the sender returned or raised: see `clean`.
+            A valid Outcome, whatever the sender returned or raised: see `clean`.
         """
         try:
             sender = self._sender or await self._open()
@@ -130,7 +125,7 @@ class LazySender:
         try:
             return clean(await sender.send(message))
         except Exception as error:  # noqa: BLE001  a sender of another package may raise anything
-            self._report(error)
+            log_raised(self._project, error)
             return broken(f"the project's sender raised {type(error).__name__}; see the worker's log")
 
     async def aclose(self) -> None:
@@ -151,22 +146,12 @@ class LazySender:
                 raise
             return self._sender
 
-    def _report(self, error: Exception) -> None:
-        """Log where a sender broke, but not the exception's text, which may quote an address or a key."""
-        log.error(
-            "the sender of project %s raised %s\n%s",
-            self._project,
-            type(error).__name__,
-            "".join(traceback.format_tb(error.__traceback__)),
-            extra={"event": "sender_raised", "project": self._project, "error": type(error).__name__},
-        )
-
 
 def clean(returned: object) -> Outcome:
-    """Return an Outcome that can be recorded: of the declared types, with one line of text that Postgres can hold.
+    """Return an Outcome with the declared types, and with text that is one line and that Postgres can store.
 
-    A field with an impossible value is left out or limited; the verdict stands. Something that is not an Outcome with a
-    verdict leaves the delivery unknown.
+    A field with an impossible value is dropped or limited; the verdict stays. Anything that is not an Outcome with a verdict
+    becomes an unknown outcome.
     """
     if not isinstance(returned, Outcome) or not isinstance(returned.verdict, Verdict):
         return broken("the project's sender returned no outcome")
@@ -183,27 +168,27 @@ def clean(returned: object) -> Outcome:
 
 
 def broken(error: str) -> Outcome:
-    """Return the outcome of a sender that broke: it says nothing of the provider."""
+    """Return the outcome of a sender with a bug: it is unknown whether the provider has the message."""
     return Outcome(Verdict.UNKNOWN, error=error, error_code=BUG)
 
 
 def clean_text(text: object) -> str | None:
-    """Make one short line of a text: NUL, lone surrogates and other unprintable characters become spaces."""
+    """Shorten a text to one line. NUL, lone surrogates and other unprintable characters become spaces."""
     return one_line(text) or None if isinstance(text, str) else None
 
 
 def clean_status(status: object) -> int | None:
-    """Leave out a status that HTTP does not have: RFC 9110, section 15."""
+    """Drop a status that HTTP does not have: RFC 9110, section 15."""
     return status if isinstance(status, int) and 100 <= status <= 599 else None
 
 
 def clean_wait(wait: object) -> timedelta | None:
-    """Limit a wait as that of FCM is: a mistake must not silence a delivery for a year."""
+    """Limit a wait to the longest one: a mistake must not stop a delivery for a year."""
     return min(max(wait, timedelta()), LONGEST_WAIT) if isinstance(wait, timedelta) else None
 
 
 def clean_pause(pause: object) -> Pause | None:
-    """Leave out a pause without a scope, and limit its length."""
+    """Drop a pause without a scope, and limit its length."""
     if not isinstance(pause, Pause) or not isinstance(pause.scope, Scope):
         return None
     return Pause(pause.scope, clean_wait(pause.lasts))

@@ -1,6 +1,6 @@
-"""Firebase Cloud Messaging, HTTP v1: one request a message. `responses` classifies the answers.
+"""Firebase Cloud Messaging, HTTP v1: one request for each message. `responses` classifies the answers.
 
-The caller makes quick retries and retries. This module knows no delivery, no lease and no database.
+Retries are the caller's. This module knows no delivery, no lease and no database.
 """
 
 import asyncio
@@ -25,11 +25,10 @@ from notify_worker.senders.transport import NOT_SENT, AiohttpTransport, proxy_fo
 
 log = logging.getLogger(__name__)
 
-
 STALL = 0.05
-"""Seconds after a deadline from which on the process, or its event loop, must have stalled."""
+"""Seconds. If a deadline is noticed this late, the process or its event loop has stalled."""
 READ_AFTER_STALL = 0.3
-"""Seconds after a stall to read an answer that has arrived meanwhile."""
+"""Seconds to read an answer that arrived during a stall."""
 
 
 class FcmSender:
@@ -43,35 +42,35 @@ class FcmSender:
         in_flight: int,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Load the project's credential, which may block: in a running event loop, use `open`.
+        """Load the project's credential. May block: in a running event loop, use `open`.
 
         Raises:
-            CredentialsError: says what to set.
+            CredentialsError: The credential can't be used.
         """
         self._project = project
         self._fcm_url = fcm_url
         self._tokens = Tokens(project)
         self._transport = transport or AiohttpTransport(in_flight=in_flight, proxy=proxy_for(self._url()))
-        # The lease is calculated with the whole request. Connecting ends before it, so that its error can be told.
+        # The lease is calculated from the timeout of the whole request. Connecting times out before it, with its own error.
         self._request_timeout = request_timeout.total_seconds()
         self._connect_timeout = self._request_timeout / 3
         self._timeouts = {"pool": self._connect_timeout, "connect": self._connect_timeout, "read": None}
 
     @classmethod
     async def open(cls, project: Project, fcm_url: str, request_timeout: timedelta, in_flight: int) -> Self:
-        """Make a sender without blocking the event loop."""
+        """Create a sender without blocking the event loop."""
         return await asyncio.to_thread(cls, project, fcm_url, request_timeout, in_flight)
 
     async def warm_up(self) -> None:
         """Fetch the access token.
 
         Raises:
-            CredentialsError: none can be had just now.
+            CredentialsError: None can be fetched now.
         """
         await self._authorization()
 
     async def send(self, message: Message) -> Outcome:
-        """Make one request. Returns an outcome whatever FCM answers, and if it does not answer; never raises."""
+        """Make one request. Returns an outcome whatever FCM answers, and also if it does not answer; never raises."""
         deadline = asyncio.get_running_loop().time() + self._request_timeout
         authorization = ""
         try:
@@ -83,11 +82,12 @@ class FcmSender:
             outcome = without_token(error)
         except Exception as error:  # noqa: BLE001 - the last resort: FCM may have the message
             outcome = without_answer(error)
-            self._report(error)
+            if not isinstance(error, httpx.HTTPError | TimeoutError):
+                log_raised(self._project.name, error)
         return fit_for_people(outcome, str(message.body.get(message.kind, "")), authorization)
 
     async def aclose(self) -> None:
-        """Close the connections. Requests in flight must have ended before."""
+        """Close the connections. The caller has waited for requests in flight."""
         await self._transport.aclose()
         await self._tokens.aclose()
 
@@ -117,8 +117,8 @@ class FcmSender:
         return send_url(self._fcm_url, firebase_project_id, self._project.name)
 
     def _learn(self, authorization: str, answer: Answer, outcome: Outcome) -> Outcome:
-        """Note what an answer says of its access token. Only a first rejection is worth a second request, with a new one."""
-        if answer.refuses_token:
+        """Note what an answer says about its access token. After a first rejection, a quick retry uses a new one."""
+        if answer.rejects_token:
             if self._tokens.rejected(authorization):
                 return replace(outcome, pause=None, quickly_retryable=True)
             return outcome
@@ -127,23 +127,25 @@ class FcmSender:
             self._tokens.distrust()
         return outcome
 
-    def _report(self, error: Exception) -> None:
-        """Log where an unexpected error was raised, but not its text, which may quote a header."""
-        if not isinstance(error, httpx.HTTPError | TimeoutError):
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("send_broke project=%s error=%s\n%s", self._project.name, type(error).__name__, where)
+
+def log_raised(project: str, error: Exception) -> None:
+    """Log where a sender raised an error, but not the error's text, which may quote an address or a key."""
+    name = type(error).__name__
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    fields = {"event": "sender_raised", "project": project, "error": name}
+    log.error("the sender of project %s raised %s\n%s", project, name, trace, extra=fields)
 
 
 @asynccontextmanager
 async def answer_until(deadline: float, within: float) -> AsyncIterator[None]:
-    """Raise httpx.ReadTimeout at the deadline. Connecting has limits of its own, long before that.
+    """Raise httpx.ReadTimeout at the deadline. Connecting has earlier timeouts of its own.
 
-    After a stall the event loop finds both the answer and the passed deadline in one turn, and a plain timeout would cancel
-    the request with its answer there. So a process that stalled beyond the deadline first reads what has arrived meanwhile.
+    After a stall, the event loop sees the answer and the passed deadline in the same turn, and a plain timeout would cancel
+    the request although its answer is there. So after a stall, the request gets a moment to read what has arrived.
 
     Args:
-        deadline: by the event loop's clock.
-        within: seconds, for the error's text.
+        deadline: By the event loop's clock.
+        within: Seconds, for the error's text.
     """
     loop = asyncio.get_running_loop()
 
@@ -168,7 +170,7 @@ def without_token(error: CredentialsError) -> Outcome:
 
 
 def without_answer(error: Exception) -> Outcome:
-    """Return the outcome without a status line: either the request certainly never left, or it is unknown."""
+    """Return the outcome without a status line: the request certainly never left, or it is unknown whether it arrived."""
     name = type(error).__name__
     not_sent = isinstance(error, NOT_SENT)
     verdict = Verdict.RETRY if not_sent else Verdict.UNKNOWN
@@ -178,7 +180,7 @@ def without_answer(error: Exception) -> Outcome:
 
 
 def fit_for_people(outcome: Outcome, address: str, authorization: str) -> Outcome:
-    """Make one line of FCM's text, without the address and the token in case it echoes them."""
+    """Make FCM's text one line, and hide the address and the token in case it repeats them."""
     hide = (address, authorization.removeprefix("Bearer "))
     return replace(
         outcome,
@@ -188,7 +190,7 @@ def fit_for_people(outcome: Outcome, address: str, authorization: str) -> Outcom
 
 
 async def body_of(response: httpx.Response) -> bytes:
-    """Read the body as far as it arrives: the status line is there, and it decides."""
+    """Read as much of the body as arrives. The status line is there already, and it decides."""
     try:
         return await response.aread()
     except httpx.HTTPError:
@@ -199,7 +201,7 @@ async def body_of(response: httpx.Response) -> bytes:
 
 @lru_cache(maxsize=64)
 def headers(authorization: str) -> httpx.Headers:
-    """Build the headers once per token. Their repr hides the token; a dict's would not."""
+    """Build the headers, once per token. Their repr hides the token; a dict's would not."""
     return httpx.Headers({"Authorization": authorization, "Content-Type": "application/json"})
 
 

@@ -1,7 +1,7 @@
 """FCM's responses: parsed, then classified by HTTP status first, by details second, by text last.
 
-Pure. A body may be no JSON, and JSON may not have FCM's shape: details can be missing, of any type and in any order, and a
-proxy may answer in HTML.
+Pure. A body need not be JSON, and JSON need not be FCM's: details can be missing, of any type and in any order, and a proxy
+may answer in HTML.
 """
 
 import json
@@ -17,13 +17,13 @@ import httpx
 from notify_worker.model import DEVICE_KINDS, Json, Outcome, Pause, Scope, Verdict
 
 QUOTA_WAIT = timedelta(seconds=60)
-"""The wait after a 429 that names none: firebase.google.com/docs/cloud-messaging/scale-fcm"""
+"""The wait after a 429 without a Retry-After: firebase.google.com/docs/cloud-messaging/scale-fcm"""
 
 SHORTEST_PAUSE = timedelta(seconds=1)
-"""The shortest pause after a 429, even if it asks for no wait, or for one until yesterday."""
+"""The shortest pause after a 429, even if its Retry-After is zero or in the past."""
 
 LONGEST_WAIT = timedelta(hours=1)
-"""The longest wait that a Retry-After can ask for: a mistake in a header must not silence a project for a year."""
+"""The longest wait that a Retry-After can ask for: a mistake in a header must not stop a project for a year."""
 
 ADDRESS_FIELDS = ("message.token", "message.fid")
 
@@ -31,9 +31,9 @@ DEAD_AT_APNS = ("Unregistered", "BadDeviceToken", "DeviceTokenNotForTopic")
 """Apple's reasons that concern the device's token: its page "Handling notification responses from APNs"."""
 
 MISCONFIGURED = Pause(Scope.PROJECT)
-"""The project is misconfigured: none of its messages is worth a request until a probe gets through."""
+"""The project is misconfigured: none of its messages is sent until a probe succeeds."""
 
-LOOK_AT: Mapping[int, str] = MappingProxyType(
+HINTS: Mapping[int, str] = MappingProxyType(
     {
         401: "Look at the project's credentials: FCM refuses every token that they give.",
         403: "Look whether the FCM API is enabled and the service account has the role "
@@ -41,8 +41,8 @@ LOOK_AT: Mapping[int, str] = MappingProxyType(
         404: "Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL.",
     }
 )
-LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebase console, Cloud Messaging."
-LOOK_BETWEEN = "Look at NOTIFY_WORKER_FCM_URL, and for a proxy that answers in FCM's place."
+APNS_HINT = "Look at the APNs key and the web push certificate in the Firebase console, Cloud Messaging."
+OTHER_HINT = "Look at NOTIFY_WORKER_FCM_URL, and for a proxy that answers in FCM's place."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Answer:
     message: str
     """Its message, for people."""
     code: str
-    """The most specific code that it has."""
+    """The most specific code in it."""
     fcm_code: str | None
-    """The code of the FcmError: only FCM itself sends one."""
+    """The code in the FcmError, which only FCM itself sends."""
     reason: str | None
-    """The reason of the ErrorInfo, which Google's front end sends too."""
+    """The reason in the ErrorInfo, which Google's front end sends too."""
     apns_reason: str | None
     wrong_fields: tuple[str | None, ...]
     """The fields that a BadRequest names; None stands for one that can't be read."""
@@ -67,14 +67,14 @@ class Answer:
     retry_after: timedelta | None
 
     @property
-    def accuses_apns(self) -> bool:
-        """Whether the project's key for Apple or for web push is refused; our own access token is valid then."""
+    def is_apns_auth_error(self) -> bool:
+        """Whether the project's key for Apple or for web push is refused. Our own access token is valid then."""
         return self.status == 401 and self.fcm_code in ("THIRD_PARTY_AUTH_ERROR", "APNS_AUTH_ERROR")
 
     @property
-    def refuses_token(self) -> bool:
+    def rejects_token(self) -> bool:
         """Whether the access token is missing, unknown or expired."""
-        return self.status == 401 and not self.accuses_apns
+        return self.status == 401 and not self.is_apns_auth_error
 
 
 def classify(answer: Answer, kind: str) -> Outcome:
@@ -102,15 +102,15 @@ def classify_status(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
     device = kind in DEVICE_KINDS
     found: tuple[Verdict, Pause | None]
     match answer.status, answer.fcm_code:
-        case 200, _:  # a body that is cut off takes nothing back
+        case 200, _:  # also if the body is cut off
             found = Verdict.SENT, None
-        case 400, "INVALID_ARGUMENT" if device and blames_the_address(answer):
+        case 400, "INVALID_ARGUMENT" if device and is_about_the_address(answer):
             found = Verdict.UNREGISTERED, None
         case 404, "UNREGISTERED" if device:
             found = Verdict.UNREGISTERED, None
         case ((400 | 413), _) | (403, "SENDER_ID_MISMATCH") | (404, "UNREGISTERED"):
             found = Verdict.FAILED, None
-        case 401, _ if answer.accuses_apns:
+        case 401, _ if answer.is_apns_auth_error:
             found = Verdict.PAUSED, Pause(Scope.APNS_WEB)
         case 429, _:
             found = over_quota(answer, kind)
@@ -121,10 +121,10 @@ def classify_status(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
     return found
 
 
-def blames_the_address(answer: Answer) -> bool:
-    """Return whether a 400 is about the address alone: a wrong message gets INVALID_ARGUMENT too.
+def is_about_the_address(answer: Answer) -> bool:
+    """Return True if a 400 is about the address alone: a wrong message gets INVALID_ARGUMENT too.
 
-    A device is retired only if the message is known to be valid:
+    A device is retired only if the message is certainly valid:
     firebase.google.com/docs/cloud-messaging/manage-tokens
     """
     if any(field not in ADDRESS_FIELDS for field in answer.wrong_fields):
@@ -145,11 +145,11 @@ def over_quota(answer: Answer, kind: str) -> tuple[Verdict, Pause | None]:
 
 
 def is_quota_of_project(answer: Answer) -> bool:
-    """Return whether the project's quota is used up. That answer often has no FcmError: firebase-admin-go issue 719."""
+    """Return True if the project's quota is used up. That answer often has no FcmError: firebase-admin-go issue 719."""
     if answer.fcm_code != "QUOTA_EXCEEDED" or answer.reason == "RATE_LIMIT_EXCEEDED":
         return True
-    words = f"{answer.message} {answer.exceeded}".lower()
-    return "project" in words and "device" not in words and "topic" not in words
+    text = f"{answer.message} {answer.exceeded}".lower()
+    return "project" in text and "device" not in text and "topic" not in text
 
 
 def requested_wait(answer: Answer, pause: Pause | None) -> timedelta | None:
@@ -162,15 +162,15 @@ def requested_wait(answer: Answer, pause: Pause | None) -> timedelta | None:
 
 
 def error_text(answer: Answer, pause: Pause | None) -> str:
-    """Return the error for people; if it pauses the project, with a hint what to check."""
+    """Return the error for people. If it pauses the project, a hint says what to check."""
     what = f"{answer.status} {answer.code}: {answer.message}".rstrip(".")
-    if answer.accuses_apns:
-        return f"{what}. {LOOK_AT_APNS}"
-    return f"{what}. {LOOK_AT.get(answer.status, LOOK_BETWEEN)}" if pause == MISCONFIGURED else what
+    if answer.is_apns_auth_error:
+        return f"{what}. {APNS_HINT}"
+    return f"{what}. {HINTS.get(answer.status, OTHER_HINT)}" if pause == MISCONFIGURED else what
 
 
 def parse_response(response: httpx.Response, body: bytes) -> Answer:
-    """Parse a response, as far as that is possible."""
+    """Parse a response as far as possible."""
     found = parse(body)
     fcm_code = first_code(found, "google.firebase.fcm.v1.FcmError", "errorCode")
     reason = first_code(found, "google.rpc.ErrorInfo", "reason")
@@ -195,14 +195,14 @@ def parse_response(response: httpx.Response, body: bytes) -> Answer:
 
 
 def with_fields(message: str, fields: list[Json]) -> str:
-    """Add the wrong fields and their descriptions, unless the message has them already."""
+    """Add the wrong fields with their descriptions, unless the message contains these already."""
     more = [f"{text_in(each, 'field') or '?'}: {text_in(each, 'description') or '?'}" for each in fields]
     new = [each for each in more if each.partition(": ")[2] not in message]
     return f"{message.rstrip('.')} ({'; '.join(new)})" if new else message
 
 
 def parse(body: bytes) -> Json:
-    """Parse JSON; return None if it is none."""
+    """Parse JSON; return None if the body is not JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -210,14 +210,14 @@ def parse(body: bytes) -> Json:
 
 
 def text_in(found: Json, *path: str) -> str | None:
-    """Follow keys to a text; return None if there is none."""
+    """Return the text at this path of keys; None if there is none."""
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
 
 
 def code_in(found: Json, *path: str) -> str | None:
-    """Follow keys to a code such as NOT_FOUND; return None for any other text."""
+    """Return the code at this path of keys, such as NOT_FOUND; None for any other text."""
     text = text_in(found, *path)
     return text if text and re.fullmatch("[A-Z][A-Z0-9_]{1,62}", text) else None
 
@@ -262,10 +262,6 @@ def retry_delay(found: Json) -> timedelta | None:
 
 
 def moment(date: str) -> datetime:
-    """Parse a date as HTTP writes it.
-
-    Raises:
-        ValueError: it is no date.
-    """
+    """Parse a date in HTTP's format. Raises ValueError if it is not one."""
     read = parsedate_to_datetime(date)
     return read if read.tzinfo else read.replace(tzinfo=UTC)

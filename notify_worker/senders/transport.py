@@ -1,7 +1,7 @@
 """HTTP/1.1: aiohttp as an `httpx.AsyncBaseTransport` whose exceptions say whether a request may have arrived.
 
-httpx's own transport searches its pool for every request, and other bridges to aiohttp raise `ConnectTimeout` for a missing
-answer. Here a request with an error in NOT_SENT certainly never left; with any other error it may have arrived.
+httpx's own transport searches its pool for every request, and other bridges to aiohttp raise `ConnectTimeout` when only the
+answer is missing. Here, after an error in NOT_SENT the request certainly never left; after any other, it may have arrived.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ NOT_SENT = (
     httpx.UnsupportedProtocol,
     httpx.InvalidURL,
 )
-"""The request never left. Any other error is unknown, so that a new class in a new version errs on the safe side."""
+"""Errors after which the request never left. Any other error, also one that a new version adds, counts as unknown."""
 
 AIOHTTP_TO_HTTPX: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError]], ...] = (
     (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
@@ -38,24 +38,24 @@ AIOHTTP_TO_HTTPX: tuple[tuple[type[aiohttp.ClientError], type[httpx.RequestError
 """The most specific first."""
 
 KEEP_ALIVE = 60.0
-"""Seconds. The client must close first: a request that meets a closing server is unknown. FCM seems to wait 180."""
+"""Seconds. The client must close first: a request to a server that is closing is unknown. FCM seems to wait 180 s."""
 
 BEFORE_THE_DEADLINE = 0.05
-"""Seconds before the deadline of the whole request at which the wait for the body ends."""
+"""Seconds before the deadline of the whole request at which reading the body ends."""
 BODY_WAIT = 1.0
-"""Seconds for the body after the status line. The status decides; the part of the body that has arrived must do."""
+"""Seconds to read the body after the status line. The status decides, so a part of the body is enough."""
 
 LONGEST_BODY = 65536
-"""Bytes of a body that are read and decompressed. FCM's have a few hundred."""
+"""The most bytes of a body to read, and to decompress it to. FCM's have a few hundred."""
 
 SET_BY_AIOHTTP = frozenset({"host", "content-length", "connection"})
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
-    """Belongs to the event loop of its first request; close it before that loop ends."""
+    """Makes requests in the event loop of its first request; close it before that loop ends."""
 
     def __init__(self, *, in_flight: int, proxy: str | None = None) -> None:
-        """Allow as many connections as requests in flight, so that no request waits for the pool."""
+        """Allow as many connections as requests in flight, so that no request waits for one."""
         self._in_flight = in_flight
         self._proxy = proxy
         self._lazy_session: aiohttp.ClientSession | None = None
@@ -97,9 +97,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
 
 async def body_of(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
-    """Read the body as far as it arrives: after the status 200, a connection that breaks or stalls changes nothing.
+    """Read as much of the body as arrives: after a status 200, a connection that breaks or stalls changes nothing.
 
-    At the deadline (by the event loop's clock) the request is cancelled and its status would be lost, so this ends before.
+    Ends before the deadline (by the event loop's clock), at which the request is cancelled and its status would be lost.
     """
     body = bytearray()
     until = asyncio.get_running_loop().time() + BODY_WAIT
@@ -116,7 +116,7 @@ async def body_of(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
 
 
 def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes) -> httpx.Response:
-    """Return the answer as httpx's, decompressed. A body that can't be decompressed is left out: the status still counts."""
+    """Convert the answer to httpx's, decompressed. A body that can't be decompressed is dropped: the status still counts."""
     packed = answer.headers.get("content-encoding", "identity")
     headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"content-encoding"]
     content = body if packed == "identity" else unpacked(body)
@@ -124,7 +124,7 @@ def response(request: httpx.Request, answer: aiohttp.ClientResponse, body: bytes
 
 
 def unpacked(body: bytes) -> bytes:
-    """Decompress an unrequested encoding, up to a limit: a bomb must not take the worker's memory."""
+    """Decompress an encoding that nobody asked for, up to a limit: a bomb must not exhaust the worker's memory."""
     try:
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, LONGEST_BODY)
     except zlib.error:
@@ -132,14 +132,14 @@ def unpacked(body: bytes) -> bytes:
 
 
 def as_httpx_error(error: aiohttp.ClientError, request: httpx.Request) -> httpx.RequestError:
-    """Return the error as httpx's, so that NOT_SENT can be checked."""
+    """Convert an error of aiohttp to httpx's, which NOT_SENT lists."""
     httpx_error = next(name for kind, name in AIOHTTP_TO_HTTPX if isinstance(error, kind))
     what = describe(error, request)
     return httpx_error(what if issubclass(httpx_error, NOT_SENT) else f"{what}; FCM may have it", request=request)
 
 
 def describe(error: aiohttp.ClientError, request: httpx.Request) -> str:
-    """Describe an error without aiohttp's own text, which quotes half an answer, or a status 400 that no server sent."""
+    """Describe an error without aiohttp's own text, which may quote half an answer, or a status 400 that no server sent."""
     match error:
         case aiohttp.SocketTimeoutError():
             return f"no answer within {request.extensions['timeout']['read']:.3g} s"
@@ -152,22 +152,22 @@ def describe(error: aiohttp.ClientError, request: httpx.Request) -> str:
 
 @cache
 def trust() -> ssl.SSLContext:
-    """Return the one context of the process: each new one reads the whole bundle of certificates. Honours SSL_CERT_FILE."""
+    """Return the process's TLS context: a new one would read all certificates again. Honours SSL_CERT_FILE."""
     return httpx.create_ssl_context()
 
 
 @lru_cache(maxsize=64)
 def encoded(url: str) -> URL:
-    """Keep the URL as it is: httpx has encoded it already."""
+    """Convert a URL to yarl's, unchanged: httpx has encoded it already."""
     return URL(url, encoded=True)
 
 
 @lru_cache(maxsize=64)
 def timeouts(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
-    """Translate httpx's timeouts. aiohttp's `connect` covers both the wait for the pool and connecting."""
+    """Convert httpx's timeouts. aiohttp's `connect` covers both the wait for the pool and connecting."""
     return aiohttp.ClientTimeout(total=None, connect=pool, sock_connect=connect, sock_read=read)
 
 
 def proxy_for(url: httpx.URL) -> str | None:
-    """Return the environment's proxy for this URL; never one for this machine."""
+    """Return the environment's proxy for this URL; None for this machine."""
     return None if is_loopback(url.host) or proxy_bypass(url.host) else getproxies().get(url.scheme)

@@ -96,7 +96,7 @@ def test_a_real_key_is_never_overwritten(tmp_path: Path, text: str) -> None:
     real = tmp_path / "real.json"
     real.write_text(text)
 
-    with pytest.raises(CredentialsError, match="the sandbox has not written it"):
+    with pytest.raises(CredentialsError, match="the sandbox did not write it"):
         sandbox.start(real)
 
     assert real.read_text() == text

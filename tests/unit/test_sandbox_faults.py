@@ -15,7 +15,7 @@ from google.auth.exceptions import RefreshError
 from notify_worker import sandbox
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.sandbox import Sandbox
-from notify_worker.sandbox.projects import TokenBucket
+from notify_worker.sandbox.fcm import TokenBucket
 from tests.support.fcm_client import SEND, GoogleAuthTransport, account, client_of, message_to, send
 from tests.support.waiting import until
 
@@ -236,7 +236,7 @@ def test_a_topic_is_no_device_that_could_be_dead(key: Path) -> None:
 @pytest.mark.parametrize(
     ("fail", "says"),
     [
-        ({"504": 0.6, "503": 0.6}, "503, 504 come to 1.2. No more than 1 can fail"),
+        ({"504": 0.6, "503": 0.6}, "503, 504 add up to 1.2. Probabilities can add up to 1 at most"),
         ({"unavailible": 1}, '"unavailible" is no fault.'),
         ({"qouta": 1}, '"qouta" is no fault. Did you mean "quota"?'),
         ({"once503": 1}, '"once503" is no fault. Did you mean'),
@@ -341,10 +341,10 @@ def test_switches_can_be_had_over_http(box: Sandbox, client: httpx.Client) -> No
         ('{"token_lifetime": 1.5}', "token_lifetime is 1.5. Give it a whole number of seconds."),
         ('{"revoked": 1}', "revoked is 1. It is either on (true) or off (false)."),
         ('{"grant_fault": 503}', "grant_fault is 503. Give it the name of a fault, such as 503."),
-        ('{"fail": 0.5}', 'fail is 0.5. Give it faults and how likely they are, such as {"503": 0.1}.'),
+        ('{"fail": 0.5}', 'fail is 0.5. Give it faults and their probabilities, such as {"503": 0.1}.'),
         ('{"latency": 1, "fail": {"qouta": 1}}', '"qouta" is no fault. Did you mean "quota"?'),
-        ("[]", "what was sent is no JSON object."),
-        ("{", "what was sent is no JSON object."),
+        ("[]", "the body is no JSON object."),
+        ("{", "the body is no JSON object."),
     ],
 )
 def test_a_switch_that_is_none_is_refused_and_nothing_is_switched(

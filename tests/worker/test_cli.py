@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker import defer
-from notify_worker.cli.json_formatter import JsonFormatter
+from notify_worker.cli.logs import json_formatter
 from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
@@ -325,9 +325,8 @@ def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
     lines = [json.loads(line) for line in worker.err.splitlines()]
     assert (worker.code, worker.out) == (0, "")
     assert all({"at", "level", "logger", "text"} <= line.keys() for line in lines)
-    assert [line["logger"] for line in lines if line.get("event") == "worker_registered"] == [
-        "notify_worker.pipeline.heartbeat"
-    ]
+    registered = [line["logger"] for line in lines if line.get("event") == "worker_registered"]
+    assert registered == ["notify_worker.pipeline.heartbeat"]
 
 
 def test_a_traceback_stays_in_its_line_of_the_log() -> None:
@@ -336,7 +335,7 @@ def test_a_traceback_stays_in_its_line_of_the_log() -> None:
     except ValueError:
         record = logging.LogRecord("shop", logging.ERROR, "shop.py", 1, "it broke: %s", ("so",), sys.exc_info())
 
-    [line] = JsonFormatter().format(record).splitlines()
+    [line] = json_formatter().format(record).splitlines()
 
     read = json.loads(line)
     assert (read["level"], read["logger"], read["text"]) == ("error", "shop", "it broke: so")

@@ -12,8 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from notify_worker.cli.json_formatter import JsonFormatter
-from notify_worker.cli.logs import TextFormatter
+from notify_worker.cli.logs import TextFormatter, json_formatter
 from tests.support import cli_process
 from tests.support.cli_process import ended, start
 
@@ -56,7 +55,7 @@ def test_a_record_of_a_library_has_the_name_of_its_logger_in_that_place() -> Non
 def test_a_line_of_json_has_every_field_of_the_record() -> None:
     fields = {"event": "rescue_failed", "error": "timeout", "worker_id": UUID(int=7), "after": timedelta(seconds=2)}
 
-    (read,) = lines(JsonFormatter().format(record(**fields)))
+    (read,) = lines(json_formatter().format(record(**fields)))
 
     at = datetime.fromisoformat(read.pop("at"))
     assert (at, at.utcoffset()) == (AT, timedelta(0))

@@ -146,7 +146,7 @@ def test_a_sender_that_raises_makes_this_delivery_unknown_and_no_other(shop: Sho
     assert (attempt["verdict"], attempt["error_code"], attempt["requests"]) == ("unknown", "BUG", 1)
     assert (shop.state(lost), shop.delivery(lost)["attempts"]) == ("pending", 1)
     assert shop.state(safe) == "sent"
-    assert "the sender of project birds raised RuntimeError" in drained.stderr
+    assert "event=sender_raised the sender of project birds raised RuntimeError" in drained.stderr
     assert "loft:lost" not in drained.stderr + str(attempt["error"])
     assert shop.unbalanced() == []
 
