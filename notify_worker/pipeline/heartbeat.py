@@ -1,4 +1,4 @@
-"""The heartbeat of this process: the worker id under which it claims, and a sign of life each second.
+"""The heartbeat of this process: the worker id under which it claims, and the signal each second that it is alive.
 
 A registered worker has a row in `stored_workers`, and a session that holds the advisory lock keyed by the row's id. When the
 process dies, its session ends and PostgreSQL frees the lock:
