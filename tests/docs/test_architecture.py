@@ -34,7 +34,7 @@ def test_imports_run_one_way() -> None:
     )
 
     assert checked.returncode == 0, checked.stdout
-    assert "1 kept, 0 broken" in checked.stdout
+    assert "5 kept, 0 broken" in checked.stdout
 
 
 def test_a_producer_pays_for_no_worker() -> None:

@@ -356,7 +356,6 @@ def paths(page: str) -> set[str]:
     return named | programs | {str(Path(page).parent / link) for link in links}
 
 
-@pytest.mark.xfail(reason="files move to the folders that the pages name when all of it is merged", strict=True)
 def test_every_path_that_a_page_names_exists() -> None:
     missing = {(page, path) for page in NAMING for path in paths(page) if not (CHECKOUT / path).exists()}
 

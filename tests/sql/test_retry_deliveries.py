@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import ObjectInUse
 
@@ -18,70 +17,52 @@ from tests.support.store_calls import (
     SENT,
     UNKNOWN,
     UNREGISTERED,
+    Connection,
     Row,
     Worker,
     at_once,
-    claim,
-    claim_one,
     connected,
-    deliveries,
-    insert,
-    insert_for_devices,
-    notification,
-    only_delivery,
     outcome,
-    record,
-    register,
-    register_worker,
-    retry,
-    send,
-    state,
-    unbalanced,
-    value,
 )
 
-BELLS: LiteralString = (
-    "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
-)
-
-Prepare = Callable[[psycopg.Connection, Worker], int]
+Prepare = Callable[[Connection, Worker], int]
 
 
-def retry_delivery(connection: psycopg.Connection, delivery: Row) -> int:
-    return int(value(connection, "select notify_worker.retry_delivery(%s)", delivery["id"]))
+def retry_delivery(connection: Connection, delivery: Row) -> int:
+    return int(connection.value("select notify_worker.retry_delivery(%s)", delivery["id"]))
 
 
-def states(connection: psycopg.Connection, number: int) -> list[str]:
-    return [each["state"] for each in deliveries(connection, number)]
+def states(connection: Connection, number: int) -> list[str]:
+    return [each["state"] for each in connection.deliveries(number)]
 
 
 def came_to(*rounds: Row, **columns: object) -> Prepare:
     """A notification to one device that has come to this, one attempt after the other."""
 
-    def prepare(connection: psycopg.Connection, worker: Worker) -> int:
-        number = insert_for_devices(connection, 1, **columns)
+    def prepare(connection: Connection, worker: Worker) -> int:
+        number = connection.insert_for_devices(1, **columns)
         for became in rounds:
-            send(connection, worker, became)
+            connection.send(worker, became)
         return number
 
     return prepare
 
 
-def expired_between_two_tries(connection: psycopg.Connection, worker: Worker) -> int:
+def expired_between_two_tries(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY, expires_at=FUTURE)(connection, worker)
     connection.execute("update notify_worker.notifications set expires_at = now()")
-    assert claim(connection, worker) == []
+    assert connection.claim(worker) == []
     return number
 
 
-def expired_by_its_project_s_rule(connection: psycopg.Connection, worker: Worker) -> int:
+def expired_by_its_project_s_rule(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY)(connection, worker)
     connection.execute("update notify_worker.notifications set created_at = now() - interval '2 days'")
-    assert claim(connection, worker) == []
+    assert connection.claim(worker) == []
     return number
 
 
-def cancelled_between_two_tries(connection: psycopg.Connection, worker: Worker) -> int:
+def cancelled_between_two_tries(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY)(connection, worker)
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
     return number
@@ -100,66 +81,66 @@ ENDED = [
 
 @pytest.mark.parametrize(("prepare", "ended"), ENDED)
 def test_what_ended_is_due_again_with_a_fresh_budget(
-    connection: psycopg.Connection, prepare: Prepare, ended: str
+    connection: Connection, prepare: Prepare, ended: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     number = prepare(connection, worker)
-    before = only_delivery(connection, number)
-    assert state(connection, number) == before["state"] == ended
+    before = connection.only_delivery(number)
+    assert connection.state(number) == before["state"] == ended
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
-    waiting = notification(connection, number)
+    waiting = connection.notification(number)
     assert again == 1
     assert (waiting["state"], waiting["settled_at"], waiting["cancelled_at"]) == ("pending", None, None)
-    assert unbalanced(connection) == []
-    (claimed,) = send(connection, worker, SENT)
+    assert connection.unbalanced() == []
+    (claimed,) = connection.send(worker, SENT)
     assert (claimed["delivery_id"], claimed["attempts"], claimed["last_attempt_number"]) == (
         before["id"],
         0,
         before["last_attempt_number"],
     )
-    assert state(connection, number) == "sent"
-    assert only_delivery(connection, number)["attempts"] == 1
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "sent"
+    assert connection.only_delivery(number)["attempts"] == 1
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize("prepare", [case.values[0] for case in ENDED], ids=[case.id for case in ENDED])
-def test_what_was_put_back_can_end_and_be_put_back_again(connection: psycopg.Connection, prepare: Prepare) -> None:
-    worker = register_worker(connection)
+def test_what_was_put_back_can_end_and_be_put_back_again(
+    connection: Connection, prepare: Prepare, worker: Worker
+) -> None:
     number = prepare(connection, worker)
 
     for _ in range(3):
-        assert retry(connection, number) == 1
-        send(connection, worker, RETRY)
-        send(connection, worker, FAILED)
-        assert only_delivery(connection, number)["attempts"] == 2
-        assert unbalanced(connection) == []
+        assert connection.retry(number) == 1
+        connection.send(worker, RETRY)
+        connection.send(worker, FAILED)
+        assert connection.only_delivery(number)["attempts"] == 2
+        assert connection.unbalanced() == []
 
 
-def cancelled_before_it_had_deliveries(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection)
+def cancelled_before_it_had_deliveries(connection: Connection, worker: Worker) -> int:
+    number = connection.insert()
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
     return number
 
 
-def of_a_campaign_that_comes_later(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, campaign="sale")
-    assert claim(connection, worker) == []
+def of_a_campaign_that_comes_later(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(campaign="sale")
+    assert connection.claim(worker) == []
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     return number
 
 
-def of_a_receiver_who_registers_later(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, receiver_id="u_42")
-    assert claim(connection, worker) == []
-    register(connection, "u_42", "fcm:new")
+def of_a_receiver_who_registers_later(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(receiver_id="u_42")
+    assert connection.claim(worker) == []
+    connection.register_device("u_42", "fcm:new")
     return number
 
 
-def expired_before_it_was_sent(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, expires_at=PAST)
-    assert claim(connection, worker) == []
+def expired_before_it_was_sent(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(expires_at=PAST)
+    assert connection.claim(worker) == []
     return number
 
 
@@ -173,127 +154,119 @@ def expired_before_it_was_sent(connection: psycopg.Connection, worker: Worker) -
     ],
 )
 def test_what_never_came_to_a_delivery_gets_its_deliveries_at_the_next_claim(
-    connection: psycopg.Connection, prepare: Prepare, ended: str
+    connection: Connection, prepare: Prepare, ended: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     number = prepare(connection, worker)
-    assert (state(connection, number), deliveries(connection, number)) == (ended, [])
+    assert (connection.state(number), connection.deliveries(number)) == (ended, [])
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
-    waiting = notification(connection, number)
+    waiting = connection.notification(number)
     assert again == 0
     assert (waiting["state"], waiting["settled_at"], waiting["settled_reason"]) == ("pending", None, None)
-    assert claim_one(connection, worker)["notification_id"] == number
-    assert unbalanced(connection) == []
+    assert connection.claim_one(worker)["notification_id"] == number
+    assert connection.unbalanced() == []
 
 
-def test_an_expiry_that_has_not_come_stays(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_an_expiry_that_has_not_come_stays(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED, expires_at=FUTURE)(connection, worker)
 
-    retry(connection, number)
+    connection.retry(number)
 
-    assert notification(connection, number)["expires_at"] == FUTURE
+    assert connection.notification(number)["expires_at"] == FUTURE
 
 
-def test_the_project_s_time_to_live_begins_anew(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_project_s_time_to_live_begins_anew(connection: Connection, worker: Worker) -> None:
     number = expired_by_its_project_s_rule(connection, worker)
 
-    retry(connection, number)
+    connection.retry(number)
 
-    assert claim_one(connection, worker)["expires_in"] == pytest.approx(86_400, abs=30)
+    assert connection.claim_one(worker)["expires_in"] == pytest.approx(86_400, abs=30)
 
 
-def test_what_was_sent_and_what_is_retired_stays_out(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 5)
-    send(connection, worker, SENT, FAILED, UNREGISTERED, FAILED, FAILED)
+def test_what_was_sent_and_what_is_retired_stays_out(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(5)
+    connection.send(worker, SENT, FAILED, UNREGISTERED, FAILED, FAILED)
     connection.execute("select notify_worker.retire_device('token', 'fcm:device-3')")
-    register(connection, "u_43", "fcm:device-4")
+    connection.register_device("u_43", "fcm:device-4")
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
     assert again == 1
     assert states(connection, number) == ["sent", "pending", "failed", "failed", "failed"]
-    assert claim_one(connection, worker)["address"] == "fcm:device-1"
+    assert connection.claim_one(worker)["address"] == "fcm:device-1"
 
 
-def test_what_was_meant_for_a_device_that_was_deleted_stays_out(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_what_was_meant_for_a_device_that_was_deleted_stays_out(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED)(connection, worker)
     connection.execute("delete from notify_worker.devices")
 
-    assert retry(connection, number) == 0
-    assert state(connection, number) == "failed"
+    assert connection.retry(number) == 0
+    assert connection.state(number) == "failed"
 
 
-def test_devices_registered_since_get_a_delivery(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    send(connection, worker, SENT, FAILED)
-    register(connection, "u_42", "fcm:new")
-    register(connection, "u_43", "fcm:hers")
+def test_devices_registered_since_get_a_delivery(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(2)
+    connection.send(worker, SENT, FAILED)
+    connection.register_device("u_42", "fcm:new")
+    connection.register_device("u_43", "fcm:hers")
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
     assert again == 2
-    assert sorted(each["address"] for each in claim(connection, worker)) == ["fcm:device-1", "fcm:new"]
+    assert sorted(each["address"] for each in connection.claim(worker)) == ["fcm:device-1", "fcm:new"]
 
 
-def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: Connection, worker: Worker) -> None:
     number = came_to(UNREGISTERED)(connection, worker)
-    assert retry(connection, number) == 0
-    assert state(connection, number) == "unreachable"
-    register(connection, "u_42", "fcm:new")
+    assert connection.retry(number) == 0
+    assert connection.state(number) == "unreachable"
+    connection.register_device("u_42", "fcm:new")
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
     assert again == 1
-    assert [each["address"] for each in send(connection, worker, SENT)] == ["fcm:new"]
-    assert state(connection, number) == "sent"
+    assert [each["address"] for each in connection.send(worker, SENT)] == ["fcm:new"]
+    assert connection.state(number) == "sent"
 
 
-def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(
+    connection: Connection, worker: Worker
+) -> None:
     sent = came_to(SENT)(connection, worker)
     gone = came_to(UNREGISTERED)(connection, worker)
-    scheduled = insert(connection, send_at=FUTURE)
+    scheduled = connection.insert(send_at=FUTURE)
     numbers = [sent, gone, scheduled]
-    before = [(notification(connection, number), deliveries(connection, number)) for number in numbers]
+    before = [(connection.notification(number), connection.deliveries(number)) for number in numbers]
     connection.execute("select notify_worker.delete_wakeups()")
 
-    again = [retry(connection, number) for number in numbers]
+    again = [connection.retry(number) for number in numbers]
 
     assert again == [0, 0, 0]
-    assert [(notification(connection, number), deliveries(connection, number)) for number in numbers] == before
-    assert value(connection, BELLS) == 0
+    assert [(connection.notification(number), connection.deliveries(number)) for number in numbers] == before
+    assert connection.wakeups() == 0
 
 
-def test_what_is_not_there_is_not_retried(connection: psycopg.Connection) -> None:
-    assert retry(connection, 4711) == 0
-    assert value(connection, "select notify_worker.retry('order:42:paid')") == 0
-    assert value(connection, "select notify_worker.retry_delivery(4711)") == 0
-    assert value(connection, "select notify_worker.retry_dead_letters('default', '-infinity')") == 0
+def test_what_is_not_there_is_not_retried(connection: Connection) -> None:
+    assert connection.retry(4711) == 0
+    assert connection.value("select notify_worker.retry('order:42:paid')") == 0
+    assert connection.value("select notify_worker.retry_delivery(4711)") == 0
+    assert connection.value("select notify_worker.retry_dead_letters('default', '-infinity')") == 0
 
 
-def test_an_event_is_retried_by_its_name(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_an_event_is_retried_by_its_name(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED, event_id="order:42:paid")(connection, worker)
 
-    assert value(connection, "select notify_worker.retry('order:42:paid')") == 1
-    assert state(connection, number) == "pending"
+    assert connection.value("select notify_worker.retry('order:42:paid')") == 1
+    assert connection.state(number) == "pending"
 
 
 @pytest.mark.parametrize("statement", ["select retry(%(notification)s)", "select retry_delivery(%(delivery)s)"])
-def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statement: LiteralString) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    failed, _ = claim(connection, worker)
-    record(connection, worker, outcome(failed, **FAILED))
-    before = notification(connection, number), deliveries(connection, number)
+def test_what_a_worker_holds_is_refused(connection: Connection, statement: LiteralString, worker: Worker) -> None:
+    number = connection.insert_for_devices(2)
+    failed, _ = connection.claim(worker)
+    connection.record(worker, outcome(failed, **FAILED))
+    before = connection.notification(number), connection.deliveries(number)
 
     connection.execute("set search_path = notify_worker")
 
@@ -301,135 +274,126 @@ def test_what_a_worker_holds_is_refused(connection: psycopg.Connection, statemen
         connection.execute(statement, {"notification": number, "delivery": failed["delivery_id"]})
 
     assert "Try again when it has ended" in (refused.value.diag.message_hint or "")
-    assert (notification(connection, number), deliveries(connection, number)) == before
+    assert (connection.notification(number), connection.deliveries(number)) == before
 
 
-def test_a_retry_rings_one_bell(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_retry_rings_one_bell(connection: Connection, worker: Worker) -> None:
     numbers = [came_to(FAILED)(connection, worker) for _ in range(3)]
     connection.execute("select notify_worker.delete_wakeups()")
 
     with connection.transaction():
         for number in numbers:
-            retry(connection, number)
+            connection.retry(number)
 
-    assert value(connection, BELLS) == 1
+    assert connection.wakeups() == 1
 
 
-def test_a_retry_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_retry_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED)(connection, worker)
     connection.execute("select notify_worker.delete_wakeups()")
 
     with connection.transaction(force_rollback=True):
-        assert retry(connection, number) == 1
+        assert connection.retry(number) == 1
 
-    assert state(connection, number) == "failed"
-    assert claim(connection, worker) == []
-    assert value(connection, BELLS) == 0
+    assert connection.state(number) == "failed"
+    assert connection.claim(worker) == []
+    assert connection.wakeups() == 0
 
 
-def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED)(connection, worker)
     with connected(database) as one, connected(database) as two:
-        again = at_once(lambda: retry(one, number), lambda: retry(two, number))
+        again = at_once(lambda: one.retry(number), lambda: two.retry(number))
 
     assert sorted(again) == [0, 1]
-    assert len(claim(connection, worker)) == 1
+    assert len(connection.claim(worker)) == 1
 
 
-def test_what_failed_is_retried_now_beside_what_waits(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    send(connection, worker, LATER, FAILED)
-    waits = deliveries(connection, number)[0]
+def test_what_failed_is_retried_now_beside_what_waits(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(2)
+    connection.send(worker, LATER, FAILED)
+    waits = connection.deliveries(number)[0]
 
-    again = retry(connection, number)
+    again = connection.retry(number)
 
     assert again == 1
-    assert [each["address"] for each in send(connection, worker, SENT)] == ["fcm:device-1"]
-    assert deliveries(connection, number)[0] == waits
-    assert notification(connection, number)["due_at"] == waits["due_at"]
+    assert [each["address"] for each in connection.send(worker, SENT)] == ["fcm:device-1"]
+    assert connection.deliveries(number)[0] == waits
+    assert connection.notification(number)["due_at"] == waits["due_at"]
 
 
-def test_a_cancel_that_is_lifted_can_be_made_again(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_cancel_that_is_lifted_can_be_made_again(connection: Connection, worker: Worker) -> None:
     number = cancelled_between_two_tries(connection, worker)
-    retry(connection, number)
-    send(connection, worker, RETRY)
-    assert state(connection, number) == "pending"
+    connection.retry(number)
+    connection.send(worker, RETRY)
+    assert connection.state(number) == "pending"
 
-    assert value(connection, "select notify_worker.cancel(%s::bigint)", number) is True
-    assert claim(connection, worker) == []
+    assert connection.value("select notify_worker.cancel(%s::bigint)", number) is True
+    assert connection.claim(worker) == []
 
 
-def test_one_delivery_is_put_back_alone(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 3)
-    send(connection, worker, SENT, FAILED, FAILED)
-    register(connection, "u_42", "fcm:new")
-    sent, first, second = deliveries(connection, number)
+def test_one_delivery_is_put_back_alone(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(3)
+    connection.send(worker, SENT, FAILED, FAILED)
+    connection.register_device("u_42", "fcm:new")
+    sent, first, second = connection.deliveries(number)
 
     again = [retry_delivery(connection, each) for each in (sent, first)]
 
     assert again == [0, 1]
-    assert deliveries(connection, number)[2] == second
-    (claimed,) = send(connection, worker, SENT)
+    assert connection.deliveries(number)[2] == second
+    (claimed,) = connection.send(worker, SENT)
     assert (claimed["delivery_id"], claimed["attempts"]) == (first["id"], 0)
-    assert (state(connection, number), states(connection, number)) == ("sent", ["sent", "sent", "failed"])
-    assert unbalanced(connection) == []
+    assert (connection.state(number), states(connection, number)) == ("sent", ["sent", "sent", "failed"])
+    assert connection.unbalanced() == []
 
 
-def test_one_delivery_of_what_was_cancelled_is_put_back_alone(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    send(connection, worker, RETRY, RETRY)
+def test_one_delivery_of_what_was_cancelled_is_put_back_alone(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(2)
+    connection.send(worker, RETRY, RETRY)
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
 
-    again = retry_delivery(connection, deliveries(connection, number)[0])
+    again = retry_delivery(connection, connection.deliveries(number)[0])
 
     assert again == 1
-    send(connection, worker, RETRY)
+    connection.send(worker, RETRY)
     assert states(connection, number) == ["pending", "cancelled"]
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def retry_dead_letters(connection: psycopg.Connection, project: str, since: timedelta) -> int:
+def retry_dead_letters(connection: Connection, project: str, since: timedelta) -> int:
     statement: LiteralString = "select notify_worker.retry_dead_letters(%s, now() - %s)"
-    return int(value(connection, statement, project, since))
+    return int(connection.value(statement, project, since))
 
 
-def test_the_dead_letters_of_one_project_since_then_are_put_back(connection: psycopg.Connection) -> None:
+def test_the_dead_letters_of_one_project_since_then_are_put_back(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('another')")
-    worker = register_worker(connection)
     old = came_to(FAILED)(connection, worker)
     connection.execute("update notify_worker.stored_deliveries set settled_at = now() - interval '2 hours'")
-    two_devices = insert_for_devices(connection, 2)
-    send(connection, worker, FAILED, GIVEN_UP)
-    unsendable, expired = insert(connection, campaign="no_such"), insert(connection, expires_at=PAST)
-    elsewhere = insert(connection, campaign="no_such", project="another")
-    claim(connection, worker)
-    sent, gone = insert(connection), insert(connection, receiver_id="nobody")
-    send(connection, worker, SENT)
+    two_devices = connection.insert_for_devices(2)
+    connection.send(worker, FAILED, GIVEN_UP)
+    unsendable, expired = connection.insert(campaign="no_such"), connection.insert(expires_at=PAST)
+    elsewhere = connection.insert(campaign="no_such", project="another")
+    connection.claim(worker)
+    sent, gone = connection.insert(), connection.insert(receiver_id="nobody")
+    connection.send(worker, SENT)
 
     again = retry_dead_letters(connection, "default", timedelta(hours=1))
 
     assert again == 2
     put_back = [two_devices, unsendable]
     left = [old, expired, elsewhere, sent, gone]
-    assert [state(connection, number) for number in put_back] == ["pending", "pending"]
-    assert [state(connection, number) for number in left] == ["failed", "expired", "failed", "sent", "unreachable"]
-    assert unbalanced(connection) == []
+    assert [connection.state(number) for number in put_back] == ["pending", "pending"]
+    assert [connection.state(number) for number in left] == ["failed", "expired", "failed", "sent", "unreachable"]
+    assert connection.unbalanced() == []
 
 
-def test_dead_letters_that_a_worker_holds_are_left_out(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    free = insert(connection)
-    send(connection, worker, FAILED)
-    held = insert_for_devices(connection, 2)
-    failed, _ = claim(connection, worker)
-    record(connection, worker, outcome(failed, **FAILED))
+def test_dead_letters_that_a_worker_holds_are_left_out(connection: Connection, worker: Worker) -> None:
+    free = connection.insert()
+    connection.send(worker, FAILED)
+    held = connection.insert_for_devices(2)
+    failed, _ = connection.claim(worker)
+    connection.record(worker, outcome(failed, **FAILED))
 
     assert retry_dead_letters(connection, "default", timedelta(hours=1)) == 1
 

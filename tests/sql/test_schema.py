@@ -113,7 +113,7 @@ def test_the_alembic_command_goes_where_libpqs_variables_say_and_reading_changes
 
 
 def test_six_may_migrate_an_empty_database_at_once(empty_database: str) -> None:
-    migrate = "import sys; from notify_worker.schema import migrate; print(migrate(sys.argv[1]))"
+    migrate = "import sys; from notify_worker.database.schema import migrate; print(migrate(sys.argv[1]))"
 
     crowd = [
         subprocess.Popen([sys.executable, "-c", migrate, empty_database], stdout=subprocess.PIPE, text=True)

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from typing import Any, LiteralString, TypeVar
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -183,7 +182,7 @@ class Worker(Named):
     """A worker and its session; a dead one until somebody buries it."""
 
     words: store_calls.Worker
-    session: psycopg.Connection
+    session: store_calls.Connection
     alive: bool = True
     rescued: bool = False
 
@@ -595,8 +594,8 @@ class Database:
 
     def __init__(self, conninfo: str) -> None:
         self.conninfo = conninfo
-        self.connection = psycopg.connect(conninfo, autocommit=True)
-        self.other = psycopg.connect(conninfo)
+        self.connection = store_calls.Connection.connect(conninfo, autocommit=True)
+        self.other = store_calls.Connection.connect(conninfo)
         """The business transaction of somebody who has rows locked."""
         self.connection.execute("set search_path = notify_worker")
         # Time passes by days here, and the history has no partition for what was before this month.
@@ -633,10 +632,10 @@ class Database:
         )
 
     def rows(self, statement: LiteralString, *values: object) -> list[store_calls.Row]:
-        return store_calls.rows(self.connection, statement, *values)
+        return self.connection.rows(statement, *values)
 
     def value(self, statement: LiteralString, *values: object) -> Any:
-        return store_calls.value(self.connection, statement, *values)
+        return self.connection.value(statement, *values)
 
     def empty(self) -> None:
         self.connection.execute(
@@ -828,8 +827,7 @@ class Machine(RuleBasedStateMachine):
 
     def insert_one(self, of: dict[str, str], send_in: float, expires_in: float | None, *, hold: bool) -> None:
         now = datetime.now(UTC)
-        number = store_calls.insert(
-            self.database.connection,
+        number = self.database.connection.insert(
             **of,
             on_unknown="hold" if hold else "resend",
             send_at=now + timedelta(seconds=send_in) if send_in else None,
@@ -952,8 +950,8 @@ class Machine(RuleBasedStateMachine):
     # Workers
 
     def register_worker(self) -> None:
-        session = psycopg.connect(self.database.conninfo, autocommit=True)
-        self.workers.append(Worker(store_calls.register_worker(session, timedelta(seconds=LEASE)), session))
+        session = store_calls.Connection.connect(self.database.conninfo, autocommit=True)
+        self.workers.append(Worker(session.register_worker(timedelta(seconds=LEASE)), session))
 
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
@@ -961,7 +959,7 @@ class Machine(RuleBasedStateMachine):
         """A worker claims all that is due by now. `marked`: it begins with the requests of it, too."""
         self.let_pass(after)
         with self.database.locked(busy):
-            claimed = store_calls.claim(worker.session, worker.words)
+            claimed = worker.session.claim(worker.words)
         claimed.sort(key=lambda each: (each["notification_id"], each["address"]))
         now = {(each["notification_id"], each["address"]) for each in claimed}
         probes = {(each["notification_id"], each["address"]) for each in claimed if each["probe"]}
@@ -1003,7 +1001,7 @@ class Machine(RuleBasedStateMachine):
     def mark(self, hands: list[Hand]) -> None:
         claimed = [{"delivery_id": each.id, "lease": each.lease} for each in hands]
 
-        assert set(store_calls.mark(self.database.connection, *claimed)) == self.model.mark(hands)
+        assert set(self.database.connection.mark_started(*claimed)) == self.model.mark(hands)
 
     @there_are("answers")
     @rule(hands=some_of("answers"), outcome=outcomes, busy=maybe_busy)
@@ -1014,7 +1012,7 @@ class Machine(RuleBasedStateMachine):
         for hand in hands:
             hand.outcome = hand.outcome or outcome
         with self.database.locked(busy):
-            added = store_calls.record(self.database.connection, worker.words, *map(self.as_recorded, hands))
+            added = self.database.connection.record(worker.words, *map(self.as_recorded, hands))
 
         assert added == self.model.record(hands, busy)
 
@@ -1062,7 +1060,7 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=one_of("dead"), busy=maybe_busy)
     def rescue_worker(self, worker: Worker, busy: list[Notification]) -> None:
         with self.database.locked(busy):
-            rescued = store_calls.rescue_worker(self.database.connection, worker.words)
+            rescued = self.database.connection.rescue_worker(worker.words)
 
         assert rescued == self.model.rescue_worker(worker, busy)
         worker.rescued = True
@@ -1130,7 +1128,7 @@ class Machine(RuleBasedStateMachine):
         expected = {"nothing is due for longer than a lease and 5 s while nobody claims"}  # time leaps here
         if any(each.rescued and self.model.held_by(each) for each in self.workers):
             expected.add("no lease is of a worker that is gone")  # it was locked; it comes back when its lease ends
-        assert set(store_calls.unbalanced(self.database.connection)) <= expected
+        assert set(self.database.connection.unbalanced()) <= expected
 
 
 @pytest.fixture
@@ -1166,31 +1164,31 @@ def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Da
 UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 
 
-def a_notification_whose_device_is_gone(connection: psycopg.Connection, *, registers_again_as: str) -> int:
+def a_notification_whose_device_is_gone(connection: store_calls.Connection, *, registers_again_as: str) -> int:
     """It is of a campaign that nobody has any more when it is tried again."""
-    store_calls.register(connection, "ada", "fcm:1")
+    connection.register_device("ada", "fcm:1")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    number = store_calls.insert(connection, receiver_id="ada", campaign="sale")
-    worker = store_calls.register_worker(connection)
-    claimed = store_calls.claim_one(connection, worker)
+    number = connection.insert(receiver_id="ada", campaign="sale")
+    worker = connection.register_worker()
+    claimed = connection.claim_one(worker)
     if registers_again_as != "fcm:1":
-        store_calls.register(connection, "ada", registers_again_as)
-    store_calls.record(connection, worker, store_calls.outcome(claimed, **UNREGISTERED))
+        connection.register_device("ada", registers_again_as)
+    connection.record(worker, store_calls.outcome(claimed, **UNREGISTERED))
     if registers_again_as == "fcm:1":
-        store_calls.register(connection, "ada", "fcm:1")
-        assert store_calls.value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
+        connection.register_device("ada", "fcm:1")
+        assert connection.value("select notify_worker.retry(%s::bigint)", number) == 1
     connection.execute("delete from notify_worker.campaigns")
-    assert store_calls.claim(connection, worker) == []
+    assert connection.claim(worker) == []
     return number
 
 
 @pytest.mark.parametrize("registers_again_as", ["fcm:1", "fcm:2"])
 def test_what_fails_for_want_of_its_campaign_is_no_gone_address(
-    connection: psycopg.Connection, registers_again_as: str
+    connection: store_calls.Connection, registers_again_as: str
 ) -> None:
     number = a_notification_whose_device_is_gone(connection, registers_again_as=registers_again_as)
 
-    assert store_calls.state(connection, number) == "failed"
-    assert [each["error"] for each in store_calls.rows(connection, "select error from notify_worker.dead_letters")] == [
+    assert connection.state(number) == "failed"
+    assert [each["error"] for each in connection.rows("select error from notify_worker.dead_letters")] == [
         'there is no campaign "sale"'
     ]

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString, Unpack
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
@@ -25,6 +24,7 @@ from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox.switches import Changes
 from tests.support.server import created
+from tests.support.store_calls import Connection
 from tests.support.waiting import until
 
 PROCRASTINATE = [sys.executable, "-m", "procrastinate", "--app=notify_worker.worker.app"]
@@ -46,14 +46,17 @@ Row = dict[str, Any]
 class Shop(shop.Shop):
     """The shop of the demo with what tests ask besides; its workers may be procrastinate's own, and are impatient."""
 
+    connection: Connection
+
     def __init__(self, conninfo: str, box: Sandbox, folder: Path) -> None:
         super().__init__(conninfo, box, folder / "workers.log")
+        self.connect_again()
         self.folder = folder
 
     def connect_again(self) -> None:
         """Take another session, after a restart of the server."""
         self.connection.close()
-        self.connection = psycopg.connect(self.conninfo, autocommit=True)
+        self.connection = Connection.connect(self.conninfo, autocommit=True)
 
     # What a shop does
 

@@ -20,7 +20,7 @@ from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
 from tests.support import cli_process
-from tests.support.cli_process import HELLO, Cli, Ended, ended, lets_in, start
+from tests.support.cli_process import HELLO, NEEDS_THE_SCHEMA, Cli, Ended, accepts_password, ended, start
 from tests.support.waiting import until
 
 VERBS = ("demo", "migrate", "worker", "sandbox", "send", "explain")
@@ -66,6 +66,12 @@ def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
         ),
         ((*HELLO, "--data", "order"), '--data\': "order" is not NAME=VALUE'),
         (("explain",), "Missing argument 'NOTIFICATION'"),
+        (("history",), "Missing argument 'RECEIVER'"),
+        (("cancel",), "Missing argument 'NOTIFICATION'"),
+        (("pause", "default"), "Missing argument 'REASON'"),
+        (("resume",), "Missing argument 'PROJECT'"),
+        (("prune",), "Missing option '--older-than'"),
+        (("retry", "--delivery", "first"), "Invalid value for '--delivery': 'first' is not a valid integer"),
     ],
 )
 def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
@@ -109,7 +115,7 @@ def test_what_migrate_prints_makes_the_schema_through_psql(cli: Cli, empty_datab
 
 # ── what is wrong ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NEEDS_THE_DATABASE = [("migrate",), ("worker", "--drain"), HELLO, ("explain", "order:42:paid")]
+NEEDS_THE_DATABASE: list[tuple[str, ...]] = [("migrate",), *NEEDS_THE_SCHEMA]
 
 
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
@@ -130,7 +136,7 @@ def test_a_wrong_password_is_said_and_not_repeated(
     cli: Cli, database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     wrong = make_conninfo(database, password="opensesame")
-    if lets_in(wrong):
+    if accepts_password(wrong):
         pytest.skip("this server asks for no password")
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
 
@@ -140,7 +146,7 @@ def test_a_wrong_password_is_said_and_not_repeated(
     assert "sesame" not in complaint
 
 
-@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE[1:], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
 def test_a_database_without_our_schema_is_told_to_migrate(
     cli: Cli, empty_database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
@@ -325,7 +331,9 @@ def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
     lines = [json.loads(line) for line in worker.err.splitlines()]
     assert (worker.code, worker.out) == (0, "")
     assert all({"at", "level", "logger", "text"} <= line.keys() for line in lines)
-    assert [line["logger"] for line in lines if line["text"].endswith("is registered")] == ["notify_worker.heartbeat"]
+    assert [line["logger"] for line in lines if line["text"].endswith("is registered")] == [
+        "notify_worker.pipeline.heartbeat"
+    ]
 
 
 def test_a_traceback_stays_in_its_line_of_the_log() -> None:

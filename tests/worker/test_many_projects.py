@@ -114,7 +114,7 @@ def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
 
     account = json.loads((shop.folder / "well.json").read_text())
     (shop.folder / "refused.json").write_text(json.dumps(account | {"project_id": "refused"}))
-    shop.connection.execute("select notify_worker.resume('refused')")
+    shop.connection.resume("refused")
 
     until("it is sent", lambda: shop.state(waiting[0]) == "sent", within=8)  # a probe would come after 10
     assert paused_projects(shop) == {"tired"}
@@ -124,12 +124,12 @@ def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
 
 def test_an_operator_pauses_one_project_and_the_others_go_on(shop: Shop) -> None:
     shop.start_worker()
-    shop.connection.execute("select notify_worker.pause('tired', 'a campaign went wrong')")
+    shop.connection.pause("tired", "a campaign went wrong")
     waiting = shop.notify("app:phone", project="tired")
 
     assert longest_way(shop, 5) < PROMPT
 
     assert shop.attempts(waiting) == []
-    shop.connection.execute("select notify_worker.resume('tired')")
+    shop.connection.resume("tired")
     until("it is sent", lambda: shop.state(waiting) == "sent", within=20)
     assert shop.box.project("tired").accepted == 1

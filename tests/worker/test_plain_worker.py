@@ -4,16 +4,14 @@ import random
 from datetime import timedelta
 from uuid import uuid4
 
-import psycopg
-
 from tests.support.shop import LEASE, Shop
-from tests.support.store_calls import CLAIM
+from tests.support.store_calls import CLAIM, Connection
 from tests.support.waiting import until
 
 
 def claim_and_die(shop: Shop) -> str:
     """Claim what is due as a worker would, in a session that then ends; return the dead worker's name."""
-    with psycopg.connect(shop.conninfo, autocommit=True) as session:
+    with Connection.connect(shop.conninfo, autocommit=True) as session:
         row = session.execute(
             "select * from notify_worker.register_worker('here', 1, %s)", [timedelta(seconds=LEASE)]
         ).fetchone()

@@ -279,7 +279,7 @@ def test_what_waits_for_a_sender_is_sent_when_there_is_one(shop: Shop, package: 
     number = shop.notify("loft:7", project="birds")
     drain(shop)
     assert shop.attempts(number)[0]["verdict"] == "paused"
-    shop.connection.execute("select notify_worker.resume('birds')")
+    shop.connection.resume("birds")
     shop.connection.execute("update notify_worker.notifications set due_at = now() where id = %s", [number])
     shop.connection.execute(
         "update notify_worker.stored_deliveries set due_at = now() where notification_id = %s", [number]

@@ -13,7 +13,7 @@ from procrastinate.jobs import Job
 
 from notify_worker.worker import app
 from tests.support.shop import Row, Shop
-from tests.support.store_calls import EVENT, insert, move, settled
+from tests.support.store_calls import EVENT
 from tests.support.waiting import until
 
 TASKS = {
@@ -103,7 +103,7 @@ def test_the_app_is_imported_without_any_environment_and_whatever_stands_in_it()
 
 def test_retry_sends_again_by_notification_event_or_delivery(shop: Shop) -> None:
     first, second, third, untouched = (
-        settled(shop.connection, "failed", event_id=event) for event in (None, EVENT, None, None)
+        shop.connection.insert_settled("failed", event_id=event) for event in (None, EVENT, None, None)
     )
     delivery = shop.delivery(third)["id"]
 
@@ -122,7 +122,9 @@ def test_retry_sends_again_by_notification_event_or_delivery(shop: Shop) -> None
 
 def test_retry_sends_again_what_failed_in_a_project_since_then(shop: Shop) -> None:
     shop.connection.execute("insert into notify_worker.projects (name) values ('other')")
-    old, new, of_other = (settled(shop.connection, "failed", project=name) for name in ("default", "default", "other"))
+    old, new, of_other = (
+        shop.connection.insert_settled("failed", project=name) for name in ("default", "default", "other")
+    )
     shop.connection.execute(
         "update notify_worker.stored_deliveries set settled_at = settled_at - interval '2 days' where notification_id = %s",
         [old],
@@ -142,7 +144,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop) -> None:
-    number = settled(shop.connection, "failed", event_id=EVENT)
+    number = shop.connection.insert_settled("failed", event_id=EVENT)
 
     for arguments in WRONG:
         shop.procrastinate("defer", "notify_worker.retry", json.dumps(arguments))
@@ -158,10 +160,10 @@ def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop
 
 
 def test_prune_deletes_what_settled_long_ago_and_nothing_else(shop: Shop) -> None:
-    old, new = settled(shop.connection, "failed"), settled(shop.connection, "failed")
-    waiting = insert(shop.connection, send_at="tomorrow")
-    move(shop.connection, old, "settled_at", timedelta(days=91))
-    move(shop.connection, waiting, "created_at", timedelta(days=91))
+    old, new = shop.connection.insert_settled("failed"), shop.connection.insert_settled("failed")
+    waiting = shop.connection.insert(send_at="tomorrow")
+    shop.connection.set_back(old, "settled_at", timedelta(days=91))
+    shop.connection.set_back(waiting, "created_at", timedelta(days=91))
 
     run(shop, ("prune", {"older_than": "90 days"}))
 
