@@ -59,7 +59,7 @@ def test_the_public_names_are_those_that_are_declared_and_no_others() -> None:
     assert len(public) <= 15
 
 
-def test_every_module_begins_with_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     modules = {name(path): ast.parse(path.read_text(encoding="utf-8")) for path in files(".py")}
 
     silent = [path for path, module in modules.items() if module.body and not ast.get_docstring(module)]

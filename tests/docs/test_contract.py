@@ -95,7 +95,7 @@ def same_value(connection: Connection, type_: str, on_page: str, there: str | No
         return bool(connection.value(f"select ({on_page})::{type_} = ({there})::{type_}".encode()))  # type: ignore[arg-type]
 
 
-def test_the_callers_columns_are_those_that_python_takes() -> None:
+def test_the_callers_columns_match_pythons_keywords() -> None:
     callers = {name(row[0]) for row in table("`notifications`") if not is_ours(row)} - {"id"}
 
     assert callers == set(producer.Columns.__annotations__)
@@ -119,7 +119,7 @@ def test_a_rule_refuses_the_first_example_and_takes_the_second(
 
 
 @pytest.mark.parametrize(("rule", "_what", "refused"), ONCE, ids=lambda cell: cell.strip("`")[:30])
-def test_what_is_there_once_is_refused_twice(connection: Connection, rule: str, _what: str, refused: str) -> None:
+def test_a_unique_value_is_refused_the_second_time(connection: Connection, rule: str, _what: str, refused: str) -> None:
     with pytest.raises(UniqueViolation) as violation:
         connection.execute(f"insert into notify_worker.{name(refused)}".encode())
 
@@ -243,7 +243,7 @@ def in_short(written: str) -> str:
     )
 
 
-def test_functions_take_and_return_what_the_page_says(connection: Connection) -> None:
+def test_functions_have_the_signatures_of_the_page(connection: Connection) -> None:
     there = functions(connection)
     on_page = {name(row[0]): name(row[1]) for row in table("Functions")}
 
@@ -267,7 +267,7 @@ def public_signatures(connection: Connection) -> set[str]:
     return {in_short(each["signature"]) for each in found}
 
 
-def test_psql_describes_what_the_page_promises_and_nothing_else(connection: Connection) -> None:
+def test_psql_lists_exactly_the_objects_of_the_page(connection: Connection) -> None:
     views = {name(view): quoted(columns) for view, columns, _ in table("Views that others read")}
     required = {*WRITTEN_BY_OTHERS, *views, *public_signatures(connection)}
     for of in WRITTEN_BY_OTHERS:
@@ -346,13 +346,13 @@ def rights_granted(connection: Connection) -> set[Right]:
 
 
 @pytest.mark.parametrize("role", ["notify_worker_producer", "notify_worker_auditor"])
-def test_a_role_may_do_what_the_page_says_and_nothing_else(connection: Connection, role: str) -> None:
+def test_each_role_has_exactly_the_rights_of_the_page(connection: Connection, role: str) -> None:
     granted = {right for right in rights_granted(connection) if right[0] == role}
 
     assert granted == {right for right in rights_on_page() if right[0] == role}
 
 
-def test_the_workers_role_may_do_what_the_page_says_with_everything(connection: Connection) -> None:
+def test_the_workers_role_has_the_rights_of_the_page(connection: Connection) -> None:
     role = "notify_worker_worker"
     kinds = connection.rows(
         """

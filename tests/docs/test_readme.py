@@ -260,7 +260,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, reader: Reader, monkeypatch: 
     reader.stop_all()
 
 
-def test_what_the_readme_sends_is_told_as_it_says(
+def test_the_readme_example_has_the_story_that_it_shows(
     reader_of_the_readme: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in blocks("README.md", "python"):

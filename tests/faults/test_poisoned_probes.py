@@ -7,7 +7,7 @@ SOON_ENOUGH = 3
 """Probes; they end up five minutes apart."""
 
 
-def test_what_is_new_is_probed_before_all_that_failed_before(connection: Connection, worker: Worker) -> None:
+def test_new_deliveries_are_probed_before_failed_ones(connection: Connection, worker: Worker) -> None:
     for _ in range(POISONED):
         connection.insert()
     connection.value("select notify_worker.open_incident('default', 'project', 'an outage')")

@@ -10,7 +10,7 @@ SOON = 0.2
 
 
 @pytest.mark.parametrize("kind", ["topic", "condition"])
-def test_what_waits_for_the_quota_of_topics_from_its_first_claim_on_has_one_delivery(
+def test_a_topic_postponed_at_its_first_claim_has_one_delivery(
     connection: Connection, kind: str, worker: Worker
 ) -> None:
     connection.value("select notify_worker.open_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)

@@ -191,7 +191,7 @@ def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal:
 
 
 @both_ways
-def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
+def test_a_restart_makes_no_worker_stale_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
     with Connection.connect(shop.conninfo, autocommit=True) as session:
         worker = session.register_worker()
 
@@ -204,7 +204,7 @@ def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Sho
 # It crashes
 
 
-def test_after_a_crash_that_leaves_the_server_s_start_as_it_was_nobody_is_dead_within_seconds(shop: Shop) -> None:
+def test_a_crash_recovery_makes_no_worker_stale_within_seconds(shop: Shop) -> None:
     with Connection.connect(shop.conninfo, autocommit=True) as session:
         worker = session.register_worker()
         victim = Connection.connect(shop.conninfo)
@@ -243,7 +243,7 @@ def is_back(shop: Shop) -> bool:
 # Its sessions end
 
 
-def test_a_worker_that_loses_every_session_at_once_again_and_again_goes_on(shop: Shop) -> None:
+def test_a_worker_goes_on_after_repeatedly_losing_every_session(shop: Shop) -> None:
     worker = shop.start_worker(**PATIENT)
     shop.notify_many(1000, "hang0.5")
 
@@ -350,7 +350,7 @@ def test_a_stop_while_the_server_is_away_and_answers_wait_is_no_success(mortal: 
     assert shop.said("not recorded")
 
 
-def test_a_stop_while_the_server_is_away_and_nothing_is_in_hand_does_not_take_long(mortal: Server, shop: Shop) -> None:
+def test_an_idle_worker_stops_quickly_while_the_server_is_away(mortal: Server, shop: Shop) -> None:
     worker = shop.start_worker()
     until("the worker sleeps", shop.sleeps, within=10)
 

@@ -111,7 +111,7 @@ def number_of(database: str, event_id: str) -> str:
         return str(connection.value("select id from notify_worker.notifications where event_id = %s", event_id))
 
 
-def test_each_query_of_the_folder_says_what_for_and_how_and_has_a_test() -> None:
+def test_each_audit_query_states_its_purpose_and_usage_and_has_a_test() -> None:
     names = {path.stem for path in AUDIT.iterdir()}
 
     assert names == {
@@ -129,7 +129,7 @@ def test_each_query_of_the_folder_says_what_for_and_how_and_has_a_test() -> None
         assert says.endswith(f"-f sql/audit/{name}.sql")
 
 
-def test_by_receiver_tells_what_became_of_each_and_why(lived: str) -> None:
+def test_by_receiver_shows_each_state_and_reason(lived: str) -> None:
     newest, oldest = psql(lived, "by_receiver", "-v", "receiver=u_42")
 
     assert (newest["event_id"], newest["state"]) == ("order:44:paid", "failed")
@@ -179,7 +179,7 @@ def test_dead_letters_are_counted_by_error_the_most_frequent_first(lived: str) -
     assert second["latest_words"] == 'there is no campaign "no_such"'
 
 
-def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
+def test_doubles_lists_deliveries_that_fcm_may_have_got_twice(lived: str) -> None:
     doubles = {each["notification_id"]: each for each in psql(lived, "doubles")}
 
     busy, crashed = doubles[number_of(lived, "sale:3")], doubles[number_of(lived, "crash:1")]
@@ -188,7 +188,7 @@ def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
     assert len(doubles) == 2
 
 
-def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None:
+def test_oldest_due_lists_the_oldest_first_with_what_blocks_them(lived: str) -> None:
     due = psql(lived, "oldest_due")
 
     assert [(each["event_id"], each["in_its_way"]) for each in due] == [
@@ -199,7 +199,7 @@ def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None
     assert due[0]["due_for"].startswith("03:00:")
 
 
-def test_the_oldest_due_say_where_nobody_is_at_work(database: str, connection: Connection) -> None:
+def test_oldest_due_says_if_no_worker_runs(database: str, connection: Connection) -> None:
     connection.insert()
 
     (due,) = psql(database, "oldest_due")
@@ -207,7 +207,7 @@ def test_the_oldest_due_say_where_nobody_is_at_work(database: str, connection: C
     assert due["in_its_way"] == "no worker is alive"
 
 
-def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: Connection) -> None:
+def test_oldest_due_says_whose_lease_lapsed(database: str, connection: Connection) -> None:
     connection.insert()
     connection.claim(connection.register_worker())
     connection.execute("update notify_worker.notifications set due_at = now()")

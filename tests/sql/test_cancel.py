@@ -91,9 +91,7 @@ def released(connection: Connection, worker: Worker) -> int:
         pytest.param(tried_on_each(UNREGISTERED, PAUSED), id="gone on one device, waiting on the other"),
     ],
 )
-def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
-    connection: Connection, prepare: Prepare, worker: Worker
-) -> None:
+def test_an_unleased_unsent_notification_is_cancelled(connection: Connection, prepare: Prepare, worker: Worker) -> None:
     number = prepare(connection, worker)
 
     told = cancel(connection, number)
@@ -126,7 +124,7 @@ def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
         pytest.param(tried(UNREGISTERED), "unreachable", id="unreachable"),
     ],
 )
-def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
+def test_cancel_returns_false_for_what_may_have_arrived_and_starts_nothing_more(
     connection: Connection, prepare: Prepare, ends: str, worker: Worker
 ) -> None:
     number = prepare(connection, worker)
@@ -141,7 +139,7 @@ def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
     assert connection.unbalanced() == []
 
 
-def test_what_is_settled_stays_as_it_is(connection: Connection, worker: Worker) -> None:
+def test_cancel_leaves_a_settled_notification_unchanged(connection: Connection, worker: Worker) -> None:
     expired, nobody = connection.insert(expires_at=PAST), connection.insert(receiver_id="nobody")
     connection.claim(worker)
     sent, twice = connection.insert(), connection.insert(send_at=FUTURE)
@@ -156,7 +154,7 @@ def test_what_is_settled_stays_as_it_is(connection: Connection, worker: Worker) 
     assert [connection.notification(number) for number in settled] == before
 
 
-def test_what_is_not_there_is_not_cancelled(connection: Connection) -> None:
+def test_an_unknown_notification_is_not_cancelled(connection: Connection) -> None:
     assert cancel(connection, 4711) is False
     assert connection.value("select notify_worker.cancel('order:42:paid')") is False
     assert connection.value("select notify_worker.cancel(null::bigint)") is False
@@ -204,7 +202,7 @@ WITH_A_CANCEL: list[tuple[list[Row], str, str]] = [
     WITH_A_CANCEL,
     ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
 )
-def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
+def test_cancel_lets_a_leased_attempt_finish_and_no_other_follow(
     connection: Connection, came_to: list[Row], on_unknown: str, ends: str, worker: Worker
 ) -> None:
     number = connection.insert_for_devices(2, on_unknown=on_unknown)
@@ -223,7 +221,7 @@ def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
     assert connection.unbalanced() == []
 
 
-def test_what_is_held_after_a_cancel_is_decided_by_another(connection: Connection, worker: Worker) -> None:
+def test_a_second_cancel_settles_what_became_held_after_the_first(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(1, on_unknown="hold")
     claimed = connection.claim_one(worker)
     cancel(connection, number)
@@ -233,7 +231,7 @@ def test_what_is_held_after_a_cancel_is_decided_by_another(connection: Connectio
     assert (connection.state(number), connection.only_delivery(number)["state"]) == ("cancelled", "cancelled")
 
 
-def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: Connection, worker: Worker) -> None:
+def test_a_delivery_released_after_a_cancel_is_cancelled(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     claimed = connection.claim_one(worker)
     cancel(connection, number)
@@ -244,7 +242,7 @@ def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: Connec
     assert connection.claim(worker) == []
 
 
-def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: Connection) -> None:
+def test_a_frozen_workers_delivery_is_cancelled_when_its_lease_ends(connection: Connection) -> None:
     number = connection.insert()
     connection.claim_one(connection.register_worker(SHORT_LEASE))
     told = cancel(connection, number)
@@ -257,7 +255,7 @@ def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: 
     assert connection.unbalanced() == []
 
 
-def test_what_a_dead_worker_held_is_cancelled_at_its_burial(database: str, connection: Connection) -> None:
+def test_a_dead_workers_delivery_is_cancelled_at_its_rescue(database: str, connection: Connection) -> None:
     number = connection.insert_for_devices(2)
     with connected(database) as session:
         dead = session.register_worker()
@@ -273,7 +271,7 @@ def test_what_a_dead_worker_held_is_cancelled_at_its_burial(database: str, conne
     assert connection.unbalanced() == []
 
 
-def test_what_a_worker_died_with_before_the_cancel_may_have_arrived(database: str, connection: Connection) -> None:
+def test_a_delivery_of_a_dead_worker_may_have_arrived(database: str, connection: Connection) -> None:
     number = connection.insert()
     with connected(database) as session:
         dead = session.register_worker()
@@ -285,9 +283,7 @@ def test_what_a_worker_died_with_before_the_cancel_may_have_arrived(database: st
     assert connection.claim(connection.register_worker()) == []
 
 
-def test_a_sent_that_comes_late_stands_in_the_history_of_what_was_cancelled(
-    database: str, connection: Connection
-) -> None:
+def test_a_late_sent_is_in_the_history_of_a_cancelled_notification(database: str, connection: Connection) -> None:
     number = connection.insert()
     with connected(database) as session:
         dead = session.register_worker()
@@ -338,7 +334,7 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("came_to", [None, SENT, RETRY], ids=["not recorded", "sent", "retry"])
-def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_double(
+def test_an_open_cancel_longer_than_the_lease_causes_no_delay_and_no_double(
     database: str, connection: Connection, came_to: Row | None, end: LiteralString
 ) -> None:
     frozen = connection.register_worker(SHORT_LEASE)

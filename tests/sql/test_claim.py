@@ -24,7 +24,7 @@ def addresses(claimed: list[Row]) -> list[str]:
     return [each["address"] for each in claimed]
 
 
-def test_a_device_that_registers_after_the_insert_is_told(connection: Connection, worker: Worker) -> None:
+def test_a_device_registered_after_the_insert_gets_the_message(connection: Connection, worker: Worker) -> None:
     connection.insert(receiver_id="u_42")
     connection.register_device("u_42", "fcm:new")
 
@@ -89,7 +89,7 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: Connection
     assert claimed["tag"] == f"{prefix}-{number}"
 
 
-def test_a_notification_without_a_campaign_has_no_words_of_one(connection: Connection) -> None:
+def test_a_notification_without_a_campaign_has_no_campaign_content(connection: Connection) -> None:
     connection.insert()
 
     claimed = connection.claim_one(connection.register_worker())
@@ -141,7 +141,7 @@ def test_a_receiver_without_a_live_device_is_unreachable(connection: Connection)
     ],
     ids=lambda given: str(given)[:40],
 )
-def test_what_cannot_be_sent_ends_with_its_reason_and_delays_nobody(
+def test_an_unsendable_notification_ends_with_its_reason_and_delays_no_other(
     connection: Connection, columns: dict[str, object], ends: str, because: str
 ) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('order_paid', 'Thank you')")
@@ -165,9 +165,7 @@ def test_words_of_64_kilobytes_are_sent(connection: Connection) -> None:
     assert len(connection.claim(connection.register_worker())) == 1
 
 
-def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_content(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_notification_settled_by_a_claim_is_a_row_without_content(connection: Connection, worker: Worker) -> None:
     ended = connection.insert(campaign="no_such", title="Hello")
     nowhere = connection.insert(project="no_such")
 
@@ -181,13 +179,13 @@ def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_
     assert nothing == []
 
 
-def test_what_is_sent_is_pending_in_the_claim(connection: Connection) -> None:
+def test_a_claimed_notification_is_pending(connection: Connection) -> None:
     connection.insert()
 
     assert connection.claim_one(connection.register_worker())["state"] == "pending"
 
 
-def test_what_is_scheduled_is_not_claimed_before(connection: Connection) -> None:
+def test_a_scheduled_notification_is_not_claimed_early(connection: Connection) -> None:
     scheduled = connection.insert(send_at=FUTURE)
 
     assert connection.claim(connection.register_worker()) == []
@@ -216,7 +214,7 @@ def test_its_own_expiry_wins_over_the_project_s(connection: Connection) -> None:
     assert connection.claim_one(connection.register_worker())["expires_in"] == pytest.approx(3 * 86_400, abs=30)
 
 
-def test_what_never_expires_is_sent(connection: Connection) -> None:
+def test_a_notification_that_never_expires_is_sent(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, expires_at)
@@ -227,7 +225,7 @@ def test_what_never_expires_is_sent(connection: Connection) -> None:
     assert connection.claim_one(connection.register_worker())["expires_in"] == float("inf")
 
 
-def test_the_high_lane_goes_before_what_is_due_for_longer(connection: Connection, worker: Worker) -> None:
+def test_the_high_lane_goes_before_older_normal_ones(connection: Connection, worker: Worker) -> None:
     normal = [connection.insert(), connection.insert(priority="normal")]
     high = connection.insert(priority="high")
     connection.execute("select setseed(0)")  # now and then a claim of one leaves it to the others
@@ -239,9 +237,7 @@ def test_the_high_lane_goes_before_what_is_due_for_longer(connection: Connection
     assert [each["notification_id"] for each in rest] == normal
 
 
-def test_a_claim_takes_what_is_due_for_longest_and_no_more_than_it_was_asked_for(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_claim_takes_the_oldest_due_up_to_its_limit(connection: Connection, worker: Worker) -> None:
     ids = [connection.insert() for _ in range(5)]
     connection.insert(priority="high")
 
@@ -264,7 +260,7 @@ def test_a_lease_lasts_as_long_as_its_worker_said(connection: Connection) -> Non
     assert connection.only_delivery(number)["due_at"] <= leased["leased_at"]
 
 
-def test_what_is_leased_is_not_claimed(connection: Connection, worker: Worker) -> None:
+def test_a_leased_notification_is_not_claimed(connection: Connection, worker: Worker) -> None:
     connection.insert()
     connection.claim_one(worker)
 
@@ -292,7 +288,7 @@ def test_two_claims_at_once_never_share_a_notification(database: str, connection
     assert len(first + second + third) == len({*first, *second, *third}) == 400
 
 
-def test_a_claim_passes_by_a_row_that_a_business_transaction_holds(
+def test_a_claim_skips_a_row_locked_by_a_business_transaction(
     database: str, connection: Connection, worker: Worker
 ) -> None:
     locked, free = connection.insert(), connection.insert()
@@ -331,7 +327,7 @@ def test_only_a_worker_that_is_there_may_claim(connection: Connection, worker_id
         ),
     ],
 )
-def test_a_device_that_was_retired_or_changed_hands_between_two_attempts_gets_nothing(
+def test_a_device_retired_or_reassigned_between_attempts_gets_nothing(
     connection: Connection, between: LiteralString, because: str, worker: Worker
 ) -> None:
     connection.register_device("u_42", "fcm:phone")
@@ -374,9 +370,7 @@ def drop_newest_partition(connection: Connection) -> None:
     connection.execute(f"drop table {newest}")
 
 
-def test_a_missing_partition_is_made_while_somebody_records(
-    database: str, connection: Connection, worker: Worker
-) -> None:
+def test_a_missing_partition_is_created_beside_a_record(database: str, connection: Connection, worker: Worker) -> None:
     connection.insert()
     claimed = connection.claim_one(worker)
     drop_newest_partition(connection)
@@ -388,7 +382,7 @@ def test_a_missing_partition_is_made_while_somebody_records(
     assert connection.value("select notify_worker.create_partitions()") == 0
 
 
-def test_two_who_keep_partitions_at_once_make_each_of_them_once(database: str, connection: Connection) -> None:
+def test_two_calls_at_once_create_each_partition_once(database: str, connection: Connection) -> None:
     drop_newest_partition(connection)
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
@@ -424,7 +418,7 @@ def fill(connection: Connection, count: int, state: str = "pending", ahead: str 
     )
 
 
-def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection: Connection, worker: Worker) -> None:
+def test_scheduled_and_settled_rows_do_not_slow_a_claim(connection: Connection, worker: Worker) -> None:
     fill(connection, 200)
 
     def beside(scheduled: int, settled: int) -> int:

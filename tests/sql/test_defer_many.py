@@ -67,7 +67,7 @@ def test_rows_without_an_event_get_ids_in_their_order_among_those_with_one(conne
     assert [stored[id_] for id_ in ids if id_] == [row["title"] for row in given]
 
 
-def test_an_event_that_is_there_already_gives_none_in_its_place(connection: Connection) -> None:
+def test_an_event_that_exists_gives_none_in_its_place(connection: Connection) -> None:
     defer(connection, **event("b", title="first"))
 
     ids = defer_many(connection, [event("a"), event("b", title="second"), event("c")])
@@ -132,7 +132,7 @@ MIXED: list[Columns] = [
 ]
 
 
-def test_each_row_stands_as_defer_would_have_written_it(database: str, connection: Connection) -> None:
+def test_each_row_equals_that_of_defer(database: str, connection: Connection) -> None:
     given = MIXED
     assert set(Columns.__annotations__) == {name for row in given for name in row}
 
@@ -173,7 +173,7 @@ def test_a_moment_is_a_moment_and_one_without_a_zone_is_the_sessions(connection:
 
 
 @pytest.mark.parametrize("column", JSON_COLUMNS)
-def test_what_defer_can_not_write_as_json_defer_many_can_not_either(connection: Connection, column: str) -> None:
+def test_defer_many_refuses_the_same_json_as_defer(connection: Connection, column: str) -> None:
     row: Any = {**HELLO, column: {"at": AT}}
 
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -192,7 +192,7 @@ def test_a_value_of_a_wrong_type_is_a_type_error(connection: Connection) -> None
 # ── all or none ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_rows_ring_one_bell(connection: Connection) -> None:
+def test_a_thousand_rows_send_one_wakeup(connection: Connection) -> None:
     ids = defer_many(connection, [event(f"order:{number}") for number in range(1_000)])
 
     assert (len(set(ids)), connection.wakeups()) == (1_000, 1)
@@ -202,9 +202,7 @@ def test_a_thousand_rows_ring_one_bell(connection: Connection) -> None:
     ("wrong", "hint"),
     [("reciever_id", "Did you mean receiver_id?"), ("due_at", ""), ('title) values (1); drop table "x"; --', "")],
 )
-def test_a_column_that_is_not_the_callers_is_a_type_error_wherever_it_stands(
-    connection: Connection, wrong: str, hint: str
-) -> None:
+def test_an_unknown_column_in_any_row_is_a_type_error(connection: Connection, wrong: str, hint: str) -> None:
     given: Any = [HELLO, HELLO, {"title": "Hello", wrong: "x"}]
 
     with pytest.raises(TypeError) as caught:
@@ -251,7 +249,7 @@ def test_after_a_savepoint_the_business_transaction_goes_on(database: str, conne
 # ── many at once ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_eight_who_publish_the_same_events_in_different_orders_publish_each_once_and_never_deadlock(
+def test_eight_producers_of_the_same_events_publish_each_once_without_deadlock(
     database: str, connection: Connection
 ) -> None:
     names = [f"order:{number}" for number in range(50)]
@@ -277,7 +275,7 @@ def test_eight_who_publish_the_same_events_in_different_orders_publish_each_once
     "factory",
     [dict_row, namedtuple_row, scalar_row],
 )
-def test_the_callers_connection_may_make_of_rows_what_it_likes(connection: Connection, factory: Any) -> None:
+def test_the_callers_connection_may_have_any_row_factory(connection: Connection, factory: Any) -> None:
     connection.row_factory = cast("RowFactory[TupleRow]", factory)
 
     ids = defer_many(connection, [event("b"), event(None), event("a"), event("a")])
@@ -287,7 +285,7 @@ def test_the_callers_connection_may_make_of_rows_what_it_likes(connection: Conne
 
 
 @pytest.mark.parametrize("factory", [None, dict_row])
-async def test_the_asynchronous_twin_does_the_same(
+async def test_the_async_function_does_the_same(
     async_connection: psycopg.AsyncConnection[Any], connection: Connection, factory: Any
 ) -> None:
     if factory:
@@ -301,7 +299,7 @@ async def test_the_asynchronous_twin_does_the_same(
     assert await defer_many_async(async_connection, []) == []
 
 
-async def test_the_asynchronous_twin_refuses_the_same(
+async def test_the_async_function_refuses_the_same(
     async_connection: psycopg.AsyncConnection[Any], connection: Connection
 ) -> None:
     wrong: Any = {"reciever_id": "u_42"}

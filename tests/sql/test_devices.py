@@ -48,7 +48,7 @@ def test_a_new_address_is_a_new_device(connection: Connection) -> None:
     assert registered["retired_at"] is registered["retired_reason"] is registered["replaced_by"] is None
 
 
-def test_an_address_belongs_to_whoever_registered_it_last(connection: Connection) -> None:
+def test_an_address_belongs_to_its_latest_registration(connection: Connection) -> None:
     first = connection.register_device("u_42", "fcm:phone")
     connection.insert(receiver_id="u_42")
 
@@ -59,7 +59,7 @@ def test_an_address_belongs_to_whoever_registered_it_last(connection: Connection
     assert [each["notification_id"] for each in connection.claim(connection.register_worker())] == [hers]
 
 
-def test_registering_again_is_a_sign_of_life_and_keeps_the_platform_that_is_known(
+def test_registering_again_updates_seen_at_and_keeps_the_platform(
     connection: Connection,
 ) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
@@ -85,7 +85,7 @@ def test_registering_again_is_a_sign_of_life_and_keeps_the_platform_that_is_know
         ("'u_42', 'token', 'fcm:phone', null, null", NotNullViolation, None),
     ],
 )
-def test_what_is_no_device_is_refused(
+def test_an_invalid_device_is_refused(
     connection: Connection, arguments: LiteralString, error: type[IntegrityError], rule: str | None
 ) -> None:
     with pytest.raises(error) as refused:
@@ -96,7 +96,7 @@ def test_what_is_no_device_is_refused(
     assert connection.rows("select from notify_worker.devices") == []
 
 
-def test_a_retired_device_is_told_nothing_until_it_registers_again(connection: Connection, worker: Worker) -> None:
+def test_a_retired_device_gets_nothing_until_it_registers_again(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.insert(receiver_id="u_42")
     assert retire(connection, "fcm:phone") is True
@@ -141,9 +141,7 @@ def test_to_follow_an_unknown_address_or_oneself_is_just_to_register(connection:
     assert device(connection, "fcm:new")["retired_at"] is None
 
 
-def test_what_waits_for_a_replaced_device_goes_to_the_one_that_followed_it(
-    connection: Connection, worker: Worker
-) -> None:
+def test_pending_deliveries_move_to_the_device_that_replaced_theirs(connection: Connection, worker: Worker) -> None:
     number = waiting_on(connection, worker, "fcm:old")
     before = connection.only_delivery(number)
     new = replace(connection, "fcm:old", "fcm:new")
@@ -212,7 +210,7 @@ def test_an_address_may_come_back_in_the_place_of_the_one_that_followed_it(
     assert device(connection, "fcm:new")["retired_reason"] == "replaced"
 
 
-def test_what_waits_does_not_follow_to_another_receiver(connection: Connection, worker: Worker) -> None:
+def test_pending_deliveries_do_not_move_to_another_receiver(connection: Connection, worker: Worker) -> None:
     number = waiting_on(connection, worker, "fcm:old")
     replace(connection, "fcm:old", "fcm:hers", receiver_id="u_43")
 
@@ -221,7 +219,7 @@ def test_what_waits_does_not_follow_to_another_receiver(connection: Connection, 
     assert connection.only_delivery(number)["last_error"] == "the device was retired: replaced"
 
 
-def test_a_device_that_is_told_anyway_is_told_once(connection: Connection, worker: Worker) -> None:
+def test_a_replacement_with_its_own_delivery_gets_one_message(connection: Connection, worker: Worker) -> None:
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
     replace(connection, "fcm:phone", "fcm:tablet")
 
@@ -229,7 +227,7 @@ def test_a_device_that_is_told_anyway_is_told_once(connection: Connection, worke
     assert [each["state"] for each in connection.deliveries(number)] == ["failed", "pending"]
 
 
-def test_two_devices_that_one_has_followed_are_told_once(connection: Connection, worker: Worker) -> None:
+def test_a_device_that_replaced_two_gets_one_message(connection: Connection, worker: Worker) -> None:
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
     replace(connection, "fcm:phone", "fcm:new")
     replace(connection, "fcm:tablet", "fcm:new")
@@ -253,7 +251,7 @@ def test_two_devices_that_one_has_followed_are_told_once(connection: Connection,
     ],
     ids=["deleted", "changed hands", "retired"],
 )
-def test_a_device_that_is_gone_between_two_tries_gets_nothing_and_the_others_are_told(
+def test_a_device_deleted_between_attempts_gets_nothing_and_others_do(
     connection: Connection, between: LiteralString, because: str, worker: Worker
 ) -> None:
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
@@ -280,9 +278,7 @@ def test_a_device_that_was_deleted_and_registered_by_another_gets_nothing(
     assert connection.state(number) == "unreachable"
 
 
-def test_a_token_that_rotated_while_its_old_one_was_tried_is_looked_at_once_more(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_token_rotated_during_its_request_is_rechecked(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:old")
     number = connection.insert(receiver_id="u_42")
     claimed = connection.claim_one(worker)
@@ -299,7 +295,9 @@ def test_a_token_that_rotated_while_its_old_one_was_tried_is_looked_at_once_more
     assert connection.unbalanced() == []
 
 
-def test_who_has_no_other_device_is_unreachable_after_that_look(connection: Connection, worker: Worker) -> None:
+def test_a_receiver_without_another_device_is_unreachable_after_the_recheck(
+    connection: Connection, worker: Worker
+) -> None:
     connection.register_device("u_42", "fcm:old")
     number = connection.insert(receiver_id="u_42")
     connection.send(worker, UNREGISTERED)
@@ -310,7 +308,7 @@ def test_who_has_no_other_device_is_unreachable_after_that_look(connection: Conn
     assert connection.claim(worker) == []
 
 
-def test_a_new_device_is_left_out_where_another_was_told(connection: Connection, worker: Worker) -> None:
+def test_a_new_device_is_left_out_if_another_got_the_message(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.register_device("u_42", "fcm:tablet")
     number = connection.insert(receiver_id="u_42")
@@ -366,7 +364,7 @@ def live_with(connection: Connection, worker: Worker, receiver_id: str) -> list[
     return [*numbers, connection.insert(receiver_id=receiver_id, send_at=tomorrow, **WORDS)]
 
 
-def test_a_person_who_is_forgotten_leaves_counts_and_no_words(connection: Connection, worker: Worker) -> None:
+def test_a_forgotten_receiver_leaves_counts_and_no_content(connection: Connection, worker: Worker) -> None:
     numbers, hers = live_with(connection, worker, "u_42"), live_with(connection, worker, "u_43")
     others = everything_about(connection, "u_43")
     assert "secret" in everything_about(connection, "u_42")
@@ -382,7 +380,7 @@ def test_a_person_who_is_forgotten_leaves_counts_and_no_words(connection: Connec
     assert connection.unbalanced() == []
 
 
-def test_a_person_who_is_forgotten_is_never_sent_to_again(connection: Connection, worker: Worker) -> None:
+def test_a_forgotten_receiver_gets_nothing_more(connection: Connection, worker: Worker) -> None:
     live_with(connection, worker, "u_42")
     forget(connection, "u_42")
     connection.execute("update notify_worker.notifications set due_at = now()")
@@ -396,7 +394,9 @@ def test_a_person_who_is_forgotten_is_never_sent_to_again(connection: Connection
     assert all(each["retired_at"] for each in devices)
 
 
-def test_what_is_leased_while_its_receiver_is_forgotten_ends_as_it_ends(connection: Connection, worker: Worker) -> None:
+def test_a_leased_notification_of_a_forgotten_receiver_keeps_its_outcome(
+    connection: Connection, worker: Worker
+) -> None:
     connection.register_device("u_42", "secret phone")
     sent, retried = (connection.insert(receiver_id="u_42", **WORDS) for _ in range(2))
     claimed = connection.claim(worker)
@@ -412,7 +412,7 @@ def test_what_is_leased_while_its_receiver_is_forgotten_ends_as_it_ends(connecti
     assert connection.unbalanced() == []
 
 
-def test_what_a_dead_worker_held_of_a_forgotten_person_is_not_sent(database: str, connection: Connection) -> None:
+def test_a_forgotten_receivers_notification_is_not_sent_after_a_crash(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "secret phone")
     number = connection.insert(receiver_id="u_42", **WORDS)
     with connected(database) as session:
@@ -435,7 +435,7 @@ def test_the_phone_of_a_forgotten_person_may_be_registered_by_another(connection
     assert addresses(connection.claim(worker)) == ["fcm:phone"]
 
 
-def test_nobody_is_forgotten_where_there_is_nobody(connection: Connection) -> None:
+def test_forgetting_an_unknown_receiver_changes_nothing(connection: Connection) -> None:
     connection.insert(address="fcm:phone")
 
     assert forget(connection, "u_42") == 0

@@ -33,7 +33,7 @@ def die(database: str, *, most: int = 100) -> tuple[Worker, list[Row]]:
         return worker, session.claim(worker, most)
 
 
-def test_a_lease_that_ran_out_is_taken_over_by_the_next_claim(connection: Connection) -> None:
+def test_the_next_claim_ends_a_lapsed_lease(connection: Connection) -> None:
     number = connection.insert()
     _, held = freeze(connection, number)
     other = connection.register_worker()
@@ -45,7 +45,7 @@ def test_a_lease_that_ran_out_is_taken_over_by_the_next_claim(connection: Connec
     assert (str(leased["lease"]), leased["leased_by"]) == (again["lease"], other.id)
 
 
-def test_what_was_not_recorded_is_written_down_as_unknown(connection: Connection) -> None:
+def test_an_unrecorded_attempt_of_a_lapsed_lease_is_unknown(connection: Connection) -> None:
     number = connection.insert()
     frozen, _ = freeze(connection, number)
     leased_at = connection.notification(number)["leased_at"]
@@ -61,7 +61,7 @@ def test_what_was_not_recorded_is_written_down_as_unknown(connection: Connection
     assert connection.unbalanced() == []
 
 
-def test_what_may_not_be_resent_is_held(connection: Connection) -> None:
+def test_a_started_delivery_with_hold_is_held(connection: Connection) -> None:
     number = connection.insert(on_unknown="hold")
     freeze(connection, number, marked=True)
     other = connection.register_worker()
@@ -76,7 +76,7 @@ def test_what_may_not_be_resent_is_held(connection: Connection) -> None:
     assert connection.unbalanced() == []
 
 
-def test_what_may_not_be_resent_and_never_began_is_due_again(connection: Connection) -> None:
+def test_a_delivery_with_hold_that_never_started_is_due_again(connection: Connection) -> None:
     number = connection.insert(on_unknown="hold")
     freeze(connection, number)
     other = connection.register_worker()
@@ -98,7 +98,7 @@ def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: Connect
     assert connection.claim_one(connection.register_worker())["notification_id"] == number
 
 
-def test_only_what_is_held_under_this_very_lease_is_marked(connection: Connection) -> None:
+def test_only_a_delivery_under_this_lease_is_marked(connection: Connection) -> None:
     number = connection.insert()
     worker = connection.register_worker(timedelta(seconds=2))
     claimed = connection.claim_one(worker)
@@ -109,7 +109,7 @@ def test_only_what_is_held_under_this_very_lease_is_marked(connection: Connectio
     assert connection.mark_started(claimed) == []
 
 
-def test_each_crash_stands_in_the_history_and_none_counts(database: str, connection: Connection) -> None:
+def test_each_crash_is_in_the_history_and_costs_no_attempt(database: str, connection: Connection) -> None:
     number = connection.insert()
     for _ in range(3):
         worker, _ = die(database)
@@ -150,7 +150,7 @@ def record_while_locked(database: str, connection: Connection, worker: Worker, c
         connection.record(worker, came_to)
 
 
-def test_an_outcome_that_stands_in_the_history_is_applied_instead(database: str, connection: Connection) -> None:
+def test_an_outcome_in_the_history_is_applied_instead(database: str, connection: Connection) -> None:
     number = connection.insert()
     frozen, claimed = freeze(connection, number)
     record_while_locked(
@@ -167,7 +167,7 @@ def test_an_outcome_that_stands_in_the_history_is_applied_instead(database: str,
     assert connection.unbalanced() == []
 
 
-def test_a_retry_that_stands_in_the_history_is_due_when_it_was_to_be(database: str, connection: Connection) -> None:
+def test_a_retry_in_the_history_keeps_its_time(database: str, connection: Connection) -> None:
     number = connection.insert()
     frozen, claimed = freeze(connection, number)
     record_while_locked(database, connection, frozen, outcome(claimed, verdict="retry", retry_in=3600))
@@ -180,7 +180,7 @@ def test_a_retry_that_stands_in_the_history_is_due_when_it_was_to_be(database: s
     assert connection.only_delivery(number)["attempts"] == 1
 
 
-def test_stale_is_a_registered_worker_whose_session_ended(database: str, connection: Connection) -> None:
+def test_a_registered_worker_without_a_session_is_stale(database: str, connection: Connection) -> None:
     alive, left = connection.register_worker(), connection.register_worker()
     connection.unregister_worker(left)
     dead, _ = die(database)
@@ -189,7 +189,7 @@ def test_stale_is_a_registered_worker_whose_session_ended(database: str, connect
     assert connection.send_heartbeat(alive)
 
 
-def test_all_that_a_dead_worker_held_is_back_in_line_before_its_lease_ends(
+def test_a_rescue_makes_a_dead_workers_notifications_due_before_the_lease_ends(
     database: str, connection: Connection
 ) -> None:
     for _ in range(3):
@@ -228,12 +228,12 @@ def test_a_worker_that_sent_a_heartbeat_since_is_not_rescued(database: str, conn
     assert connection.notification(number)["leased_by"] == worker.id
 
 
-def test_who_lives_is_not_buried(connection: Connection, worker: Worker) -> None:
+def test_a_living_worker_is_not_rescued(connection: Connection, worker: Worker) -> None:
     assert connection.rescue_worker(worker) == 0
     assert connection.send_heartbeat(worker)
 
 
-def test_who_was_buried_hears_of_it_and_may_not_claim(database: str, connection: Connection) -> None:
+def test_a_rescued_worker_learns_of_it_and_may_not_claim(database: str, connection: Connection) -> None:
     connection.insert()
     dead, _ = die(database)
 
@@ -245,7 +245,7 @@ def test_who_was_buried_hears_of_it_and_may_not_claim(database: str, connection:
         connection.claim(dead)
 
 
-def test_who_left_is_no_longer_among_the_workers(connection: Connection) -> None:
+def test_an_unregistered_worker_is_not_listed(connection: Connection) -> None:
     worker, leaving = connection.register_worker(), connection.register_worker()
 
     connection.unregister_worker(leaving)
@@ -254,7 +254,7 @@ def test_who_left_is_no_longer_among_the_workers(connection: Connection) -> None
     assert not connection.send_heartbeat(leaving)
 
 
-def test_what_is_locked_at_the_burial_comes_back_when_its_lease_ends(database: str, connection: Connection) -> None:
+def test_a_row_locked_during_the_rescue_is_due_when_its_lease_ends(database: str, connection: Connection) -> None:
     locked = connection.insert()
     free = connection.insert()
     with connected(database) as session:
@@ -272,7 +272,7 @@ def test_what_is_locked_at_the_burial_comes_back_when_its_lease_ends(database: s
     assert len(connection.attempts(locked)) == len(connection.attempts(free)) == 1
 
 
-def test_nobody_takes_over_while_the_holder_is_just_recording(database: str, connection: Connection) -> None:
+def test_no_lease_is_ended_while_its_worker_is_recording(database: str, connection: Connection) -> None:
     first, second = connection.insert(), connection.insert()
     worker = connection.register_worker(SHORT_LEASE)
     claimed, _ = connection.claim(worker)
@@ -290,7 +290,7 @@ def test_nobody_takes_over_while_the_holder_is_just_recording(database: str, con
     assert connection.state(first) == "sent"
 
 
-def test_nobody_is_buried_while_it_is_just_recording(database: str, connection: Connection) -> None:
+def test_no_worker_is_rescued_while_it_is_recording(database: str, connection: Connection) -> None:
     first, second = connection.insert(), connection.insert()
     dead, (claimed, _) = die(database)
     with connected(database) as recording:
@@ -305,7 +305,7 @@ def test_nobody_is_buried_while_it_is_just_recording(database: str, connection: 
     assert [each["verdict"] for each in connection.attempts(second)] == ["unknown"]
 
 
-def test_a_late_record_of_a_rescued_worker_still_holds_off_whoever_would_end_its_leases(
+def test_a_late_record_of_a_rescued_worker_holds_off_the_end_of_its_leases(
     database: str, connection: Connection
 ) -> None:
     """It was alive all the while; and a lease whose row was locked at the rescue is still its own."""
@@ -348,9 +348,7 @@ def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_w
     ]
 
 
-def test_whoever_just_records_is_not_waited_for_when_a_worker_unregisters(
-    database: str, connection: Connection
-) -> None:
+def test_unregistering_does_not_wait_for_a_record(database: str, connection: Connection) -> None:
     connection.insert()
     worker, (claimed,) = die(database)
     connection.execute("set lock_timeout = '1s'")
@@ -384,7 +382,7 @@ def take_advisory_locks(session: Connection, *workers: Worker) -> None:
             session.execute("select pg_try_advisory_lock(%s, %s)", [lock_class, object_id])
 
 
-def test_a_stranger_who_takes_advisory_locks_stops_no_record_and_no_rescue(
+def test_a_strangers_advisory_locks_stop_no_record_and_no_rescue(
     database: str, connection: Connection, stranger: Connection, worker: Worker
 ) -> None:
     first, second = connection.insert(), connection.insert()
@@ -400,7 +398,7 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_record_and_no_rescue(
     assert (connection.state(first), connection.state(second)) == ("sent", "pending")
 
 
-def test_a_stranger_who_takes_advisory_locks_stops_no_take_over(connection: Connection, stranger: Connection) -> None:
+def test_a_strangers_advisory_locks_stop_no_end_of_leases(connection: Connection, stranger: Connection) -> None:
     number = connection.insert()
     frozen, _ = freeze(connection, number)
     take_advisory_locks(stranger, frozen)
@@ -408,14 +406,14 @@ def test_a_stranger_who_takes_advisory_locks_stops_no_take_over(connection: Conn
     assert connection.claim_one(connection.register_worker())["notification_id"] == number
 
 
-def test_a_stranger_who_takes_advisory_locks_stops_no_partition(connection: Connection, stranger: Connection) -> None:
+def test_a_strangers_advisory_locks_stop_no_partition(connection: Connection, stranger: Connection) -> None:
     take_advisory_locks(stranger)
 
     assert connection.value("select notify_worker.create_partitions()") == 0
 
 
 @pytest.mark.parametrize("statement", ["select from {} for update", "update {} set worker_id = 0", "delete from {}"])
-def test_a_stranger_cannot_lock_what_records_and_rescues_lock(stranger: Connection, statement: LiteralString) -> None:
+def test_a_stranger_cannot_lock_the_rows_of_workers(stranger: Connection, statement: LiteralString) -> None:
     for table in ("stored_worker_locks", "installation"):
         with pytest.raises(InsufficientPrivilege):
             stranger.execute(SQL(statement).format(Identifier("notify_worker", table)))

@@ -32,7 +32,7 @@ def insert_for_phone(connection: Connection, **columns: object) -> int:
     return connection.insert(receiver_id="u_42", **columns)
 
 
-def test_the_story_of_what_was_sent(connection: Connection, worker: Worker) -> None:
+def test_the_story_of_a_sent_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
     delivery = connection.send(worker, SENT)[0]["delivery_id"]
 
@@ -47,7 +47,7 @@ def test_the_story_of_what_was_sent(connection: Connection, worker: Worker) -> N
     ]
 
 
-def test_the_story_of_what_was_retried(connection: Connection, worker: Worker) -> None:
+def test_the_story_of_a_retried_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.send(worker, RETRY)
     connection.send(worker, LATER)
@@ -62,7 +62,7 @@ def test_the_story_of_what_was_retried(connection: Connection, worker: Worker) -
     assert told[-1] == "it is pending, due at <time>"
 
 
-def test_the_story_of_what_failed(connection: Connection, worker: Worker) -> None:
+def test_the_story_of_a_failed_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.send(worker, FAILED)
 
@@ -72,7 +72,7 @@ def test_the_story_of_what_failed(connection: Connection, worker: Worker) -> Non
     assert told[-1] == "it ended failed"
 
 
-def test_the_story_of_a_campaign_that_is_not_there(connection: Connection) -> None:
+def test_the_story_of_a_missing_campaign(connection: Connection) -> None:
     number = connection.insert(campaign="no_such", address=ADDRESS)
     connection.claim(connection.register_worker())
 
@@ -97,14 +97,14 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: Conne
     ]
 
 
-def test_the_story_of_what_is_held_says_that_a_person_decides(connection: Connection, worker: Worker) -> None:
+def test_the_story_of_a_held_notification_says_that_a_person_decides(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection, on_unknown="hold")
     connection.send(worker, UNKNOWN)
 
     assert "it is for a person to decide" in story(connection, number)[-1]
 
 
-def test_the_story_of_what_is_leased_says_who_has_it(connection: Connection, worker: Worker) -> None:
+def test_the_story_of_a_leased_notification_names_its_worker(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.claim(worker)
 
@@ -113,7 +113,7 @@ def test_the_story_of_what_is_leased_says_who_has_it(connection: Connection, wor
     )
 
 
-def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: Connection) -> None:
+def test_the_story_of_a_scheduled_notification_says_when_it_is_due(connection: Connection) -> None:
     number = connection.value(
         """
         insert into notify_worker.notifications (receiver_id, title, send_at)
@@ -128,7 +128,7 @@ def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: Con
     ]
 
 
-def test_a_story_is_told_by_its_event_too(connection: Connection) -> None:
+def test_explain_takes_an_event_id(connection: Connection) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
     connection.send(connection.register_worker(), SENT)
 
@@ -151,6 +151,6 @@ def test_no_story_shows_more_than_the_end_of_an_address(
     assert ADDRESS[-7:] not in " ".join(told)
 
 
-def test_an_event_that_nobody_published_has_no_story(connection: Connection) -> None:
+def test_an_unknown_event_has_no_story(connection: Connection) -> None:
     assert connection.rows("select * from notify_worker.explain('order:43:paid')") == []
     assert connection.rows("select * from notify_worker.explain(4711::bigint)") == []

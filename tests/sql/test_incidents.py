@@ -61,7 +61,7 @@ def family(connection: Connection, receiver_id: str = "u_42", project: str = "de
 # ── a project that is probed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_worker_s_pause_stops_its_project_and_no_other(connection: Connection, worker: Worker) -> None:
+def test_a_worker_s_pause_blocks_its_project_and_no_other(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     waiting = [connection.insert(project="orders"), connection.insert(project="orders", priority="high")]
     other = connection.insert()
@@ -76,7 +76,7 @@ def test_a_worker_s_pause_stops_its_project_and_no_other(connection: Connection,
     assert 9 < waits_for(connection) <= 10
 
 
-def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(database: str, connection: Connection) -> None:
+def test_exactly_one_of_several_workers_gets_the_probe(database: str, connection: Connection) -> None:
     for _ in range(20):
         connection.insert()
     connection.open_incident()
@@ -94,7 +94,7 @@ def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(database
     assert incident(connection)["probe_count"] == 1
 
 
-def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(database: str, connection: Connection) -> None:
+def test_an_uncommitted_probe_prevents_a_second_one(database: str, connection: Connection) -> None:
     connection.insert()
     connection.insert()
     connection.open_incident()
@@ -108,7 +108,7 @@ def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(database
         assert connection.claim(connection.register_worker()) == []
 
 
-def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: Connection) -> None:
+def test_one_of_a_receivers_three_devices_is_the_probe(connection: Connection) -> None:
     family(connection)
     number = connection.insert(receiver_id="u_42")
     connection.open_incident()
@@ -124,7 +124,7 @@ def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: Connectio
     assert all(each["due_at"] > leased["leased_at"] for each in others)
 
 
-def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: Connection, worker: Worker) -> None:
+def test_the_receivers_other_devices_go_on_with_the_project(connection: Connection, worker: Worker) -> None:
     family(connection)
     number = connection.insert(receiver_id="u_42")
     connection.open_incident()
@@ -142,7 +142,7 @@ def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: Con
     assert [each["probe"] for each in again] == [False, False]
 
 
-def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
+def test_probes_back_off_to_five_minutes_and_take_a_new_notification_each(
     connection: Connection, worker: Worker
 ) -> None:
     for _ in range(10):
@@ -163,7 +163,7 @@ def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
     assert incident(connection)["probe_count"] == 7
 
 
-def test_the_probes_of_an_outage_burn_no_attempt(connection: Connection, worker: Worker) -> None:
+def test_probes_cost_no_attempt(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     connection.open_incident()
 
@@ -177,7 +177,7 @@ def test_the_probes_of_an_outage_burn_no_attempt(connection: Connection, worker:
     assert connection.unbalanced() == []
 
 
-def test_a_probe_that_got_through_frees_all_and_rings(connection: Connection, worker: Worker) -> None:
+def test_a_successful_probe_unblocks_all_and_sends_a_wakeup(connection: Connection, worker: Worker) -> None:
     for _ in range(5):
         connection.insert()
     connection.open_incident()
@@ -197,14 +197,14 @@ def test_a_probe_that_got_through_frees_all_and_rings(connection: Connection, wo
     assert connection.unbalanced() == []
 
 
-def test_the_end_of_what_is_not_stopped_changes_nothing(connection: Connection) -> None:
+def test_closing_an_incident_that_is_not_open_changes_nothing(connection: Connection) -> None:
     connection.close_incident()
 
     assert connection.rows("select from notify_worker.incidents") == []
     assert connection.wakeups() == 0
 
 
-def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: Connection, worker: Worker) -> None:
+def test_a_late_report_opens_no_second_incident_and_moves_no_probe(connection: Connection, worker: Worker) -> None:
     connection.insert()
     connection.open_incident()
     connection.let_pass(seconds=11)
@@ -217,7 +217,7 @@ def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: Connect
     assert connection.project_pause() == before_of_project
 
 
-def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, connection: Connection) -> None:
+def test_two_workers_that_report_at_once_open_one_incident(database: str, connection: Connection) -> None:
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
         first.open_incident()
@@ -230,7 +230,7 @@ def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, con
     assert incident(connection)["probe_count"] == 0
 
 
-def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: Connection) -> None:
+def test_a_frozen_worker_delays_the_next_probe_only_by_its_interval(connection: Connection) -> None:
     frozen, other = connection.register_worker(), connection.register_worker()
     connection.insert()
     connection.insert()
@@ -245,9 +245,7 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: 
     assert (second["probe"], second["notification_id"] != first["notification_id"]) == (True, True)
 
 
-def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_there_was(
-    database: str, connection: Connection
-) -> None:
+def test_a_crash_during_the_only_probe_leaves_it_to_be_probed_again(database: str, connection: Connection) -> None:
     number = connection.insert()
     connection.open_incident()
     connection.let_pass(seconds=11)
@@ -273,7 +271,7 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_t
     [{"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, {"campaign": "no_such"}, {"receiver_id": "u_nobody"}],
     ids=["expired", "failed", "unreachable"],
 )
-def test_what_cannot_be_sent_takes_no_probe_s_turn(
+def test_an_unsendable_notification_uses_up_no_probe(
     connection: Connection, columns: dict[str, object], worker: Worker
 ) -> None:
     unsendable = [connection.insert(**columns) for _ in range(3)]
@@ -288,7 +286,7 @@ def test_what_cannot_be_sent_takes_no_probe_s_turn(
     assert 19 < waits_for(connection) <= 20
 
 
-def test_what_another_incident_stops_takes_no_probe_s_turn(connection: Connection, worker: Worker) -> None:
+def test_a_delivery_that_another_incident_blocks_uses_up_no_probe(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     connection.insert(receiver_id="u_42")
     connection.insert(kind="topic", address="news")
@@ -317,7 +315,7 @@ def waits_or_ended(observer: Connection, session: Connection, task: Future[list[
     ],
     ids=["claim", "close_incident", "resume"],
 )
-def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
+def test_opening_and_probing_or_closing_never_deadlock(
     database: str, connection: Connection, other: LiteralString, worker: Worker
 ) -> None:
     connection.insert()
@@ -343,7 +341,7 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
             assert isinstance(either.exception(10), psycopg.errors.LockNotAvailable | None)
 
 
-def test_a_worker_waits_for_another_one_for_half_a_second_at_most(database: str, connection: Connection) -> None:
+def test_a_worker_waits_for_another_half_a_second_at_most(database: str, connection: Connection) -> None:
     with connected(database) as slow:
         slow.execute("begin")
         slow.open_incident()
@@ -384,9 +382,7 @@ def test_an_operator_s_open_transaction_makes_no_worker_wait(
     assert connection.project_pause()[1] == "its key was refused"
 
 
-def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
-    database: str, connection: Connection
-) -> None:
+def test_a_locked_project_row_delays_no_probe(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     probe, number = connection.insert(project="orders"), connection.insert()
     connection.open_incident(project="orders")
@@ -402,7 +398,7 @@ def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
 
 
 @pytest.mark.parametrize("operator_ends_by", ["commit", "rollback"])
-def test_what_a_worker_finds_during_an_open_resume_is_an_incident_of_its_own(
+def test_an_incident_found_during_an_open_resume_is_a_new_one(
     database: str, connection: Connection, operator_ends_by: LiteralString, worker: Worker
 ) -> None:
     for _ in range(3):
@@ -495,9 +491,7 @@ def test_a_probe_that_decides_nothing_wakes_a_worker(connection: Connection) -> 
     assert (before, connection.wakeups()) == (0, 1)
 
 
-def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_next(
-    connection: Connection, worker: Worker
-) -> None:
+def test_after_an_undecided_ios_probe_another_delivery_is_probed(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     for _ in range(4):
         connection.insert(receiver_id="u_42")
@@ -550,7 +544,7 @@ def test_an_open_resume_makes_no_claim_wait(database: str, connection: Connectio
         assert (android["notification_id"], android["platform"]) == (number, "android")
 
 
-def test_what_was_put_off_since_its_incident_was_in_other_hands_is_looked_at_again_soon(
+def test_deliveries_postponed_because_of_a_locked_incident_are_due_again_soon(
     database: str, connection: Connection, worker: Worker
 ) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
@@ -579,7 +573,7 @@ def pages(connection: Connection, project: str) -> int:
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(connection: Connection) -> None:
+def test_twenty_thousand_rows_of_a_probed_project_do_not_slow_other_claims(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill: LiteralString = """
         insert into notify_worker.notifications (kind, address, title, project)
@@ -599,9 +593,7 @@ def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(
 # ── an operator, and a pause that ends by itself ─────────────────────────────────────────────────────────────────────
 
 
-def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(
-    connection: Connection, worker: Worker
-) -> None:
+def test_no_probe_ends_and_no_worker_shortens_an_operator_s_pause(connection: Connection, worker: Worker) -> None:
     connection.insert()
     connection.open_incident()
     connection.pause()
@@ -665,7 +657,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(
     assert over["ended_at"] - over["began_at"] == timedelta(seconds=60)
 
 
-def test_a_probe_that_got_through_ends_no_pause_with_a_time_of_its_own(connection: Connection) -> None:
+def test_a_successful_probe_ends_no_timed_pause(connection: Connection) -> None:
     connection.open_incident()
     connection.open_incident(lasts=60, reason="its quota")
 
@@ -687,7 +679,7 @@ def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
     assert left - 1 < waits_for(connection) <= left
 
 
-def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connection: Connection) -> None:
+def test_a_timed_pause_that_ended_is_opened_anew_and_keeps_its_end(connection: Connection) -> None:
     connection.open_incident(lasts=60, reason="the first")
     connection.let_pass(minutes=3)
 
@@ -701,7 +693,7 @@ def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connecti
 # ── the rate after an exceeded quota ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(connection: Connection) -> None:
+def test_after_an_exceeded_quota_the_project_goes_on_at_half_its_rate(connection: Connection) -> None:
     for _ in range(2):
         connection.register_worker()
     connection.open_incident(lasts=60, sent_rate=50)
@@ -709,7 +701,7 @@ def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(
     assert project_rate(connection) == pytest.approx(50)
 
 
-def test_a_worker_alone_goes_on_with_half_and_never_with_less_than_one_a_second(connection: Connection) -> None:
+def test_a_single_worker_keeps_half_and_at_least_one_a_second(connection: Connection) -> None:
     connection.open_incident(lasts=60, sent_rate=30)
     half = project_rate(connection)
     connection.let_pass(hours=2)
@@ -718,7 +710,7 @@ def test_a_worker_alone_goes_on_with_half_and_never_with_less_than_one_a_second(
     assert (half, project_rate(connection)) == (15, 1)
 
 
-def test_who_is_refused_at_once_goes_on_with_half_of_what_was_allowed(connection: Connection) -> None:
+def test_a_quota_exceeded_at_once_halves_the_allowed_rate(connection: Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
     connection.open_incident(lasts=60, sent_rate=0)
 
@@ -726,7 +718,7 @@ def test_who_is_refused_at_once_goes_on_with_half_of_what_was_allowed(connection
 
 
 @pytest.mark.parametrize("sent", [0, 3])
-def test_who_is_refused_again_soon_after_a_pause_goes_on_with_half_of_that(connection: Connection, sent: float) -> None:
+def test_a_quota_exceeded_again_soon_halves_the_rate_again(connection: Connection, sent: float) -> None:
     connection.open_incident(lasts=60, sent_rate=3_000)
     connection.let_pass(seconds=61)
     connection.open_incident(lasts=60, sent_rate=sent)
@@ -756,7 +748,7 @@ def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: Con
 
 
 @pytest.mark.parametrize(("scope", "lasts"), [("project", None), ("apns_web", None), ("topics", 60), ("devices", None)])
-def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
+def test_an_incident_without_a_rate_leaves_the_rate_unchanged(
     connection: Connection, scope: str, lasts: float | None
 ) -> None:
     connection.open_incident(scope, lasts=lasts)
@@ -785,7 +777,7 @@ def test_ios_and_web_wait_and_android_goes_now(connection: Connection, worker: W
     assert connection.claim(worker) == []
 
 
-def test_what_was_put_off_is_a_row_of_the_claim_without_a_delivery(connection: Connection, worker: Worker) -> None:
+def test_a_postponed_notification_is_a_claim_row_without_a_delivery(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     number = connection.insert(receiver_id="u_42")
     connection.open_incident("apns_web")
@@ -846,7 +838,7 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: Co
     assert incident(connection)["probe_count"] == 1
 
 
-def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: Connection, worker: Worker) -> None:
+def test_a_successful_ios_probe_resumes_postponed_deliveries(connection: Connection, worker: Worker) -> None:
     family(connection)
     for _ in range(4):
         connection.insert(receiver_id="u_42")
@@ -868,7 +860,7 @@ def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: 
     assert connection.unbalanced() == []
 
 
-def test_who_has_only_ios_is_told_after_all(connection: Connection, worker: Worker) -> None:
+def test_a_receiver_with_only_ios_gets_the_message_later(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     number = connection.insert(receiver_id="u_42")
     connection.open_incident("apns_web")
@@ -880,7 +872,7 @@ def test_who_has_only_ios_is_told_after_all(connection: Connection, worker: Work
     assert (connection.state(number), len(connection.deliveries(number))) == ("sent", 1)
 
 
-def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: Connection, worker: Worker) -> None:
+def test_retries_and_scheduled_deliveries_are_not_resumed_early(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     retried = connection.insert(receiver_id="u_42")
     connection.record(worker, outcome(connection.claim_one(worker), verdict="retry", error="busy", retry_in=600))
@@ -894,7 +886,7 @@ def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: C
 
 
 @pytest.mark.parametrize("by", ["a probe", "resume"])
-def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
+def test_deliveries_that_would_expire_before_the_next_probe_are_resumed(
     connection: Connection, by: str, worker: Worker
 ) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
@@ -910,7 +902,7 @@ def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
     assert connection.claim_one(worker)["notification_id"] == number
 
 
-def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connection: Connection, worker: Worker) -> None:
+def test_an_ios_delivery_that_expires_while_blocked_ends_expired(connection: Connection, worker: Worker) -> None:
     family(connection)
     soon = datetime.now(UTC) + timedelta(minutes=5)
     number = connection.insert(receiver_id="u_42", expires_at=soon)
@@ -930,7 +922,7 @@ def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connecti
     assert connection.unbalanced() == []
 
 
-def test_a_delivery_of_which_nobody_knows_the_platform_is_not_stopped(connection: Connection, worker: Worker) -> None:
+def test_a_delivery_of_unknown_platform_is_not_blocked(connection: Connection, worker: Worker) -> None:
     connection.execute("select notify_worker.register_device('u_42', 'token', 'fcm:thing')")
     expected = [
         connection.insert(receiver_id="u_42"),
@@ -945,9 +937,7 @@ def test_a_delivery_of_which_nobody_knows_the_platform_is_not_stopped(connection
     assert [each["probe"] for each in claimed] == [False, False, False]
 
 
-def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_soon(
-    database: str, connection: Connection
-) -> None:
+def test_a_claim_beside_another_with_the_incident_locked_probes_soon(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     connection.insert(receiver_id="u_42")
     connection.open_incident("apns_web")
@@ -968,9 +958,7 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_topics_pause_blocks_topics_and_conditions_only(connection: Connection, worker: Worker) -> None:
     stopped = [connection.insert(kind=kind, address="news") for kind in ("topic", "condition")]
     going = [connection.insert(kind=kind, address="fcm:phone") for kind in ("token", "fid")]
     connection.open_incident("topics", lasts=60)
@@ -987,7 +975,7 @@ def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(
     assert connection.unbalanced() == []
 
 
-def test_topics_that_wait_longer_after_all_are_put_off_again(connection: Connection, worker: Worker) -> None:
+def test_topics_are_postponed_again_if_their_pause_is_extended(connection: Connection, worker: Worker) -> None:
     number = connection.insert(kind="topic", address="news")
     connection.open_incident("topics", lasts=60)
     assert connection.claim(worker) == []
@@ -999,7 +987,7 @@ def test_topics_that_wait_longer_after_all_are_put_off_again(connection: Connect
     assert connection.notification(number)["due_at"] == incident(connection)["blocked_until"]
 
 
-def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: Connection, worker: Worker) -> None:
+def test_a_topic_postponed_at_its_first_claim_is_sent_once(connection: Connection, worker: Worker) -> None:
     number = connection.insert(kind="topic", address="news")
     connection.open_incident("topics", lasts=60)
     assert connection.claim(worker) == []
@@ -1039,7 +1027,7 @@ def retired(connection: Connection) -> set[str]:
     return {each["address"] for each in connection.rows(statement)}
 
 
-def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: Connection, worker: Worker) -> None:
+def test_an_open_devices_breaker_retires_no_device(connection: Connection, worker: Worker) -> None:
     lose(connection, worker, "fcm:before")
     connection.open_incident("devices", reason="more than a fifth of the answers say unregistered")
 
@@ -1053,9 +1041,7 @@ def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: 
     assert connection.unbalanced() == []
 
 
-def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_no_time(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_devices_breaker_blocks_no_delivery_and_no_other_project(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     connection.open_incident("devices")
 
@@ -1071,7 +1057,7 @@ def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_n
     assert connection.project_pause() == (None, None)
 
 
-def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_prints(
+def test_the_statement_of_the_incident_restores_the_devices_of_that_minute(
     connection: Connection, worker: Worker
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('it''s 100%')")
@@ -1093,7 +1079,7 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
     assert retired(connection) == {"fcm:long-ago", "fcm:hers", "fcm:lost"}
 
 
-def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
+def test_the_statement_restores_the_same_in_any_time_zone(
     database: str, connection: Connection, worker: Worker
 ) -> None:
     lose(connection, worker, "fcm:now")
@@ -1111,7 +1097,7 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
 # ── what people are told ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_views_and_the_history_tell_of_a_project_that_is_probed(connection: Connection) -> None:
+def test_views_and_history_show_a_project_that_is_probed(connection: Connection) -> None:
     family(connection)
     number = connection.insert(receiver_id="u_42")
     connection.open_incident(reason="its key was refused")
@@ -1131,7 +1117,7 @@ def test_the_views_and_the_history_tell_of_a_project_that_is_probed(connection: 
     assert told_last[1] == "its key was refused"
 
 
-def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(connection: Connection) -> None:
+def test_a_project_is_shown_as_paused_between_probes(connection: Connection) -> None:
     number = connection.insert(receiver_id="u_42")
     connection.open_incident()
     connection.let_pass(hours=1)
@@ -1145,7 +1131,7 @@ def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(co
     assert connection.unbalanced() == []
 
 
-def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection: Connection, worker: Worker) -> None:
+def test_explain_says_when_a_project_was_paused_and_resumed(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     connection.open_incident(reason="its key was refused")
     connection.let_pass(seconds=11)
@@ -1163,9 +1149,7 @@ def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection
 
 
 @pytest.mark.parametrize("platform", ["ios", "web"])
-def test_the_story_and_the_history_of_what_waits_for_ios_say_so(
-    connection: Connection, platform: str, worker: Worker
-) -> None:
+def test_explain_and_history_say_that_ios_is_blocked(connection: Connection, platform: str, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone", platform=platform)
     connection.register_device("u_43", "fcm:other", platform="android")
     stopped, going = connection.insert(receiver_id="u_42"), connection.insert(receiver_id="u_43")
@@ -1177,7 +1161,7 @@ def test_the_story_and_the_history_of_what_waits_for_ios_say_so(
     assert "Apple refuses the key" in connection.value("select reason from notify_worker.history('u_42')")
 
 
-def test_the_story_of_a_topic_says_why_it_waits(connection: Connection, worker: Worker) -> None:
+def test_explain_says_why_a_topic_waits(connection: Connection, worker: Worker) -> None:
     number = connection.insert(kind="topic", address="news")
     connection.open_incident("topics", reason="its quota of topics is used up", lasts=60)
     connection.claim(worker)

@@ -100,7 +100,7 @@ def test_a_bad_row_is_refused_by_a_named_rule_with_a_hint_and_without_its_addres
     ],
     ids=str,
 )
-def test_what_is_fine_is_taken_as_it_is(connection: Connection, columns: dict[str, object]) -> None:
+def test_a_valid_row_is_accepted_unchanged(connection: Connection, columns: dict[str, object]) -> None:
     stored = connection.notification(connection.insert(**columns))
 
     assert {name: stored[name] for name in columns} == columns

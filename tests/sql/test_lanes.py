@@ -67,14 +67,14 @@ def test_high_goes_before_normal_up_to_seven_eighths(connection: Connection) -> 
     assert lock_due(connection, 16, times=10) == {HIGH: 140, NORMAL: 20}
 
 
-def test_normal_gets_what_high_leaves(connection: Connection) -> None:
+def test_the_normal_lane_gets_what_high_leaves(connection: Connection) -> None:
     fill(connection, 100, "normal")
     fill(connection, 4, "high")
 
     assert lock_due(connection, 20) == {HIGH: 4, NORMAL: 16}
 
 
-def test_high_gets_what_normal_leaves(connection: Connection) -> None:
+def test_the_high_lane_gets_what_normal_leaves(connection: Connection) -> None:
     fill(connection, 1, "normal")
     fill(connection, 100, "high")
 
@@ -134,7 +134,7 @@ def test_a_lane_that_is_locked_takes_no_place_from_the_other(
         assert lock_due(connection, most, times=30) == {free: 30 * most}
 
 
-def test_locked_rows_at_the_head_of_both_lanes_delay_nobody(database: str, connection: Connection) -> None:
+def test_locked_rows_at_the_head_of_both_lanes_delay_no_claim(database: str, connection: Connection) -> None:
     fill(connection, 100, "normal")
     fill(connection, 80, "high")
     connection.execute("set lock_timeout = '5s'")

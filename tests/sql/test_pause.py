@@ -29,9 +29,7 @@ def breaker(connection: Connection, scope: str, until: str = "infinity") -> None
     )
 
 
-def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_paused_project_is_not_claimed_and_the_others_are(connection: Connection, worker: Worker) -> None:
     waiting = [connection.insert(project="orders"), connection.insert(project="orders", priority="high")]
     other = connection.insert()
 
@@ -43,7 +41,7 @@ def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(
     assert connection.project_pause("orders") == ("infinity", "maintenance")
 
 
-def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: Connection) -> None:
+def test_due_notifications_of_a_paused_project_cause_no_poll(connection: Connection) -> None:
     connection.insert(project="orders")
     connection.pause("orders")
     alone = connection.value("select notify_worker.has_due()")
@@ -56,7 +54,7 @@ def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: Co
     assert (alone, beside_what_is_scheduled) == (False, False)
 
 
-def test_what_a_worker_holds_at_the_pause_ends_as_it_ends(connection: Connection, worker: Worker) -> None:
+def test_a_leased_notification_finishes_during_a_pause(connection: Connection, worker: Worker) -> None:
     sent, retried = connection.insert(project="orders"), connection.insert(project="orders")
     first, second = connection.claim(worker)
 
@@ -105,7 +103,7 @@ def pages(connection: Connection) -> int:
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def test_twenty_thousand_that_are_paused_make_the_claim_of_others_no_dearer(connection: Connection) -> None:
+def test_twenty_thousand_paused_rows_do_not_slow_other_claims(connection: Connection) -> None:
     fill: LiteralString = """
         insert into notify_worker.notifications (kind, address, title, project)
         select 'topic', 'news', 'Hello', %s from generate_series(1, %s)
@@ -121,7 +119,7 @@ def test_twenty_thousand_that_are_paused_make_the_claim_of_others_no_dearer(conn
     assert pages(connection) <= 1.5 * alone
 
 
-def test_a_pause_is_an_incident_until_somebody_resumes(connection: Connection) -> None:
+def test_a_pause_is_an_incident_until_resume(connection: Connection) -> None:
     connection.pause("orders", "their certificate has expired")
     (open_one,) = connection.rows(INCIDENTS)
 
@@ -134,7 +132,7 @@ def test_a_pause_is_an_incident_until_somebody_resumes(connection: Connection) -
     assert connection.project_pause("orders") == (None, None)
 
 
-def test_a_resume_ends_every_pause_and_breaker_of_its_project_alone_and_rings(connection: Connection) -> None:
+def test_resume_ends_every_incident_of_its_project_and_sends_a_wakeup(connection: Connection) -> None:
     for scope in ("project", "apns_web", "topics", "devices"):
         breaker(connection, scope)
     connection.pause("orders")
@@ -149,7 +147,7 @@ def test_a_resume_ends_every_pause_and_breaker_of_its_project_alone_and_rings(co
     assert connection.wakeups() == 1
 
 
-def test_an_incident_that_ended_by_itself_keeps_its_end_when_somebody_resumes(connection: Connection) -> None:
+def test_resume_does_not_move_the_end_of_an_earlier_incident(connection: Connection) -> None:
     breaker(connection, "project", connection.value("select (now() - interval '2 hours')::text"))
     (before,) = connection.rows(INCIDENTS)
     connection.pause("orders")
@@ -161,7 +159,7 @@ def test_an_incident_that_ended_by_itself_keeps_its_end_when_somebody_resumes(co
     assert ended == before
 
 
-def test_who_resumes_what_is_not_paused_changes_nothing(connection: Connection) -> None:
+def test_resuming_a_running_project_changes_nothing(connection: Connection) -> None:
     connection.resume("orders")
 
     assert connection.rows(INCIDENTS) == []
@@ -176,7 +174,7 @@ def test_who_resumes_what_is_not_paused_changes_nothing(connection: Connection) 
     ],
 )
 @pytest.mark.parametrize("statement", ["select notify_worker.pause(%s, 'x')", "select notify_worker.resume(%s)"])
-def test_a_project_that_is_not_there_is_refused_with_the_nearest_name(
+def test_an_unknown_project_is_refused_with_the_closest_name(
     connection: Connection, statement: LiteralString, project: str, message: str
 ) -> None:
     with pytest.raises(UndefinedObject) as refused:
@@ -199,7 +197,7 @@ def test_a_pause_that_is_rolled_back_was_never_there(connection: Connection, wor
 @pytest.mark.parametrize(
     ("reason", "said"), [("maintenance", "maintenance"), (None, "no reason given")], ids=["reason", "none"]
 )
-def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
+def test_explain_and_history_say_that_the_project_is_paused(
     connection: Connection, reason: str | None, said: str
 ) -> None:
     number = connection.insert(receiver_id="u_42", project="orders")
@@ -212,7 +210,7 @@ def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
     assert connection.value("select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 
-def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: Connection) -> None:
+def test_explain_shows_only_the_pauses_of_its_own_time(connection: Connection) -> None:
     connection.pause("orders", "too early")
     connection.resume("orders")
     worker = connection.register_worker()

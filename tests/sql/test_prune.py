@@ -23,7 +23,7 @@ def grow_old(connection: Connection, by: str = "31 days") -> None:
             connection.execute(f"update notify_worker.{table} set {column} = {column} - interval '{by}'")
 
 
-def test_only_what_settled_longer_ago_is_deleted_with_its_deliveries(connection: Connection, worker: Worker) -> None:
+def test_prune_deletes_old_settled_notifications_with_their_deliveries(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.register_device("u_42", "fcm:tablet")
     sent, failed = connection.insert(receiver_id="u_42"), connection.insert(address="fails")
@@ -66,13 +66,13 @@ def test_it_is_deleted_in_batches_the_oldest_first(connection: Connection) -> No
     assert notifications(connection) == numbers[:20]
 
 
-def test_a_batch_is_a_thousand_where_nobody_says_how_many(connection: Connection) -> None:
+def test_a_batch_is_a_thousand_by_default(connection: Connection) -> None:
     settle_many(connection, 1_100)
 
     assert connection.value("select notify_worker.prune('0')") == 1_000
 
 
-def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, connection: Connection) -> None:
+def test_two_prunes_at_once_share_the_work_without_waiting(database: str, connection: Connection) -> None:
     settle_many(connection, 500)
     with connected(database) as business, connected(database) as one, connected(database) as two:
         for session in (one, two):
@@ -86,7 +86,7 @@ def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, co
     assert prune(connection, "0") == 1
 
 
-def test_the_event_of_what_was_pruned_may_be_published_again(connection: Connection, worker: Worker) -> None:
+def test_a_pruned_event_may_be_published_again(connection: Connection, worker: Worker) -> None:
     connection.insert(event_id="order:42:paid")
     connection.send(worker, SENT)
 
@@ -129,7 +129,7 @@ def add_month(connection: Connection, months_ago: int) -> str:
     return name
 
 
-def test_only_whole_months_that_ended_longer_ago_are_dropped(connection: Connection) -> None:
+def test_only_whole_months_older_than_the_limit_are_dropped(connection: Connection) -> None:
     present = months(connection)
     oldest, older, last = [add_month(connection, ago) for ago in (14, 3, 1)]
     of_last_month = "now() - date_trunc('month', now() at time zone 'UTC') at time zone 'UTC'"
@@ -158,7 +158,7 @@ def test_the_month_of_now_and_those_to_come_are_never_dropped(connection: Connec
     assert months(connection) == present
 
 
-def test_a_month_that_somebody_reads_is_dropped_the_next_time(database: str, connection: Connection) -> None:
+def test_a_month_that_is_being_read_is_dropped_the_next_time(database: str, connection: Connection) -> None:
     old = add_month(connection, 14)
     with connected(database) as reader:
         reader.execute("begin")
@@ -192,7 +192,7 @@ def put_in_process(connection: Connection, seen_ago: str) -> int:
     return int(connection.value(statement, seen_ago))
 
 
-def test_jobs_that_a_dead_process_left_are_deleted_or_put_back(connection: Connection) -> None:
+def test_jobs_of_a_dead_process_are_deleted_or_requeued(connection: Connection) -> None:
     connection.execute("set search_path = notify_worker")
     dead, alive = put_in_process(connection, "3 minutes"), put_in_process(connection, "1 minute")
     for process in (dead, None):

@@ -48,7 +48,7 @@ def test_no_more_is_granted_than_there_is() -> None:
     assert limiter.available(0.0) == 0
 
 
-def test_what_is_not_used_adds_up_to_a_quarter_of_a_second() -> None:
+def test_unused_tokens_add_up_to_a_quarter_of_a_second() -> None:
     limiter = warm(42, tokens=0)
 
     assert limiter.available(0.1) == pytest.approx(4.2)
@@ -108,7 +108,7 @@ def climb(limiter: RateLimiter, seconds: float, step: float, now: float = 0.0) -
 
 @pytest.mark.parametrize("step", [0.05, 0.5, 1])
 @pytest.mark.parametrize("rate", [24, 2_400])
-def test_it_climbs_to_all_of_it_within_a_minute_in_which_that_is_wanted(rate: float, step: float) -> None:
+def test_the_rate_ramps_up_fully_within_a_minute_of_demand(rate: float, step: float) -> None:
     limiter = RateLimiter(rate)
     grant(limiter, inf, now=0.0)
 
@@ -157,7 +157,7 @@ def test_a_rate_below_one_a_second_is_waited_for_until_there_is_one() -> None:
     assert limiter.wait(0.0) == pytest.approx(5)
 
 
-def test_nobody_waits_for_a_bucket_that_holds_a_token() -> None:
+def test_a_bucket_with_a_token_grants_at_once() -> None:
     assert warm(42, tokens=1).wait(0.0) == 0
     assert RateLimiter(42).wait(0.0) == 0
 
@@ -228,7 +228,7 @@ def run(limiters: list[RateLimiter], began: float, seconds: float) -> int:
     )
 
 
-def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_climbed() -> None:
+def test_two_workers_never_exceed_the_rate_and_use_it_after_ramping_up() -> None:
     workers = [RateLimiter(RATE / 2), RateLimiter(RATE / 2)]
 
     cold = run(workers, 0, 8)
@@ -239,7 +239,7 @@ def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_cl
     assert 0.9 * RATE * 16 <= climbed <= RATE * 16 + RATE / 4
 
 
-def test_a_worker_that_comes_or_goes_changes_nothing_of_what_all_send() -> None:
+def test_the_total_rate_is_the_same_when_workers_come_and_go() -> None:
     workers = [warm(RATE / 2, tokens=0), warm(RATE / 2, tokens=0)]
 
     two = run(workers, 0, 4)
@@ -387,7 +387,7 @@ def test_a_project_without_a_limit_is_not_claimed(connection: Connection) -> Non
     assert claim(connection, worker, {"orders": 0}) == []
 
 
-def test_a_project_whose_tokens_are_used_up_leaves_its_place_to_the_others(connection: Connection) -> None:
+def test_a_project_without_tokens_leaves_its_place_to_others(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60, "orders")
     fill(connection, 60)
@@ -485,7 +485,7 @@ async def test_each_device_is_a_token_though_a_claim_counts_notifications(
     assert -4 <= debt < -3
 
 
-async def test_what_cannot_be_sent_and_what_is_put_off_costs_no_token(database: str, connection: Connection) -> None:
+async def test_unsendable_and_postponed_notifications_cost_no_token(database: str, connection: Connection) -> None:
     limit(connection, 40)
     connection.open_incident("topics", lasts=60)
     fill(connection, 5)
@@ -537,7 +537,7 @@ async def test_a_worker_without_tokens_does_not_wait_for_them_where_nothing_is_d
     assert monotonic() - began < 3, "a token comes after five seconds"
 
 
-async def test_a_project_without_tokens_keeps_nobody_from_the_others(database: str, connection: Connection) -> None:
+async def test_a_project_without_tokens_delays_no_other_project(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 1)")
     fill(connection, 300, "orders")
 
@@ -550,9 +550,7 @@ async def test_a_project_without_tokens_keeps_nobody_from_the_others(database: s
     assert sent(connection, "orders") == 1
 
 
-async def test_what_is_of_a_project_made_just_now_is_claimed_within_seconds(
-    database: str, connection: Connection
-) -> None:
+async def test_notifications_of_a_new_project_are_claimed_within_seconds(database: str, connection: Connection) -> None:
     async with working(database) as pipeline:
         connection.execute("insert into notify_worker.projects (name) values ('orders')")
         fill(connection, 5, "orders")

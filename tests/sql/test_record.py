@@ -42,7 +42,7 @@ def due_in(connection: Connection, delivery: Row) -> timedelta:
     ],
     ids=lambda given: given["verdict"] if isinstance(given, dict) else str(given),
 )
-def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
+def test_an_outcome_without_a_retry_ends_its_delivery(
     connection: Connection, came_to: Row, on_unknown: str, ends: str, counted: int
 ) -> None:
     worker = connection.register_worker()
@@ -65,7 +65,7 @@ def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
     [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)],
     ids=["retry", "unknown", "paused"],
 )
-def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock(
+def test_an_outcome_with_a_retry_ends_the_lease_and_sets_due_at(
     connection: Connection, came_to: Row, counted: int, worker: Worker
 ) -> None:
     number = connection.insert()
@@ -85,7 +85,7 @@ def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock
     assert connection.claim(worker) == []
 
 
-def test_what_is_due_again_is_claimed_with_what_was_counted(connection: Connection, worker: Worker) -> None:
+def test_a_retried_delivery_is_claimed_with_its_attempt_count(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     for verdict in ("retry", "paused", "unknown"):
         connection.record(worker, outcome(connection.claim_one(worker), verdict=verdict, retry_in=0))
@@ -99,7 +99,7 @@ def test_what_is_due_again_is_claimed_with_what_was_counted(connection: Connecti
     assert connection.unbalanced() == []
 
 
-def test_the_history_says_who_did_what_and_when(connection: Connection, worker: Worker) -> None:
+def test_the_history_names_worker_and_times(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     claimed = connection.claim_one(worker)
 
@@ -134,7 +134,7 @@ TRUTH_TABLE: list[tuple[list[Row], str, str]] = [
     TRUTH_TABLE,
     ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
 )
-def test_a_notification_is_held_until_its_last_device_is_recorded_and_then_is_what_they_are_together(
+def test_a_notification_stays_leased_until_its_last_device_is_recorded(
     connection: Connection, came_to: list[Row], on_unknown: str, ends: str, worker: Worker
 ) -> None:
     number = connection.insert_for_devices(3, on_unknown=on_unknown)
@@ -167,7 +167,7 @@ RETIRE: LiteralString = "update notify_worker.campaigns set retired_at = now()"
         ([RETRY | NOW, FAILED], RETIRE, "failed", "cancelled"),
     ],
 )
-def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
+def test_an_unsendable_delivery_settles_beside_the_others_outcomes(
     connection: Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
 ) -> None:
     worker = connection.register_worker()
@@ -183,7 +183,7 @@ def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
     assert connection.unbalanced() == []
 
 
-def test_only_what_is_due_again_is_claimed_again(connection: Connection, worker: Worker) -> None:
+def test_only_deliveries_that_are_due_are_claimed_again(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(3)
     sent, soon, later = connection.claim(worker)
     connection.record(worker, outcome(sent, **SENT), outcome(soon, **RETRY | NOW), outcome(later, **RETRY))
@@ -261,7 +261,7 @@ def test_batches_in_different_orders_on_two_connections_never_deadlock(database:
             assert sum(added) == 40
 
 
-def test_a_notification_that_a_business_transaction_has_locked_delays_nobody(
+def test_a_notification_locked_by_a_business_transaction_delays_no_record(
     database: str, connection: Connection, worker: Worker
 ) -> None:
     first, locked, last = connection.insert(), connection.insert(), connection.insert()
@@ -307,7 +307,7 @@ def test_an_unregistered_device_is_retired(connection: Connection, worker: Worke
     assert connection.state(number) == "unreachable"
 
 
-def test_a_device_whose_address_was_given_directly_is_retired_too(connection: Connection, worker: Worker) -> None:
+def test_a_device_addressed_directly_is_retired_too(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.insert(kind="token", address="fcm:phone")
 
@@ -329,9 +329,7 @@ def test_a_device_that_has_registered_again_since_the_request_began_stays(
     assert device(connection, "fcm:phone")["retired_at"] is None
 
 
-def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
-    database: str, connection: Connection, worker: Worker
-) -> None:
+def test_a_locked_device_is_left_for_the_next_time(database: str, connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     number = connection.insert(receiver_id="u_42")
     claimed = connection.claim_one(worker)
@@ -348,7 +346,7 @@ def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
 
 
 @pytest.mark.parametrize(("seen", "moves"), [("25 hours", True), ("23 hours", False)])
-def test_what_was_sent_to_has_been_seen_which_is_written_once_a_day(
+def test_a_sent_message_updates_seen_at_once_a_day(
     connection: Connection, seen: str, moves: bool, worker: Worker
 ) -> None:
     connection.register_device("u_42", "fcm:phone")
@@ -383,9 +381,7 @@ def die(database: str, connection: Connection) -> tuple[Any, Row]:
     return worker, claimed
 
 
-def test_a_late_outcome_stands_in_the_history_with_the_number_of_the_row_that_it_answers(
-    database: str, connection: Connection
-) -> None:
+def test_a_late_outcome_has_the_number_of_the_attempt_that_it_answers(database: str, connection: Connection) -> None:
     number = connection.insert()
     dead, held = die(database, connection)
     worker = connection.register_worker()
@@ -414,7 +410,7 @@ def test_a_late_outcome_is_added_once(database: str, connection: Connection) -> 
 
 
 @pytest.mark.parametrize(("on_unknown", "before"), [("resend", "pending"), ("hold", "held")])
-def test_a_late_sent_settles_what_is_held_or_waits(
+def test_a_late_sent_settles_a_held_or_pending_delivery(
     database: str, connection: Connection, on_unknown: str, before: str
 ) -> None:
     number = connection.insert(on_unknown=on_unknown)
@@ -471,9 +467,7 @@ def test_a_call_finds_a_late_sent_that_met_a_lock(
     assert connection.unbalanced() == []
 
 
-def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_again(
-    database: str, connection: Connection
-) -> None:
+def test_a_late_sent_recorded_during_a_retry_is_not_sent_again(database: str, connection: Connection) -> None:
     number = connection.insert(on_unknown="hold")
     dead, held = die(database, connection)
     with Connection.connect(database) as slow:
@@ -485,7 +479,7 @@ def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_ag
     assert connection.state(number) == "sent"
 
 
-def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(database: str, connection: Connection) -> None:
+def test_a_late_sent_beside_a_leased_sibling_is_not_sent_again(database: str, connection: Connection) -> None:
     connection.register_device("ada", "fcm:1")
     number = connection.insert(receiver_id="ada")
     dead, held = die(database, connection)
@@ -520,7 +514,7 @@ def test_any_other_late_answer_settles_nothing(
     assert connection.unbalanced() == []
 
 
-def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: Connection, worker: Worker) -> None:
+def test_a_released_delivery_is_due_at_once_and_costs_no_attempt(connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     claimed = connection.claim_one(worker)
 
@@ -532,7 +526,7 @@ def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: Conn
     assert (again["delivery_id"], again["attempts"], again["last_attempt_number"]) == (claimed["delivery_id"], 0, 0)
 
 
-def test_what_is_released_waits_for_what_is_still_out(connection: Connection, worker: Worker) -> None:
+def test_a_released_delivery_waits_for_its_leased_siblings(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(2)
     out, unsent = connection.claim(worker)
     connection.execute("select notify_worker.release(%s, %s)", [unsent["lease"], [unsent["delivery_id"]]])
@@ -543,7 +537,7 @@ def test_what_is_released_waits_for_what_is_still_out(connection: Connection, wo
     assert connection.claim_one(worker)["delivery_id"] == unsent["delivery_id"]
 
 
-def test_nobody_releases_what_another_holds(database: str, connection: Connection) -> None:
+def test_a_worker_cannot_release_another_workers_lease(database: str, connection: Connection) -> None:
     number = connection.insert()
     _, held = die(database, connection)
     again = connection.claim_one(connection.register_worker())

@@ -80,7 +80,7 @@ ENDED = [
 
 
 @pytest.mark.parametrize(("prepare", "ended"), ENDED)
-def test_what_ended_is_due_again_with_a_fresh_budget(
+def test_a_retried_notification_is_due_with_a_fresh_budget(
     connection: Connection, prepare: Prepare, ended: str, worker: Worker
 ) -> None:
     number = prepare(connection, worker)
@@ -105,9 +105,7 @@ def test_what_ended_is_due_again_with_a_fresh_budget(
 
 
 @pytest.mark.parametrize("prepare", [case.values[0] for case in ENDED], ids=[case.id for case in ENDED])
-def test_what_was_put_back_can_end_and_be_put_back_again(
-    connection: Connection, prepare: Prepare, worker: Worker
-) -> None:
+def test_a_notification_can_be_retried_repeatedly(connection: Connection, prepare: Prepare, worker: Worker) -> None:
     number = prepare(connection, worker)
 
     for _ in range(3):
@@ -153,7 +151,7 @@ def expired_before_it_was_sent(connection: Connection, worker: Worker) -> int:
         pytest.param(expired_before_it_was_sent, "expired", id="expired"),
     ],
 )
-def test_what_never_came_to_a_delivery_gets_its_deliveries_at_the_next_claim(
+def test_a_notification_without_deliveries_gets_them_at_the_next_claim(
     connection: Connection, prepare: Prepare, ended: str, worker: Worker
 ) -> None:
     number = prepare(connection, worker)
@@ -176,7 +174,7 @@ def test_an_expiry_that_has_not_come_stays(connection: Connection, worker: Worke
     assert connection.notification(number)["expires_at"] == FUTURE
 
 
-def test_the_project_s_time_to_live_begins_anew(connection: Connection, worker: Worker) -> None:
+def test_a_retry_restarts_the_time_to_live(connection: Connection, worker: Worker) -> None:
     number = expired_by_its_project_s_rule(connection, worker)
 
     connection.retry(number)
@@ -184,7 +182,7 @@ def test_the_project_s_time_to_live_begins_anew(connection: Connection, worker: 
     assert connection.claim_one(worker)["expires_in"] == pytest.approx(86_400, abs=30)
 
 
-def test_what_was_sent_and_what_is_retired_stays_out(connection: Connection, worker: Worker) -> None:
+def test_sent_deliveries_and_retired_devices_are_not_retried(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(5)
     connection.send(worker, SENT, FAILED, UNREGISTERED, FAILED, FAILED)
     connection.execute("select notify_worker.retire_device('token', 'fcm:device-3')")
@@ -197,7 +195,7 @@ def test_what_was_sent_and_what_is_retired_stays_out(connection: Connection, wor
     assert connection.claim_one(worker)["address"] == "fcm:device-1"
 
 
-def test_what_was_meant_for_a_device_that_was_deleted_stays_out(connection: Connection, worker: Worker) -> None:
+def test_deliveries_of_deleted_devices_are_not_retried(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED)(connection, worker)
     connection.execute("delete from notify_worker.devices")
 
@@ -217,7 +215,7 @@ def test_devices_registered_since_get_a_delivery(connection: Connection, worker:
     assert sorted(each["address"] for each in connection.claim(worker)) == ["fcm:device-1", "fcm:new"]
 
 
-def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: Connection, worker: Worker) -> None:
+def test_an_unreachable_receiver_gets_the_message_on_a_new_device(connection: Connection, worker: Worker) -> None:
     number = came_to(UNREGISTERED)(connection, worker)
     assert connection.retry(number) == 0
     assert connection.state(number) == "unreachable"
@@ -230,9 +228,7 @@ def test_who_was_unreachable_is_told_on_the_device_registered_since(connection: 
     assert connection.state(number) == "sent"
 
 
-def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_retry_of_nothing_changes_nothing_and_wakes_no_worker(connection: Connection, worker: Worker) -> None:
     sent = came_to(SENT)(connection, worker)
     gone = came_to(UNREGISTERED)(connection, worker)
     scheduled = connection.insert(send_at=FUTURE)
@@ -247,7 +243,7 @@ def test_where_there_is_nothing_to_retry_nothing_changes_and_nobody_is_woken(
     assert connection.wakeups() == 0
 
 
-def test_what_is_not_there_is_not_retried(connection: Connection) -> None:
+def test_an_unknown_notification_is_not_retried(connection: Connection) -> None:
     assert connection.retry(4711) == 0
     assert connection.value("select notify_worker.retry('order:42:paid')") == 0
     assert connection.value("select notify_worker.retry_delivery(4711)") == 0
@@ -262,7 +258,7 @@ def test_an_event_is_retried_by_its_name(connection: Connection, worker: Worker)
 
 
 @pytest.mark.parametrize("statement", ["select retry(%(notification)s)", "select retry_delivery(%(delivery)s)"])
-def test_what_a_worker_holds_is_refused(connection: Connection, statement: LiteralString, worker: Worker) -> None:
+def test_a_leased_notification_is_not_retried(connection: Connection, statement: LiteralString, worker: Worker) -> None:
     number = connection.insert_for_devices(2)
     failed, _ = connection.claim(worker)
     connection.record(worker, outcome(failed, **FAILED))
@@ -277,7 +273,7 @@ def test_what_a_worker_holds_is_refused(connection: Connection, statement: Liter
     assert (connection.notification(number), connection.deliveries(number)) == before
 
 
-def test_a_retry_rings_one_bell(connection: Connection, worker: Worker) -> None:
+def test_a_retry_sends_one_wakeup(connection: Connection, worker: Worker) -> None:
     numbers = [came_to(FAILED)(connection, worker) for _ in range(3)]
     connection.execute("select notify_worker.delete_wakeups()")
 
@@ -309,7 +305,7 @@ def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: Conn
     assert len(connection.claim(worker)) == 1
 
 
-def test_what_failed_is_retried_now_beside_what_waits(connection: Connection, worker: Worker) -> None:
+def test_failed_deliveries_are_retried_beside_pending_ones(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(2)
     connection.send(worker, LATER, FAILED)
     waits = connection.deliveries(number)[0]
@@ -348,7 +344,7 @@ def test_one_delivery_is_put_back_alone(connection: Connection, worker: Worker) 
     assert connection.unbalanced() == []
 
 
-def test_one_delivery_of_what_was_cancelled_is_put_back_alone(connection: Connection, worker: Worker) -> None:
+def test_one_delivery_of_a_cancelled_notification_is_retried_alone(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(2)
     connection.send(worker, RETRY, RETRY)
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
@@ -366,7 +362,7 @@ def retry_dead_letters(connection: Connection, project: str, since: timedelta) -
     return int(connection.value(statement, project, since))
 
 
-def test_the_dead_letters_of_one_project_since_then_are_put_back(connection: Connection, worker: Worker) -> None:
+def test_retry_dead_letters_takes_one_project_since_a_time(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('another')")
     old = came_to(FAILED)(connection, worker)
     connection.execute("update notify_worker.stored_deliveries set settled_at = now() - interval '2 hours'")

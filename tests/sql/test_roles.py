@@ -140,7 +140,7 @@ def test_a_producer_registers_and_retires_devices_and_cancels(database: str, con
     assert {each["state"] for each in connection.rows("select state from notify_worker.notifications")} == {"cancelled"}
 
 
-def test_a_producer_cancels_what_was_tried_before(database: str, connection: Connection, worker: Worker) -> None:
+def test_a_producer_cancels_after_an_attempt(database: str, connection: Connection, worker: Worker) -> None:
     number = connection.insert()
     connection.record(worker, outcome(connection.claim_one(worker), verdict="unregistered", retry_in=None))
     waits = connection.insert()
@@ -408,7 +408,7 @@ def test_a_stranger_may_not(stage: str, stranger: str, statement: str) -> None:
     refuse(stranger, stage, statement)
 
 
-def test_a_stranger_may_nothing_at_all_even_with_the_door_to_the_schema_open(stage: str, stranger: str) -> None:
+def test_a_stranger_has_no_rights_even_with_usage_on_the_schema(stage: str, stranger: str) -> None:
     assert privileges(stage, stranger) == set()
 
     administer(stage, "grant usage on schema notify_worker to {}", stranger)
@@ -416,7 +416,7 @@ def test_a_stranger_may_nothing_at_all_even_with_the_door_to_the_schema_open(sta
     assert privileges(stage, stranger) == {("schema", "notify_worker", "usage")}
 
 
-def test_a_stranger_may_not_read_the_months_of_the_history_that_come(
+def test_a_stranger_may_not_read_later_partitions_of_the_history(
     database: str, connection: Connection, stranger: str
 ) -> None:
     newest = connection.value(
@@ -489,7 +489,7 @@ def test_a_file_defines_the_functions_that_bear_its_name() -> None:
         assert set(defined) == {path.stem}, path
 
 
-def test_python_calls_the_functions_of_the_workers_folder_and_none_of_the_internal_ones() -> None:
+def test_python_calls_only_functions_of_the_workers_folder() -> None:
     sources = (path.read_text(encoding="utf-8") for path in schema.PACKAGE.rglob("*.py"))
     called = {each for source in sources for each in re.findall(r"notify_worker\.(\w+)\(", source)}
 
@@ -563,7 +563,7 @@ TRAP: LiteralString = """
 """
 
 
-def test_a_search_path_of_the_caller_s_own_catches_nobody(database: str, connection: Connection) -> None:
+def test_a_callers_search_path_shadows_nothing(database: str, connection: Connection) -> None:
     connection.execute(TRAP)
     worker = connection.register_worker()
     tried = connection.insert(event_id="order:41:paid")
@@ -647,7 +647,7 @@ def our_roles(server: str) -> set[str]:
     return {name for (name,) in found}
 
 
-def test_who_owns_the_database_and_may_make_no_roles_migrates_and_works(bare: str) -> None:
+def test_a_database_owner_without_createrole_migrates_and_works(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         assert schema.migrate(database) == schema.versions()[-1]
 
@@ -661,7 +661,7 @@ def test_who_owns_the_database_and_may_make_no_roles_migrates_and_works(bare: st
             assert shop.unbalanced() == []
 
 
-def test_a_stranger_may_nothing_where_the_roles_are_not_there(bare: str) -> None:
+def test_a_stranger_has_no_rights_without_the_roles(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         schema.migrate(database)
         administer(bare, "create role {}", "passer_by")

@@ -1149,12 +1149,12 @@ def rehearse(emptied: Database, **how: Any) -> None:
     run_state_machine_as_test(On, settings=settings(unhurried, **how))
 
 
-def test_whatever_happens_the_database_is_as_the_model_says(emptied: Database) -> None:
+def test_the_database_agrees_with_the_model(emptied: Database) -> None:
     rehearse(emptied, max_examples=25, stateful_step_count=40, derandomize=True)
 
 
 @pytest.mark.slow
-def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Database) -> None:
+def test_the_database_agrees_with_the_model_in_long_runs(emptied: Database) -> None:
     rehearse(emptied, max_examples=1_500, stateful_step_count=60, database=None)
 
 
@@ -1183,7 +1183,7 @@ def a_notification_whose_device_is_gone(connection: store_calls.Connection, *, r
 
 
 @pytest.mark.parametrize("registers_again_as", ["fcm:1", "fcm:2"])
-def test_what_fails_for_want_of_its_campaign_is_no_gone_address(
+def test_a_missing_campaign_is_not_an_unregistered_address(
     connection: store_calls.Connection, registers_again_as: str
 ) -> None:
     number = a_notification_whose_device_is_gone(connection, registers_again_as=registers_again_as)

@@ -57,7 +57,7 @@ def test_where_nothing_is_nothing_is_counted(connection: Connection) -> None:
     assert list(status(connection)) == list(EMPTY)
 
 
-def test_what_waits_is_pending_and_what_has_come_is_due(connection: Connection) -> None:
+def test_a_scheduled_notification_is_pending_and_then_due(connection: Connection) -> None:
     connection.insert(send_at=FUTURE)
     connection.insert()
     late = connection.insert(priority="high")
@@ -71,7 +71,7 @@ def test_what_waits_is_pending_and_what_has_come_is_due(connection: Connection) 
     assert timedelta(seconds=90) <= now["oldest_due_for"] < timedelta(seconds=120)
 
 
-def test_what_is_paused_is_pending_and_not_due(connection: Connection) -> None:
+def test_a_paused_notification_is_pending_and_not_due(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders'), ('empty')")
     connection.insert(project="orders")
     connection.execute("select notify_worker.pause(name, 'x') from notify_worker.projects where name <> 'default'")
@@ -79,13 +79,13 @@ def test_what_is_paused_is_pending_and_not_due(connection: Connection) -> None:
     assert status(connection) == EMPTY | {"pending": 1, "paused_projects": 2}
 
 
-def test_what_is_of_no_project_is_due_until_it_is_settled(connection: Connection) -> None:
+def test_a_notification_of_an_unknown_project_is_due_until_it_is_settled(connection: Connection) -> None:
     connection.insert(project="no_such")
 
     assert status(connection)["due"] == 1
 
 
-def test_what_a_worker_has_in_hand_is_leased(connection: Connection, worker: Worker) -> None:
+def test_a_claimed_notification_is_leased(connection: Connection, worker: Worker) -> None:
     for _ in range(3):
         connection.insert()
     connection.claim(worker, most=2)
@@ -93,7 +93,7 @@ def test_what_a_worker_has_in_hand_is_leased(connection: Connection, worker: Wor
     assert status(connection).items() >= {"pending": 3, "due": 1, "leased": 2, "orphans": 0, "workers": 1}.items()
 
 
-def test_what_a_worker_that_left_or_froze_has_in_hand_is_an_orphan(database: str, connection: Connection) -> None:
+def test_a_notification_of_a_lost_or_frozen_worker_is_an_orphan(database: str, connection: Connection) -> None:
     connection.insert()
     left = connection.register_worker()
     connection.claim(left)
@@ -107,7 +107,7 @@ def test_what_a_worker_that_left_or_froze_has_in_hand_is_an_orphan(database: str
     assert now.items() >= {"pending": 2, "due": 1, "leased": 1, "orphans": 2, "workers": 1}.items()
 
 
-def test_what_is_held_is_counted_for_a_person_to_decide(connection: Connection) -> None:
+def test_held_notifications_are_counted(connection: Connection) -> None:
     tell(connection, connection.register_worker(), UNKNOWN, on_unknown="hold")
 
     assert status(connection) == EMPTY | {"held": 1, "workers": 1}
@@ -121,7 +121,7 @@ def test_dead_letters_are_counted_a_delivery_each(connection: Connection, worker
     assert status(connection) == EMPTY | {"dead_letters": 3, "workers": 1}
 
 
-def test_what_was_sent_counts_for_a_minute(connection: Connection, worker: Worker) -> None:
+def test_sent_notifications_count_for_a_minute(connection: Connection, worker: Worker) -> None:
     tell(connection, worker, SENT, SENT, FAILED)
     assert status(connection)["sent_last_minute"] == 2
 
@@ -168,7 +168,7 @@ def test_counts_stop_at_a_hundred_thousand(connection: Connection) -> None:
     assert [now[name] for name in capped] == [CAP] * len(capped)
 
 
-def test_what_is_due_the_longest_is_found_behind_a_hundred_thousand_of_another_project(
+def test_the_oldest_due_is_found_behind_a_hundred_thousand_others(
     connection: Connection,
 ) -> None:
     connection.execute("alter table notify_worker.notifications disable trigger user")
@@ -181,7 +181,7 @@ def test_what_is_due_the_longest_is_found_behind_a_hundred_thousand_of_another_p
 DEAD_LETTERS: LiteralString = "select * from notify_worker.dead_letters order by notification_id, delivery_id"
 
 
-def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: Connection, worker: Worker) -> None:
+def test_a_dead_letter_names_notification_receiver_and_reason(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     number = tell(connection, worker, FAILED, SENT, event_id="order:42:paid", campaign="sale")
 
@@ -202,7 +202,7 @@ def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: Connection,
     }
 
 
-def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: Connection) -> None:
+def test_a_failure_without_a_delivery_is_a_dead_letter(connection: Connection) -> None:
     number = connection.insert(campaign="no_such")
     connection.claim(connection.register_worker())
 
@@ -213,7 +213,7 @@ def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: Connecti
     assert letter["failed_at"] is not None
 
 
-def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: Connection, worker: Worker) -> None:
+def test_an_unsendable_retry_is_one_dead_letter(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     number = tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
@@ -277,7 +277,7 @@ def told(*came_to: Row, **columns: object) -> Prepare:
         of_no_one,
     ],
 )
-def test_what_was_not_given_up_on_is_no_dead_letter(connection: Connection, prepare: Prepare) -> None:
+def test_only_failures_are_dead_letters(connection: Connection, prepare: Prepare) -> None:
     prepare(connection, connection.register_worker())
 
     assert connection.rows(DEAD_LETTERS) == []
@@ -340,7 +340,7 @@ def cancelled_unsent(connection: Connection, worker: Worker) -> int:
         (retried, "pending", "it is due"),
     ],
 )
-def test_the_history_of_a_receiver_says_what_became_of_it_and_why(
+def test_the_history_of_a_receiver_shows_states_and_reasons(
     connection: Connection, prepare: Prepare, state: str, reason: str
 ) -> None:
     number = prepare(connection, connection.register_worker())
@@ -367,7 +367,7 @@ def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_f
     assert list(newest) == ["at", "event_id", "notification_id", "campaign", "state", "reason"]
 
 
-def test_a_history_begins_when_it_is_asked_to(connection: Connection) -> None:
+def test_a_history_starts_at_the_given_time(connection: Connection) -> None:
     old, new = connection.insert(receiver_id="u_42"), connection.insert(receiver_id="u_42")
     connection.execute(
         "update notify_worker.notifications set created_at = now() - interval '2 days' where id = %s", [old]

@@ -62,7 +62,7 @@ def heard(listener: Connection, sender: Connection) -> int:
     return len(payloads) - 1
 
 
-def test_a_statement_rings_in_its_own_transaction(database: str, connection: Connection) -> None:
+def test_a_statement_sends_its_wakeup_in_its_own_transaction(database: str, connection: Connection) -> None:
     with connected(database) as business:
         business.execute("begin")
         business.insert()
@@ -73,7 +73,7 @@ def test_a_statement_rings_in_its_own_transaction(database: str, connection: Con
         assert connection.wakeups() == 1
 
 
-def test_a_rollback_takes_the_bell_with_it(connection: Connection) -> None:
+def test_a_rollback_removes_the_wakeup(connection: Connection) -> None:
     with connection.transaction(force_rollback=True):
         connection.insert()
 
@@ -81,13 +81,13 @@ def test_a_rollback_takes_the_bell_with_it(connection: Connection) -> None:
     assert connection.wakeups() == 0
 
 
-def test_five_thousand_rows_ring_once(connection: Connection) -> None:
+def test_five_thousand_rows_send_one_wakeup(connection: Connection) -> None:
     connection.execute(BULK)
 
     assert connection.wakeups() == 1
 
 
-def test_nobody_rings_while_a_bell_waits(connection: Connection) -> None:
+def test_no_wakeup_is_sent_while_one_waits(connection: Connection) -> None:
     with connection.transaction():
         connection.insert()
         connection.insert()
@@ -101,9 +101,7 @@ def test_nobody_rings_while_a_bell_waits(connection: Connection) -> None:
     [{"ahead": "1 hour"}, {"status": "doing"}, {"status": "failed"}, {"queue": "another"}, {"task": "another"}],
     ids=str,
 )
-def test_what_will_wake_nobody_now_keeps_nobody_from_ringing(
-    connection: Connection, not_a_bell: dict[str, str]
-) -> None:
+def test_a_job_that_wakes_no_worker_now_prevents_no_wakeup(connection: Connection, not_a_bell: dict[str, str]) -> None:
     add_job(connection, **not_a_bell)
     before = connection.wakeups()
 
@@ -112,7 +110,7 @@ def test_what_will_wake_nobody_now_keeps_nobody_from_ringing(
     assert connection.wakeups() == before + 1
 
 
-def test_the_bell_is_a_job_that_procrastinate_runs(connection: Connection) -> None:
+def test_the_wakeup_is_a_job_that_procrastinate_runs(connection: Connection) -> None:
     connection.insert()
 
     (job,) = connection.rows("select * from notify_worker.procrastinate_jobs")
@@ -120,7 +118,7 @@ def test_the_bell_is_a_job_that_procrastinate_runs(connection: Connection) -> No
     assert job["lock"] is job["queueing_lock"] is job["scheduled_at"] is None
 
 
-def test_two_open_transactions_ring_without_waiting_for_each_other(database: str, connection: Connection) -> None:
+def test_two_open_transactions_send_wakeups_without_waiting(database: str, connection: Connection) -> None:
     with connected(database) as first, connected(database) as second:
         for business in (first, second):
             business.execute("set lock_timeout = '5s'")
@@ -133,7 +131,7 @@ def test_two_open_transactions_ring_without_waiting_for_each_other(database: str
     assert connection.wakeups() == 2
 
 
-def test_bell_always_rings_for_every_statement(connection: Connection) -> None:
+def test_wakeup_always_sends_one_for_every_statement(connection: Connection) -> None:
     connection.execute("set notify_worker.wakeup = 'always'")
     say_awake(connection, 10_000)
 
@@ -144,7 +142,7 @@ def test_bell_always_rings_for_every_statement(connection: Connection) -> None:
     assert connection.wakeups() == 3
 
 
-def test_bell_off_rings_for_no_statement_of_its_transaction(connection: Connection) -> None:
+def test_wakeup_off_sends_none_in_its_transaction(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("set local notify_worker.wakeup = 'off'")
         connection.insert()
@@ -165,7 +163,7 @@ def test_any_other_setting_is_auto(connection: Connection, setting: str) -> None
     assert connection.wakeups() == 1
 
 
-def test_nobody_rings_while_a_worker_is_awake(connection: Connection) -> None:
+def test_no_wakeup_is_sent_while_a_worker_is_awake(connection: Connection) -> None:
     say_awake(connection, 10_000)
 
     connection.insert()
@@ -173,7 +171,7 @@ def test_nobody_rings_while_a_worker_is_awake(connection: Connection) -> None:
     assert connection.wakeups() == 0
 
 
-def test_a_statement_rings_when_the_mark_has_run_out(connection: Connection) -> None:
+def test_a_wakeup_is_sent_once_the_awake_mark_has_expired(connection: Connection) -> None:
     say_awake(connection, -1)
 
     connection.insert()
@@ -218,9 +216,7 @@ def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: Connection
         "select notify_worker.wake_worker(true)",
     ],
 )
-def test_a_role_that_may_only_insert_rings_and_can_neither_move_the_mark_nor_ring_by_itself(
-    connection: Connection, forbidden: LiteralString
-) -> None:
+def test_a_producer_role_sends_wakeups_only_by_inserting(connection: Connection, forbidden: LiteralString) -> None:
     with connection.transaction(force_rollback=True):
         connection.execute("create role only_inserts")
         connection.execute("grant usage on schema notify_worker to only_inserts")
@@ -282,7 +278,7 @@ def ended_insert(session: Connection) -> None:
     ("does", "writes"),
     [(open_insert, True), (open_select, False), (ended_insert, False)],
 )
-def test_somebody_writes_while_another_session_has_an_insert_open(
+def test_has_open_writers_is_true_while_another_insert_is_open(
     database: str, connection: Connection, does: Callable[[Connection], None], writes: bool
 ) -> None:
     with connected(database) as business:
@@ -291,14 +287,14 @@ def test_somebody_writes_while_another_session_has_an_insert_open(
         assert connection.value("select notify_worker.has_open_writers()") is writes
 
 
-def test_somebody_does_not_mean_oneself(connection: Connection) -> None:
+def test_has_open_writers_ignores_the_own_session(connection: Connection) -> None:
     with connection.transaction():
         connection.insert()
 
         assert connection.value("select notify_worker.has_open_writers()") is False
 
 
-def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: Connection) -> None:
+def test_all_waiting_wakeups_are_deleted_and_no_other_job(connection: Connection) -> None:
     add_job(connection)
     add_job(connection, ahead="-1 second")
     add_job(connection, ahead="1 hour")
@@ -319,7 +315,7 @@ def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: Connect
     ]
 
 
-def test_a_bell_that_procrastinate_is_just_fetching_is_left_to_it(database: str, connection: Connection) -> None:
+def test_a_wakeup_that_procrastinate_is_fetching_stays(database: str, connection: Connection) -> None:
     connection.insert()
     with connected(database) as fetching:
         fetching.execute("begin")
@@ -328,7 +324,7 @@ def test_a_bell_that_procrastinate_is_just_fetching_is_left_to_it(database: str,
         assert connection.value("select notify_worker.delete_wakeups()") == 0
 
 
-def test_a_claim_takes_the_bells_down(connection: Connection, worker: Worker) -> None:
+def test_a_claim_deletes_the_wakeups(connection: Connection, worker: Worker) -> None:
     connection.insert()
 
     connection.claim(worker)

@@ -57,7 +57,7 @@ def held(connection: Connection) -> list[Row]:
 
 
 @pytest.mark.parametrize("verdict", ["sent", "unregistered", "unknown"])
-def test_a_claim_and_a_record_touch_what_they_are_about(connection: Connection, verdict: str, worker: Worker) -> None:
+def test_a_claim_and_a_record_read_only_their_own_rows(connection: Connection, verdict: str, worker: Worker) -> None:
     for _ in range(3):  # some history, and plans that have settled
         connection.execute(CLAIM, [worker.id, uuid4(), AT_ONCE])
         outcomes = [

@@ -145,7 +145,7 @@ async def test_no_more_are_in_flight_than_there_are_slots() -> None:
     assert (slots.taken, slots.waiting) == (0, 0)
 
 
-async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_for_a_slot() -> None:
+async def test_an_attempt_starts_with_its_first_request() -> None:
     sender, slots = ready(), Slots(1)
     async with slots:
         waiting = asyncio.create_task(made(attempt(sender, slots=slots)))
@@ -190,7 +190,9 @@ async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
         (FAILED, OnUnknown.RESEND),
     ],
 )
-async def test_what_may_not_be_asked_again_is_asked_once(outcome: Outcome, on_unknown: OnUnknown) -> None:
+async def test_an_outcome_that_is_not_quickly_retryable_gets_one_request(
+    outcome: Outcome, on_unknown: OnUnknown
+) -> None:
     sender = ready(a=[outcome])
 
     async with asyncio.timeout(A_BLIP):
@@ -212,7 +214,7 @@ async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
     assert (result.outcome, result.requests) == (MENDABLE, 1)
 
 
-async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() -> None:
+async def test_a_stop_ends_the_wait_for_a_quick_retry_and_keeps_the_outcome() -> None:
     sender, stopping, slots = ready(a=[MENDABLE]), asyncio.Event(), Slots(1)
     running = asyncio.create_task(made(attempt(sender, stopping=stopping, slots=slots)))
     await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
@@ -224,7 +226,7 @@ async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() ->
     assert (result.outcome, result.requests, len(sender.asked)) == (MENDABLE, 1, 1)
 
 
-async def test_who_waits_for_a_slot_when_the_worker_stops_leaves_without_a_request() -> None:
+async def test_a_stop_ends_the_wait_for_a_slot_without_a_request() -> None:
     sender, stopping, slots = ScriptedSender(), asyncio.Event(), Slots(1)
     in_flight = asyncio.create_task(made(attempt(sender, "in flight", slots=slots, stopping=stopping)))
     await auntil("the slot is taken", lambda: sender.busy == 1, within=5)
@@ -275,7 +277,7 @@ async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog:
     assert "RuntimeError: a bug" in caplog.text
 
 
-async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_again() -> None:
+async def test_an_exception_on_a_delivery_with_hold_is_never_retried() -> None:
     sender = ready(a=[RuntimeError("a bug")])
 
     result = await made(attempt(sender, on_unknown=OnUnknown.HOLD))
@@ -283,7 +285,7 @@ async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_
     assert (result.outcome.verdict, result.retry_in) == (Verdict.UNKNOWN, None)
 
 
-async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
+async def test_a_delivery_that_cannot_be_rendered_fails_without_a_request() -> None:
     sender = ready()
 
     result = await made(attempt(sender, inline=Content(body="x" * 5000)))
@@ -303,7 +305,7 @@ async def test_nothing_of_a_project_that_is_stopped_is_sent() -> None:
     assert sender.asked == []
 
 
-async def test_a_probe_is_sent_whatever_is_stopped() -> None:
+async def test_a_probe_is_sent_despite_open_incidents() -> None:
     sender = ready()
     state = project(sender, blocked=tuple(Scope))
 
@@ -317,7 +319,7 @@ UNDECIDED = [Incident("default", Scope.PROJECT, change=Change.UNDECIDED)]
 
 
 @pytest.mark.parametrize("why", ["it can not be rendered", "rendering breaks", "the worker stops", "it is not marked"])
-async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) -> None:
+async def test_a_probe_without_a_request_decides_nothing(why: str) -> None:
     sender, stopping = ready(), asyncio.Event()
     state = project(sender, blocked=(Scope.PROJECT,))
     delivery: dict[str, Any] = {"probe": True}
@@ -346,7 +348,7 @@ async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> Non
     assert (state.unreported, state.blocked) == ([], frozenset({Scope.PROJECT}))
 
 
-async def test_who_waits_for_a_slot_when_a_pause_begins_leaves_without_a_request() -> None:
+async def test_a_pause_ends_the_wait_for_a_slot_without_a_request() -> None:
     sender, slots = ScriptedSender({"a": [QUOTA]}), Slots(1)
     state = project(sender)
     in_flight = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
@@ -376,7 +378,7 @@ async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
     assert state.blocked == {Scope.DEVICES}
 
 
-async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
+async def test_a_request_in_flight_when_a_pause_starts_keeps_its_outcome() -> None:
     sender = ScriptedSender()
     state = project(sender)
     in_flight = asyncio.create_task(made(attempt(sender, state=state)))
@@ -417,7 +419,7 @@ async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> N
     assert last.retry_in is not None
 
 
-async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
+async def test_a_claimed_delivery_that_expired_makes_no_request() -> None:
     sender = ready()
 
     assert await attempt(sender, expires_by=monotonic() - 0.001).run() is None
@@ -425,7 +427,7 @@ async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
     assert sender.asked == []
 
 
-async def test_what_expires_while_it_waits_for_a_slot_leaves_without_a_request() -> None:
+async def test_a_delivery_that_expires_waiting_for_a_slot_makes_no_request() -> None:
     sender, slots, expires_by = ready(), Slots(1), monotonic() + 0.05
 
     async with slots:
@@ -477,7 +479,7 @@ class Book(StartMarks):
         return self.allows
 
 
-async def test_what_must_not_be_sent_twice_is_marked_in_its_slot_just_before_its_request() -> None:
+async def test_a_delivery_with_hold_is_marked_just_before_its_request() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots)
 
@@ -492,7 +494,7 @@ async def test_what_must_not_be_sent_twice_is_marked_in_its_slot_just_before_its
     assert book.written == [(DELIVERY.id, 0, 1)]
 
 
-async def test_what_can_not_be_marked_is_not_sent() -> None:
+async def test_a_delivery_that_cannot_be_marked_is_not_sent() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots, allows=False)
 
@@ -501,7 +503,7 @@ async def test_what_can_not_be_marked_is_not_sent() -> None:
     assert len(book.written) == 1
 
 
-async def test_what_does_not_leave_is_not_marked() -> None:
+async def test_a_delivery_that_makes_no_request_is_not_marked() -> None:
     sender, slots, stopping = ready(), Slots(1), asyncio.Event()
     book, state = Book(sender, slots), project(sender, blocked=(Scope.PROJECT,))
     stopping.set()
@@ -516,7 +518,7 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     assert (book.written, sender.asked) == ([], [])
 
 
-async def test_what_waits_for_a_slot_when_a_pause_begins_is_not_marked() -> None:
+async def test_a_delivery_waiting_for_a_slot_at_a_pause_is_not_marked() -> None:
     sender, slots = ready(), Slots(1)
     book, state = Book(sender, slots), project(sender)
 
@@ -530,7 +532,7 @@ async def test_what_waits_for_a_slot_when_a_pause_begins_is_not_marked() -> None
     assert (book.written, sender.asked) == ([], [])
 
 
-async def test_what_may_be_sent_twice_is_not_marked() -> None:
+async def test_a_delivery_without_hold_is_not_marked() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots, allows=False)
 
@@ -573,7 +575,7 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
 # ── what is retried quickly ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
+async def test_refused_tokens_and_unsent_requests_are_retried_quickly_while_5xx_are_not() -> None:
     """Side by side, since the waits of quick retries are real."""
     slots = Slots(100)
     hold, probing, busy, never_left, calm = (

@@ -349,7 +349,7 @@ CATALOGUE = [
 @pytest.mark.parametrize(
     ("row", "kind"), [pytest.param(row, kind, id=f"{row.name}, {kind}") for row in CATALOGUE for kind in row.kinds]
 )
-def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
+def test_each_answer_has_the_outcome_of_the_table(row: Row, kind: str) -> None:
     outcome = classify(answered(row.status, row.body, **row.headers), kind)
 
     assert (outcome.verdict, outcome.pause, outcome.quickly_retryable) == (
@@ -412,9 +412,7 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
         ),
     ],
 )
-def test_an_error_says_what_happened_and_what_stops_the_project_where_to_look(
-    status: int, body: bytes, text: str
-) -> None:
+def test_an_error_says_what_happened_and_where_to_check(status: int, body: bytes, text: str) -> None:
     assert classify(answered(status, body, content_type="text/html"), "token").error == text
 
 
@@ -465,9 +463,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 @given(status=st.integers(100, 999), body=BODIES, headers=HEADERS, kind=st.sampled_from(ADDRESS_KINDS))
-def test_whatever_a_server_says_comes_to_something(
-    status: int, body: bytes, headers: dict[bytes, bytes], kind: str
-) -> None:
+def test_any_answer_has_an_outcome(status: int, body: bytes, headers: dict[bytes, bytes], kind: str) -> None:
     outcome = classify(parse_response(httpx.Response(status, headers=list(headers.items())), body), kind)
 
     assert (outcome.verdict is SENT) is (status == 200)

@@ -128,14 +128,14 @@ def test_history_goes_back_no_further_than_asked(
     assert re.findall(r"notification (\d+)", told.out) == numbers
 
 
-def test_a_receiver_whom_nobody_wanted_to_tell_has_no_history(cli: Cli, shop: Connection) -> None:
+def test_a_receiver_without_notifications_has_no_history(cli: Cli, shop: Connection) -> None:
     assert cli("history", "u_44") == Ended(0, "", "")
 
 
 @pytest.mark.parametrize(
     "arguments", [("history", "u_42"), ("retry", "--project", "default")], ids=lambda each: each[0]
 )
-def test_a_time_that_is_none_is_named(
+def test_an_invalid_time_is_named(
     cli: Cli,
     shop: Connection,
     arguments: tuple[str, ...],
@@ -151,7 +151,7 @@ RETRIED = "deliveries are due again; those of a notification that never had any 
 
 
 @pytest.mark.parametrize("way", [(EVENT,), ("1",), ("--delivery", "1"), ("--project", "default")])
-def test_retry_puts_what_failed_back_in_line_by_event_number_delivery_or_project(
+def test_retry_takes_an_event_a_number_a_delivery_or_a_project(
     cli: Cli,
     shop: Connection,
     way: tuple[str, ...],
@@ -165,7 +165,7 @@ def test_retry_puts_what_failed_back_in_line_by_event_number_delivery_or_project
     assert shop.state(number) == "pending"
 
 
-def test_retry_by_project_leaves_out_other_projects_and_what_failed_before(
+def test_retry_by_project_leaves_out_other_projects_and_earlier_failures(
     cli: Cli,
     shop: Connection,
 ) -> None:
@@ -182,7 +182,7 @@ def test_retry_by_project_leaves_out_other_projects_and_what_failed_before(
     assert [shop.state(number) for number in (old, new, of_other)] == ["failed", "pending", "failed"]
 
 
-def test_an_event_whose_name_is_a_number_comes_before_the_number(cli: Cli, shop: Connection) -> None:
+def test_a_numeric_event_id_comes_before_a_notification_id(cli: Cli, shop: Connection) -> None:
     by_number, by_event = shop.insert_settled("failed"), shop.insert_settled("failed", event_id="1")
 
     cli("retry", "1")
@@ -190,14 +190,14 @@ def test_an_event_whose_name_is_a_number_comes_before_the_number(cli: Cli, shop:
     assert (shop.state(by_number), shop.state(by_event)) == ("failed", "pending")
 
 
-def test_what_was_sent_is_not_sent_again(cli: Cli, shop: Connection) -> None:
+def test_a_sent_notification_is_not_retried(cli: Cli, shop: Connection) -> None:
     number = shop.insert_settled("sent")
 
     assert cli("retry", str(number)) == Ended(0, f"0 {RETRIED}", "")
     assert shop.state(number) == "sent"
 
 
-def test_retry_of_what_a_worker_holds_says_to_try_again(cli: Cli, shop: Connection) -> None:
+def test_retry_of_a_leased_notification_says_to_try_again(cli: Cli, shop: Connection) -> None:
     shop.insert()
     shop.claim(shop.register_worker())
 
@@ -210,7 +210,7 @@ def test_retry_of_what_a_worker_holds_says_to_try_again(cli: Cli, shop: Connecti
     "arguments",
     [(), ("--since", "yesterday"), (EVENT, "--delivery", "1"), ("--delivery", "1", "--project", "default")],
 )
-def test_retry_of_nothing_or_of_two_things_says_what_there_is(
+def test_retry_needs_exactly_one_target(
     cli: Cli,
     shop: Connection,
     arguments: tuple[str, ...],
@@ -224,7 +224,7 @@ def test_retry_of_nothing_or_of_two_things_says_what_there_is(
 
 
 @pytest.mark.parametrize("which", [EVENT, "1"])
-def test_cancel_takes_back_what_waits(cli: Cli, shop: Connection, which: str) -> None:
+def test_cancel_settles_a_waiting_notification(cli: Cli, shop: Connection, which: str) -> None:
     shop.insert(event_id=EVENT)
 
     told = cli("cancel", which)
@@ -234,9 +234,7 @@ def test_cancel_takes_back_what_waits(cli: Cli, shop: Connection, which: str) ->
 
 
 @pytest.mark.parametrize("becomes", ["sent", "leased"])
-def test_cancel_of_what_was_sent_or_may_be_fails_and_says_where_its_story_is(
-    cli: Cli, shop: Connection, becomes: str
-) -> None:
+def test_cancel_of_a_sent_notification_fails_and_points_to_explain(cli: Cli, shop: Connection, becomes: str) -> None:
     if becomes == "sent":
         shop.insert_settled("sent")
     else:
@@ -252,11 +250,11 @@ def test_cancel_of_what_was_sent_or_may_be_fails_and_says_where_its_story_is(
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancel"])
-def test_what_is_not_there_is_named(cli: Cli, shop: Connection, verb: str) -> None:
+def test_an_unknown_notification_is_named(cli: Cli, shop: Connection, verb: str) -> None:
     assert cli(verb, "order:43").complaint == 'there is no notification of the event "order:43", nor with this number'
 
 
-def test_a_delivery_that_is_not_there_is_named(cli: Cli, shop: Connection) -> None:
+def test_an_unknown_delivery_is_named(cli: Cli, shop: Connection) -> None:
     assert cli("retry", "--delivery", "7").complaint == "there is no delivery 7"
 
 
@@ -279,7 +277,7 @@ def test_pause_stops_a_project_until_resume(cli: Cli, shop: Connection) -> None:
     [("pause", "defualt", "why"), ("resume", "defualt"), ("retry", "--project", "defualt")],
     ids=lambda each: each[0],
 )
-def test_a_project_that_is_not_there_is_named_with_the_nearest(
+def test_an_unknown_project_is_named_with_the_closest(
     cli: Cli,
     shop: Connection,
     arguments: tuple[str, ...],
@@ -287,7 +285,7 @@ def test_a_project_that_is_not_there_is_named_with_the_nearest(
     assert cli(*arguments).complaint == 'there is no project "defualt"; did you mean "default"?'
 
 
-def test_prune_deletes_what_settled_long_ago_and_says_how_many(cli: Cli, shop: Connection) -> None:
+def test_prune_deletes_old_settled_notifications_and_prints_their_number(cli: Cli, shop: Connection) -> None:
     old, new, waiting = shop.insert_settled("failed"), shop.insert_settled("sent"), shop.insert()
     shop.set_back(old, "settled_at", timedelta(days=91))
     shop.set_back(waiting, "created_at", timedelta(days=91))
@@ -303,7 +301,7 @@ def test_prune_deletes_what_settled_long_ago_and_says_how_many(cli: Cli, shop: C
 
 
 @pytest.mark.parametrize("interval", ["a while", ""])
-def test_prune_names_an_interval_that_is_none(cli: Cli, shop: Connection, interval: str) -> None:
+def test_prune_names_an_invalid_interval(cli: Cli, shop: Connection, interval: str) -> None:
     shop.insert_settled("sent")
 
     complaint = cli("prune", "--older-than", interval).complaint
@@ -315,7 +313,7 @@ def test_prune_names_an_interval_that_is_none(cli: Cli, shop: Connection, interv
 # ── what is wrong with the database ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_schema_that_is_ahead_is_worked_with_and_not_migrated(cli: Cli, shop: Connection) -> None:
+def test_a_newer_schema_works_and_is_not_migrated(cli: Cli, shop: Connection) -> None:
     shop.execute("update notify_worker.schema_version set version_num = '9999'")
 
     assert (cli("status").code, cli("migrate").complaint) == (
@@ -484,7 +482,7 @@ def dev(home: Path, tmp_path: Path) -> Iterator[Dev]:
         yield dev
 
 
-def test_dev_comes_up_in_its_home_and_what_it_prints_works(dev: Dev, home: Path) -> None:
+def test_dev_starts_in_its_home_and_prints_working_commands(dev: Dev, home: Path) -> None:
     typed = dev.type(dev.what_to_type())
 
     assert (typed.code, typed.err) == (0, "")

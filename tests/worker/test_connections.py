@@ -18,7 +18,7 @@ def test_a_conninfo_that_says_nothing_is_given_every_limit() -> None:
     assert conninfo_to_dict(with_limits("")) == LIMITS
 
 
-def test_what_a_conninfo_says_itself_stays() -> None:
+def test_settings_of_the_conninfo_win() -> None:
     given = "host=db.example dbname=shop connect_timeout=60 keepalives_idle=100 target_session_attrs=any"
 
     limited = conninfo_to_dict(with_limits(given))
@@ -51,7 +51,7 @@ def test_several_hosts_may_stand_in_libpqs_variable(monkeypatch: pytest.MonkeyPa
     ("variable", "given", "name"),
     [("PGTARGETSESSIONATTRS", "any", "target_session_attrs"), ("PGCONNECT_TIMEOUT", "60", "connect_timeout")],
 )
-def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch, variable: str, given: str, name: str) -> None:
+def test_libpqs_variables_win(monkeypatch: pytest.MonkeyPatch, variable: str, given: str, name: str) -> None:
     monkeypatch.setenv(variable, given)
 
     assert name not in conninfo_to_dict(with_limits("host=one.example,two.example"))
@@ -127,7 +127,7 @@ def to_mark(connection: Connection, worker: Worker, claimed: Row) -> None:
 
 @pytest.mark.parametrize("default", ["off", "local"])
 @pytest.mark.parametrize("act", [to_claim, to_record, to_mark])
-def test_what_a_request_follows_from_or_leads_to_is_durable_whatever_the_default(
+def test_commits_around_a_request_are_durable_whatever_the_default(
     database: str, connection: Connection, act: Act, default: str
 ) -> None:
     set_default(connection, default)

@@ -629,7 +629,7 @@ def read(row: Answer) -> tuple[int | None, str | None]:
 
 
 @each_answer
-def test_explain_says_of_each_answer_what_came_of_it(facts: dict[Answer, Facts], row: Answer) -> None:
+def test_explain_shows_the_consequence_of_each_answer(facts: dict[Answer, Facts], row: Answer) -> None:
     found = facts[row]
     phone = f"delivery {found.delivery['id']} ({row.platform or row.kind} …{found.delivery['address']})"
     names = {
@@ -682,7 +682,7 @@ def verdicts(shop: Shop, number: int) -> list[str]:
     return [attempt["verdict"] for attempt in shop.attempts(number)]
 
 
-def test_a_probe_that_gets_through_ends_the_pause_and_what_waited_is_sent(shop: Shop) -> None:
+def test_a_successful_probe_ends_the_pause_and_the_rest_is_sent(shop: Shop) -> None:
     shop.start_worker()
     first = shop.notify("oncehtml404:phone")
     until("the project is paused", lambda: verdicts(shop, first) == ["paused"], within=20)

@@ -76,7 +76,7 @@ IMPOSSIBLE: list[tuple[str, type[psycopg.Error], dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("error", "columns"), [each[1:] for each in IMPOSSIBLE], ids=[each[0] for each in IMPOSSIBLE])
-def test_what_can_not_be_a_notification_is_refused_in_its_own_transaction(
+def test_an_invalid_notification_is_refused_in_its_transaction(
     connection: Connection, error: type[psycopg.Error], columns: dict[str, object]
 ) -> None:
     with pytest.raises(error) as refused:
@@ -108,7 +108,7 @@ NO_INFINITY = (errors.InvalidDatetimeFormat,)
 
 
 @pytest.mark.parametrize(("rule", "change"), NO_PROJECT, ids=[each[1][:40] for each in NO_PROJECT])
-def test_what_can_not_be_a_project_is_refused_by_a_named_rule(
+def test_an_invalid_project_is_refused_by_a_named_rule(
     connection: Connection, rule: str, change: LiteralString
 ) -> None:
     with pytest.raises((errors.CheckViolation, *NO_INFINITY)) as refused:
@@ -147,7 +147,7 @@ async def test_a_length_that_no_clock_can_add_stops_no_other_project(database: s
     assert healthy in {each["notification_id"] for each in claimed}
 
 
-def test_made_up_names_of_projects_hide_none_that_is_there(connection: Connection) -> None:
+def test_unknown_project_names_hide_no_real_project(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, project, send_at)
@@ -566,7 +566,7 @@ def test_a_hostile_row_ends_as_it_should_and_says_why(facts: Facts, name: str) -
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_a_hostile_project_or_answer_comes_to_what_it_should_and_says_why(facts: Facts, name: str) -> None:
+def test_a_hostile_project_or_answer_has_its_documented_result(facts: Facts, name: str) -> None:
     answered, row = PROJECTS[name], facts.of(name)
 
     assert row["verdict"] == answered.verdict, row
@@ -629,7 +629,7 @@ async def test_a_long_name_of_one_project_keeps_no_worker_from_starting(database
     await open_both(database, credentials=f"file:{key}", firebase_project_id="x" * 70_000)
 
 
-async def test_a_pipe_that_nobody_writes_keeps_no_worker_from_starting(database: str, tmp_path: Path) -> None:
+async def test_a_credential_that_is_a_silent_pipe_does_not_block_the_start(database: str, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
 
@@ -724,7 +724,7 @@ SHADOWS: LiteralString = """
 """
 
 
-def test_temporary_tables_and_functions_of_the_producer_catch_nobody(database: str, connection: Connection) -> None:
+def test_a_producers_temporary_objects_shadow_nothing(database: str, connection: Connection) -> None:
     with connected(database) as shop:
         shop.execute(SHADOWS)
         shop.execute("set role notify_worker_producer")
@@ -793,7 +793,7 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), ARGUMENTS, ids=[" ".join(each[0])[:60] for each in ARGUMENTS])
-def test_a_hostile_argument_is_told_what_is_wrong_with_it(
+def test_a_hostile_argument_gets_a_clear_error(
     shared: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -816,7 +816,7 @@ def shared(server: str, template: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("verb", ["explain", "history"])
-def test_no_word_of_a_producer_writes_on_the_terminal_of_an_operator(
+def test_no_content_of_a_producer_reaches_an_operators_terminal_raw(
     database: str,
     connection: Connection,
     capsys: pytest.CaptureFixture[str],
@@ -877,7 +877,7 @@ ADDRESSES: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "says"), [*VARIABLES, *ADDRESSES], ids=lambda each: each[:40])
-def test_a_hostile_variable_is_named_with_what_it_has_to_be(name: str, text: str, says: str) -> None:
+def test_a_hostile_variable_is_named_with_its_expected_value(name: str, text: str, says: str) -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env({f"NOTIFY_WORKER_{name}": text, "NOTIFY_WORKER_HOME": "/nowhere"})
 
@@ -902,7 +902,7 @@ DATABASES = [
 
 @pytest.mark.parametrize("conninfo", DATABASES)
 @pytest.mark.parametrize("verb", ["status", "migrate"])
-def test_an_address_of_no_database_is_told_without_its_password(
+def test_an_unreachable_database_is_reported_without_its_password(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, conninfo: str, verb: str
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", conninfo)

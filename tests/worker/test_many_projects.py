@@ -107,7 +107,7 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     assert shop.unbalanced() == []
 
 
-def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
+def test_a_repaired_key_unblocks_its_project(shop: Shop) -> None:
     shop.start_worker()
     waiting = [shop.notify("app:phone", project="refused"), shop.notify("quota:phone", project="tired")]
     until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)

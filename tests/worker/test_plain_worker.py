@@ -21,7 +21,7 @@ def claim_and_die(shop: Shop) -> str:
     return str(name)
 
 
-def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_worker(shop: Shop) -> None:
+def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: Shop) -> None:
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
@@ -48,7 +48,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
     assert shop.value("select clock_timestamp() < %s", leased_until), "this took longer than the lease itself"
 
 
-def test_a_plain_worker_defers_requeue_orphans_by_itself_and_so_finds_what_did_not_ring(shop: Shop) -> None:
+def test_a_plain_worker_runs_requeue_orphans_and_finds_commits_without_a_wakeup(shop: Shop) -> None:
     shop.start_worker("procrastinate")
     until("the worker sleeps", shop.sleeps, within=5)
 

@@ -139,7 +139,7 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
 @pytest.mark.parametrize(
     "change", ["credentials = 'file:new.json'", "firebase_project_id = 'another'", "sender = 'console'"]
 )
-async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
+async def test_another_sender_key_opens_another_sender_and_both_are_closed(
     connection: Connection, store: Store, change: LiteralString
 ) -> None:
     post = Post()
@@ -171,7 +171,7 @@ async def test_credentials_that_come_back_find_their_sender_again(connection: Co
     assert [letters.credentials for letters in post.opened] == ["file:old.json", "file:new.json"]
 
 
-async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(store: Store, relay: Relay) -> None:
+async def test_project_rows_are_read_at_most_once_a_second(store: Store, relay: Relay) -> None:
     projects = Projects(store, Post().open_sender)
 
     for _ in range(50):
@@ -182,7 +182,7 @@ async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(stor
     assert relay.asked(READING) == 2
 
 
-async def test_a_project_made_just_now_has_a_limiter_once_it_is_read(connection: Connection, store: Store) -> None:
+async def test_a_new_project_has_a_limiter_once_it_is_read(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     connection.execute("insert into notify_worker.projects (name, max_attempts) values ('orders', 4)")
@@ -228,7 +228,7 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     assert relay.asked(READING) == 2
 
 
-async def test_a_project_whose_row_is_gone_is_known_no_more(connection: Connection, store: Store) -> None:
+async def test_a_deleted_project_is_forgotten(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     await projects.read()
@@ -245,7 +245,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: Connecti
 # ── tell ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_is_found_out_is_told_in_order_and_once(connection: Connection, store: Store) -> None:
+async def test_incidents_are_reported_in_order_and_once(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     state = knows(projects)
@@ -265,7 +265,7 @@ async def test_what_is_found_out_is_told_in_order_and_once(connection: Connectio
     assert list(projects.unreported()) == []
 
 
-async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(connection: Connection, store: Store) -> None:
+async def test_a_pause_that_ends_unreported_is_opened_and_closed(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     state = knows(projects)
@@ -292,7 +292,7 @@ async def test_each_project_tells_of_itself(connection: Connection, store: Store
     assert knows(projects).allows(DELIVERY)
 
 
-async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_reading_undoes_it(
+async def test_a_refused_incident_is_reported_later_once_and_no_sync_undoes_it(
     connection: Connection, store: Store
 ) -> None:
     projects = Projects(store, Post().open_sender)
@@ -334,7 +334,7 @@ async def test_where_the_database_is_away_everything_is_kept(connection: Connect
     assert connection.rows(INCIDENTS) == []
 
 
-async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
+async def test_an_incident_with_a_lost_answer_is_reported_again_and_stored_once(
     connection: Connection, store: Store, relay: Relay
 ) -> None:
     projects = Projects(store, Post().open_sender)
@@ -353,7 +353,7 @@ async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
     assert len(connection.rows(INCIDENTS)) == 1
 
 
-async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_same(
+async def test_an_incident_with_text_that_postgres_refuses_is_stored_sanitised(
     connection: Connection, store: Store
 ) -> None:
     """Of a sender that another package brings: its outcome passes LazySender, which cleans it."""
@@ -371,9 +371,7 @@ async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_sam
 # ── two processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_second(
-    store: Store, other: Projects
-) -> None:
+async def test_another_process_follows_a_pause_within_a_second(store: Store, other: Projects) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     await other.read()
@@ -388,7 +386,7 @@ async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_se
     assert list(other.unreported()) == []
 
 
-async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_second(
+async def test_another_process_follows_the_end_of_a_pause_within_a_second(
     connection: Connection, store: Store, other: Projects
 ) -> None:
     projects = Projects(store, Post().open_sender)
@@ -465,7 +463,7 @@ async def under_way(connection: Connection) -> None:
 @pytest.mark.usefixtures("slow_answers")
 @pytest.mark.parametrize("news", ["it is stopped", "it goes on"])
 @pytest.mark.parametrize("order", ["read, find", "read, find, tell", "find, read, tell"])
-async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_found(
+async def test_an_older_sync_does_not_undo_an_incident_of_this_process(
     connection: Connection, database: str, store: Store, order: str, news: str
 ) -> None:
     before, meanwhile = order.split("read")

@@ -64,9 +64,7 @@ async def working(database: str, sender: Scripted) -> AsyncIterator[Pipeline]:
             await pipeline.close()
 
 
-async def test_who_keeps_the_row_of_a_stopped_project_keeps_nothing_of_the_others(
-    database: str, connection: Connection
-) -> None:
+async def test_a_locked_project_row_delays_no_other_project(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     stopped = connection.insert(address="stopped")
     others = [connection.insert(project="orders", address=f"phone-{number}") for number in range(20)]
@@ -113,7 +111,7 @@ async def is_paused(connection: Connection) -> bool:
     ],
     ids=str,
 )
-async def test_an_odd_outcome_of_somebody_s_own_sender_is_recorded_and_keeps_no_other(
+async def test_an_odd_outcome_of_a_plugin_is_recorded_and_delays_no_other(
     database: str, connection: Connection, odd: dict[str, Any]
 ) -> None:
     strange = connection.insert(address="strange")

@@ -131,9 +131,7 @@ def register_pooled(connection: Connection) -> Worker:
 # From when that counts
 
 
-def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woken(
-    database: str, connection: Connection
-) -> None:
+def test_a_worker_is_rescued_after_its_grace_period_with_a_wakeup(database: str, connection: Connection) -> None:
     connection.insert()
     dead = die(database)
     delete_wakeups(connection)
@@ -150,7 +148,7 @@ def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woke
     assert connection.wakeups() == 1
 
 
-def test_where_nothing_is_due_again_nobody_is_woken(database: str, connection: Connection) -> None:
+def test_a_rescue_without_due_notifications_sends_no_wakeup(database: str, connection: Connection) -> None:
     die(database)
     rescue(connection)
     let_pass(connection, SOON)
@@ -180,9 +178,7 @@ def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_whe
     assert connection.send_heartbeat(slow), "it is back, and what it holds is its own"
 
 
-def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
-    database: str, connection: Connection
-) -> None:
+def test_a_heartbeat_resets_the_grace_period(database: str, connection: Connection) -> None:
     dead = die(database)
     rescue(connection)
     let_pass(connection, SOON)
@@ -195,9 +191,7 @@ def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
     assert rescue(connection)["workers"] == 1
 
 
-def test_a_lock_that_is_held_again_ends_the_grace_period_and_the_next_loss_begins_another(
-    database: str, connection: Connection
-) -> None:
+def test_a_lock_held_again_resets_the_grace_period(database: str, connection: Connection) -> None:
     dead = die(database)
     rescue(connection)
     with connected(database) as session:
@@ -332,7 +326,7 @@ def kill_its_session(connection: Connection, worker_id: int) -> None:
     assert killed
 
 
-async def test_what_a_dead_worker_held_is_due_again_after_three_seconds(database: str, connection: Connection) -> None:
+async def test_a_dead_workers_notifications_are_due_after_three_seconds(database: str, connection: Connection) -> None:
     async with living(database) as (_, rescuer):
         connection.insert()
         dead = die(database)
@@ -344,7 +338,7 @@ async def test_what_a_dead_worker_held_is_due_again_after_three_seconds(database
         assert has_ended(connection, dead.id)
 
 
-async def test_a_process_that_has_just_reconnected_robs_nobody(database: str, connection: Connection) -> None:
+async def test_a_process_that_just_reconnected_rescues_no_living_worker(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
         connection.insert()
         slower = die(database)  # the same has befallen another, which is not back yet
@@ -370,7 +364,7 @@ async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_s
         assert has_ended(connection, dead.id)
 
 
-async def test_a_process_does_not_rescue_what_it_was_itself(database: str, connection: Connection) -> None:
+async def test_a_process_does_not_rescue_its_own_earlier_ids(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
         former = heartbeat.worker_id
         connection.insert()
@@ -419,7 +413,7 @@ async def drained(pipeline: Pipeline, connection: Connection) -> bool:
     return sent(connection) == COUNT
 
 
-async def test_a_worker_that_lost_its_lock_ends_what_is_in_flight_and_starts_the_rest_under_another_name(
+async def test_a_worker_that_lost_its_lock_finishes_and_goes_on_under_a_new_id(
     database: str, connection: Connection, box: Sandbox
 ) -> None:
     for _ in range(COUNT):

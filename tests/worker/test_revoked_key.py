@@ -39,7 +39,7 @@ def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
     [(REVOKED, ACCEPTED_AGAIN, "invalid_grant"), (API_OFF, API_ON, "SERVICE_DISABLED")],
     ids=["the key is revoked", "the API is switched off"],
 )
-def test_what_makes_every_request_vain_pauses_the_project_and_burns_nothing(
+def test_a_project_wide_failure_pauses_the_project_and_costs_no_attempt(
     shop: Shop, happens: Changes, is_mended: Changes, reason: str
 ) -> None:
     start_sending(shop)

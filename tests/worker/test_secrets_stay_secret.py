@@ -71,7 +71,7 @@ def keys(shop: Shop, tmp_path: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def test_nothing_secret_is_logged_recorded_or_printed_whatever_happens(shop: Shop, keys: dict[str, str]) -> None:
+def test_no_secret_is_logged_recorded_or_printed(shop: Shop, keys: dict[str, str]) -> None:
     told = [*every_fault(shop), *every_wrong_key(shop, keys), *what_cannot_be_rendered(shop)]
 
     with talkative_worker(shop):
@@ -102,9 +102,7 @@ def test_a_claim_that_the_database_refuses_is_logged_without_the_row(shop: Shop)
     [[], ["--priority", "urgent"], ["--data", f"google.{MARK}={MARK}"], ["--project", "nowhere"]],
     ids=["sent", "an unknown priority", "a reserved key", "an unknown project"],
 )
-def test_send_prints_neither_the_address_nor_the_words_not_even_when_asked_for_more(
-    shop: Shop, options: list[str]
-) -> None:
+def test_send_prints_neither_address_nor_content_even_when_verbose(shop: Shop, options: list[str]) -> None:
     said = printed(shop, "send", "--token", f"app:{MARK}-phone", "--title", f"{MARK} title", *options)
 
     assert leaks(said, shop, {}) == []
@@ -121,7 +119,7 @@ BAD_ROWS: dict[str, Columns] = {
 
 
 @pytest.mark.parametrize("columns", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_notification_is_refused_without_a_word_of_it(connection: psycopg.Connection, columns: Columns) -> None:
+def test_a_refused_notification_is_not_quoted(connection: psycopg.Connection, columns: Columns) -> None:
     bad: Columns = {**worded(kind="token", address=f"app:{MARK}-phone"), **columns}
 
     with pytest.raises(psycopg.errors.CheckViolation) as refused:

@@ -146,7 +146,7 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
     assert written == [False, True]
 
 
-async def test_what_was_given_back_is_not_marked(connection: Connection, store: Store) -> None:
+async def test_a_released_delivery_is_not_marked(connection: Connection, store: Store) -> None:
     given_back, still_held = await held(connection, store, 2)
     marker = StartMarks(store)
 
@@ -157,9 +157,7 @@ async def test_what_was_given_back_is_not_marked(connection: Connection, store: 
     assert marked(connection) == [still_held.id]
 
 
-async def test_a_delivery_that_somebody_has_locked_is_not_waited_for(
-    database: str, connection: Connection, store: Store
-) -> None:
+async def test_a_locked_delivery_is_not_waited_for(database: str, connection: Connection, store: Store) -> None:
     locked, free = await held(connection, store, 2)
     marker = StartMarks(store)
 
@@ -186,7 +184,7 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
     assert "3 stay unsent" in caplog.text
 
 
-async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_one_goes(
+async def test_a_mark_with_a_lost_answer_counts_as_not_written(
     connection: Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = await held(connection, store, 2)
@@ -213,7 +211,7 @@ async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
     assert "2 stay unsent" in caplog.text
 
 
-async def test_who_gives_up_waiting_takes_nobody_along(
+async def test_a_cancelled_waiter_cancels_no_other(
     database: str, connection: Connection, store: Store, relay: Relay
 ) -> None:
     deliveries, marker = await held(connection, store, 3), StartMarks(store)

@@ -66,7 +66,7 @@ def test_a_worker_takes_our_queue_alone_and_stops_before_a_platform_kills_it() -
 
 @each_task
 @pytest.mark.parametrize("error", [psycopg.OperationalError("away"), RuntimeError("a bug")], ids=str)
-def test_what_a_database_or_a_bug_breaks_is_put_back_at_once_ten_times(name: str, error: Exception) -> None:
+def test_a_failed_job_is_retried_at_once_up_to_ten_times(name: str, error: Exception) -> None:
     decisions = [after(name, error, attempts) for attempts in range(11)]
 
     assert all(decision is not None and decision.retry_at is not None for decision in decisions[:10])
@@ -83,7 +83,7 @@ def after(name: str, error: Exception, attempts: int) -> procrastinate.RetryDeci
     return strategy.get_retry_decision(exception=error, job=job)
 
 
-def test_the_app_is_imported_without_any_environment_and_whatever_stands_in_it() -> None:
+def test_the_app_imports_with_any_environment() -> None:
     wrong = {"NOTIFY_WORKER_NONSENSE": "1", "NOTIFY_WORKER_DATABASE_URL": "nonsense"}
 
     for env in ({}, wrong):
@@ -120,7 +120,7 @@ def test_retry_sends_again_by_notification_event_or_delivery(shop: Shop) -> None
     assert shop.unbalanced() == []
 
 
-def test_retry_sends_again_what_failed_in_a_project_since_then(shop: Shop) -> None:
+def test_retry_by_project_sends_failures_since_a_time_again(shop: Shop) -> None:
     shop.connection.execute("insert into notify_worker.projects (name) values ('other')")
     old, new, of_other = (
         shop.connection.insert_settled("failed", project=name) for name in ("default", "default", "other")
@@ -159,7 +159,7 @@ def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop
 # ── prune ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_prune_deletes_what_settled_long_ago_and_nothing_else(shop: Shop) -> None:
+def test_prune_deletes_only_what_settled_long_ago(shop: Shop) -> None:
     old, new = shop.connection.insert_settled("failed"), shop.connection.insert_settled("failed")
     waiting = shop.connection.insert(send_at="tomorrow")
     shop.connection.set_back(old, "settled_at", timedelta(days=91))
