@@ -52,7 +52,7 @@ async def push(event: str, address: str) -> None:
 @app.periodic(cron="* * * * *")
 @app.task(name="retry_stalled_jobs", queue="push", queueing_lock="retry_stalled_jobs", pass_context=True)
 async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
-    """Put stalled jobs back in line."""
+    """Requeue stalled jobs."""
     stalled: Iterable[Any] = await app.job_manager.get_stalled_jobs()
     for job in stalled:
         await app.job_manager.retry_job(job)

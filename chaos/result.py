@@ -22,12 +22,12 @@ class Line:
     stuck: int = 0
     doubles: int = 0
     at_most: int = 0
-    """What was in the hands of the workers that it was done to: accepted by FCM, and not recorded."""
+    """Deliveries of the affected workers that FCM accepted and nobody recorded."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """A worker that left: by itself, or because it was told to."""
+    """A worker that left: by itself, or because it was stopped."""
 
     slot: str
     kind: str

@@ -266,9 +266,11 @@ def test_the_readme_example_has_the_story_that_it_shows(
     for block in blocks("README.md", "python"):
         reader_of_the_readme.follow(block, monkeypatch)
 
-    told = reader_of_the_readme.connection.execute("select what from notify_worker.explain('order:42:paid')").fetchall()
+    explained = reader_of_the_readme.connection.execute(
+        "select what from notify_worker.explain('order:42:paid')"
+    ).fetchall()
 
-    assert "was inserted for receiver u_42" in told[0][0]
+    assert "was inserted for receiver u_42" in explained[0][0]
     assert reader_of_the_readme.holds("select true from notify_worker.notifications where event_id = 'order:43:paid'")
 
 

@@ -44,7 +44,7 @@ def exactly(requests: int) -> range:
 
 UNKNOWN = frozenset({"unknown"})
 FATES = (
-    # 5xx: 80 in a thousand. Those that are over after one or two requests may be mended as a blip, or retried.
+    # 5xx: 80 in a thousand. Those that end after one or two requests may be retried quickly, or later.
     Fate("once503", 20, "sent", exactly(2), shown=1, verdicts=UNKNOWN),
     Fate("twice500", 15, "sent", exactly(3), shown=1, verdicts=UNKNOWN),
     Fate("oncehtml502", 15, "sent", exactly(2), shown=1, verdicts=UNKNOWN),

@@ -89,7 +89,7 @@ def test_a_plain_insert_needs_nothing(shop: Shop, transactions: Pooler) -> None:
             connection.commit()
 
     assert shop.states() == {"pending": 12}
-    assert shop.bells() == 1
+    assert shop.wakeups() == 1
 
 
 def test_defer_and_defer_many_need_nothing_however_often_they_are_called(shop: Shop, transactions: Pooler) -> None:
@@ -150,8 +150,8 @@ def test_a_pooled_worker_logs_its_limits_takes_no_lock_and_polls(shop: Shop, tra
 
     for number in range(3):
         began = monotonic()
-        told = shop.notify(f"app:{number}")
-        until("it is sent", lambda each=told: shop.state(each) == "sent", within=10)  # type: ignore[misc]
+        notification_id = shop.notify(f"app:{number}")
+        until("it is sent", lambda each=notification_id: shop.state(each) == "sent", within=10)  # type: ignore[misc]
         assert monotonic() - began < FOUND_WITHIN
 
     assert shop.value("select array_agg(holds_lock) from notify_worker.stored_workers") == [False]

@@ -30,7 +30,7 @@ PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_
 BACK_WITHIN = 2.0
 """Seconds after a restart in which the next commit is sent."""
 HEARD_WITHIN = timedelta(milliseconds=300)
-"""From a commit to the phone, where it is the bell that woke the worker."""
+"""From a commit to the phone, if a wake-up wakes the worker."""
 AWAY_FOR = 20.0
 HALF_A_LEASE = 60.0
 """Seconds, of the lease with which `enter` enters."""

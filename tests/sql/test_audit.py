@@ -101,9 +101,9 @@ def psql(database: str, name: str, *options: str) -> list[dict[str, str]]:
     """Run a query of the folder as its first line says to; give its rows."""
     script = AUDIT / f"{name}.sql"
     program = [str(postgres.binaries() / "psql"), "-X", "--csv", "-v", "ON_ERROR_STOP=1", "-d", database]
-    told = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
-    assert told.stderr == ""
-    return list(csv.DictReader(told.stdout.splitlines()))
+    printed = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
+    assert printed.stderr == ""
+    return list(csv.DictReader(printed.stdout.splitlines()))
 
 
 def number_of(database: str, event_id: str) -> str:

@@ -84,7 +84,7 @@ def released(connection: Connection, worker: Worker) -> int:
         pytest.param(inserted(send_at=FUTURE), id="scheduled"),
         pytest.param(inserted(campaign="no_such"), id="of no campaign"),
         pytest.param(of_a_paused_project, id="of a paused project"),
-        pytest.param(released, id="claimed and given back"),
+        pytest.param(released, id="claimed and released"),
         pytest.param(tried(RETRY), id="waiting for a retry"),
         pytest.param(tried(RETRY, PAUSED, RETRY), id="waiting for its fourth try"),
         pytest.param(tried_on_each(FAILED, RETRY), id="failed on one device, waiting on the other"),
@@ -94,10 +94,10 @@ def released(connection: Connection, worker: Worker) -> int:
 def test_an_unleased_unsent_notification_is_cancelled(connection: Connection, prepare: Prepare, worker: Worker) -> None:
     number = prepare(connection, worker)
 
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
     make_due(connection)
 
-    assert told is True
+    assert answer is True
     assert connection.claim(worker) == []
     ended = connection.notification(number)
     assert (ended["state"], ended["lease"]) == ("cancelled", None)
@@ -129,9 +129,9 @@ def test_cancel_returns_false_for_what_may_have_arrived_and_starts_nothing_more(
 ) -> None:
     number = prepare(connection, worker)
 
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
 
-    assert told is False
+    assert answer is False
     assert connection.claim(worker) == []
     ended = connection.notification(number)
     assert ended["state"] == ends
@@ -148,9 +148,9 @@ def test_cancel_leaves_a_settled_notification_unchanged(connection: Connection, 
     settled = [expired, nobody, sent, twice]
     before = [connection.notification(number) for number in settled]
 
-    told = [cancel(connection, number) for number in settled]
+    answer = [cancel(connection, number) for number in settled]
 
-    assert told == [False] * 4
+    assert answer == [False] * 4
     assert [connection.notification(number) for number in settled] == before
 
 
@@ -163,9 +163,9 @@ def test_an_unknown_notification_is_not_cancelled(connection: Connection) -> Non
 def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: Connection) -> None:
     number, other = connection.insert(event_id="5"), connection.insert(event_id="order:43:paid")
 
-    told = connection.value("select notify_worker.cancel('5')")
+    answer = connection.value("select notify_worker.cancel('5')")
 
-    assert told is True
+    assert answer is True
     assert [connection.state(each) for each in (number, other)] == ["cancelled", "pending"]
     again = "insert into notify_worker.notifications (event_id, receiver_id, title) values ('5', 'u_42', 'Hello')"
     assert connection.execute(f"{again} on conflict (event_id) do nothing").rowcount == 0
@@ -208,12 +208,12 @@ def test_cancel_lets_a_leased_attempt_finish_and_no_other_follow(
     number = connection.insert_for_devices(2, on_unknown=on_unknown)
     first, second = [outcome(each, **became) for each, became in zip(connection.claim(worker), came_to, strict=True)]
 
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
     connection.record(worker, first)
     between = connection.notification(number)
     connection.record(worker, second)
 
-    assert told is False
+    assert answer is False
     assert (between["state"], str(between["lease"])) == ("pending", first["lease"])
     ended = connection.notification(number)
     assert (ended["state"], ended["lease"]) == (ends, None)
@@ -245,10 +245,10 @@ def test_a_delivery_released_after_a_cancel_is_cancelled(connection: Connection,
 def test_a_frozen_workers_delivery_is_cancelled_when_its_lease_ends(connection: Connection) -> None:
     number = connection.insert()
     connection.claim_one(connection.register_worker(SHORT_LEASE))
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
     connection.await_end_of_lease(number)
 
-    assert told is False
+    assert answer is False
     assert connection.claim(connection.register_worker()) == []
     assert connection.state(number) == "cancelled"
     assert [each["verdict"] for each in connection.attempts(number)] == ["unknown"]
@@ -308,15 +308,15 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
         worker = session.register_worker()
 
         def cancel_each() -> dict[int, bool]:
-            told: dict[int, bool] = {}
+            answer: dict[int, bool] = {}
             for turn in turns:
                 number = connection.insert()
                 start.wait()
                 for _ in range(turn % 8):  # at another moment of the claim each time
                     connection.execute("select 1")
-                told[number] = cancel(connection, number)
+                answer[number] = cancel(connection, number)
                 end.wait()
-            return told
+            return answer
 
         def claim_each() -> dict[int, bool]:
             claimed: dict[int, bool] = {}
@@ -326,9 +326,9 @@ def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_ha
                 end.wait()
             return claimed
 
-        told, claimed = at_once(cancel_each, claim_each)
+        answer, claimed = at_once(cancel_each, claim_each)
 
-    assert {number: was for number, was in told.items() if not was} == claimed
+    assert {number: was for number, was in answer.items() if not was} == claimed
     assert 0 < len(claimed) < len(turns)
 
 

@@ -43,12 +43,12 @@ def test_each_live_device_of_the_receiver_gets_one_delivery(connection: Connecti
     connection.execute(
         "update notify_worker.devices set seen_at = now() - interval '271 days' where address = 'fcm:stale'"
     )
-    told = connection.insert(receiver_id="u_42")
+    reachable = connection.insert(receiver_id="u_42")
 
     claimed = connection.claim(connection.register_worker())
 
     assert sorted(addresses(claimed)) == ["fcm:live-0", "fcm:live-1", "fcm:live-2"]
-    assert {each["notification_id"] for each in claimed} == {told}
+    assert {each["notification_id"] for each in claimed} == {reachable}
     assert len({each["delivery_id"] for each in claimed}) == 3
 
 
@@ -169,10 +169,10 @@ def test_a_notification_settled_by_a_claim_is_a_row_without_content(connection: 
     ended = connection.insert(campaign="no_such", title="Hello")
     nowhere = connection.insert(project="no_such")
 
-    told = connection.rows(CLAIM, worker.id, uuid4(), 10)
+    reachable = connection.rows(CLAIM, worker.id, uuid4(), 10)
     nothing = connection.rows(CLAIM, worker.id, uuid4(), 10)
 
-    assert [{name: each for name, each in line.items() if each is not None} for line in told] == [
+    assert [{name: each for name, each in line.items() if each is not None} for line in reachable] == [
         {"notification_id": ended, "project": "default", "probe": False, "state": "failed"},
         {"notification_id": nowhere, "project": "no_such", "probe": False, "state": "failed"},
     ]

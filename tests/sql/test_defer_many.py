@@ -1,4 +1,4 @@
-"""Many wishes by one statement: ids in the order of the rows, one bell, all or none."""
+"""Many notifications in one statement: ids in the order of the rows, one wake-up, all or none."""
 
 import random
 from collections.abc import AsyncIterator

@@ -113,14 +113,14 @@ def test_a_retired_device_gets_nothing_until_it_registers_again(connection: Conn
 def test_to_retire_says_whether_it_was_in_use(connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone")
 
-    told = [
+    reached = [
         retire(connection, "fcm:phone", "another"),
         retire(connection, "fcm:phone"),
         retire(connection, "fcm:phone"),
         retire(connection, "fcm:unknown"),
     ]
 
-    assert told == [False, True, False, False]
+    assert reached == [False, True, False, False]
 
 
 def test_the_address_that_is_followed_is_retired_as_replaced(connection: Connection) -> None:
@@ -260,10 +260,10 @@ def test_a_device_deleted_between_attempts_gets_nothing_and_others_do(
     claimed = connection.claim_one(worker)
     connection.record(worker, outcome(claimed, **SENT))
 
-    gone, told = connection.deliveries(number)
+    gone, reached = connection.deliveries(number)
     assert claimed["address"] == "fcm:tablet"
     assert (gone["state"], gone["last_verdict"], gone["last_error"]) == ("failed", "unregistered", because)
-    assert (told["state"], connection.state(number)) == ("sent", "sent")
+    assert (reached["state"], connection.state(number)) == ("sent", "sent")
     assert connection.unbalanced() == []
 
 
@@ -312,10 +312,10 @@ def test_a_new_device_is_left_out_if_another_got_the_message(connection: Connect
     connection.register_device("u_42", "fcm:phone")
     connection.register_device("u_42", "fcm:tablet")
     number = connection.insert(receiver_id="u_42")
-    gone, told = connection.claim(worker)
+    gone, reached = connection.claim(worker)
     connection.register_device("u_42", "fcm:new")
 
-    connection.record(worker, outcome(gone, **UNREGISTERED), outcome(told, **SENT))
+    connection.record(worker, outcome(gone, **UNREGISTERED), outcome(reached, **SENT))
 
     assert connection.state(number) == "sent"
     assert connection.claim(worker) == []

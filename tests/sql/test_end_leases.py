@@ -208,7 +208,7 @@ def test_a_rescue_makes_a_dead_workers_notifications_due_before_the_lease_ends(
     assert connection.unbalanced() == []
 
 
-def test_the_dead_are_buried_once(database: str, connection: Connection) -> None:
+def test_dead_workers_are_rescued_once(database: str, connection: Connection) -> None:
     number = connection.insert()
     dead, _ = die(database)
 

@@ -22,9 +22,9 @@ GONE = "the worker was gone before it could say what became of this"
 
 
 def story(connection: Connection, notification_id: int) -> list[str]:
-    told = connection.rows("select * from notify_worker.explain(%s::bigint)", notification_id)
-    assert [line["at"] for line in told] == sorted(line["at"] for line in told)
-    return [re.sub(r"\d{4}-\d\d-\d\d [\d:.+]+", "<time>", line["what"]) for line in told]
+    lines = connection.rows("select * from notify_worker.explain(%s::bigint)", notification_id)
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+    return [re.sub(r"\d{4}-\d\d-\d\d [\d:.+]+", "<time>", line["what"]) for line in lines]
 
 
 def insert_for_phone(connection: Connection, **columns: object) -> int:
@@ -36,10 +36,10 @@ def test_the_story_of_a_sent_notification(connection: Connection, worker: Worker
     number = insert_for_phone(connection, event_id="order:42:paid")
     delivery = connection.send(worker, SENT)[0]["delivery_id"]
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
     phone = f"delivery {delivery} (android …e-0815)"
-    assert told == [
+    assert lines == [
         f"notification {number} (event order:42:paid) was inserted for receiver u_42",
         f"{phone} was made",
         f"{phone}: attempt 1 by {worker.name} came to sent: FCM has accepted it as projects/p/messages/1",
@@ -52,24 +52,24 @@ def test_the_story_of_a_retried_notification(connection: Connection, worker: Wor
     connection.send(worker, RETRY)
     connection.send(worker, LATER)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    tries = [line for line in told if "attempt" in line]
+    tries = [line for line in lines if "attempt" in line]
     assert [line.partition(": ")[2] for line in tries] == [
         f"attempt 1 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
         f"attempt 2 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
     ]
-    assert told[-1] == "it is pending, due at <time>"
+    assert lines[-1] == "it is pending, due at <time>"
 
 
 def test_the_story_of_a_failed_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.send(worker, FAILED)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    assert told[-2].endswith("ended failed: it is wrong")
-    assert told[-1] == "it ended failed"
+    assert lines[-2].endswith("ended failed: it is wrong")
+    assert lines[-1] == "it ended failed"
 
 
 def test_the_story_of_a_missing_campaign(connection: Connection) -> None:
@@ -132,9 +132,9 @@ def test_explain_takes_an_event_id(connection: Connection) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
     connection.send(connection.register_worker(), SENT)
 
-    told = connection.rows("select * from notify_worker.explain('order:42:paid')")
+    lines = connection.rows("select * from notify_worker.explain('order:42:paid')")
 
-    assert told == connection.rows("select * from notify_worker.explain(%s::bigint)", number)
+    assert lines == connection.rows("select * from notify_worker.explain(%s::bigint)", number)
 
 
 @pytest.mark.parametrize("columns", [{"receiver_id": "u_42"}, {"address": ADDRESS}], ids=str)
@@ -145,10 +145,10 @@ def test_no_story_shows_more_than_the_end_of_an_address(
     number = connection.insert(**columns)
     connection.send(worker, UNREGISTERED)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    assert len(told) == 5
-    assert ADDRESS[-7:] not in " ".join(told)
+    assert len(lines) == 5
+    assert ADDRESS[-7:] not in " ".join(lines)
 
 
 def test_an_unknown_event_has_no_story(connection: Connection) -> None:

@@ -39,7 +39,7 @@ def project_rate(connection: Connection, project: str = "default") -> float:
     return float(connection.value(statement, project))
 
 
-def told(connection: Connection, number: int) -> list[str]:
+def explained(connection: Connection, number: int) -> list[str]:
     return [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
 
@@ -782,9 +782,9 @@ def test_a_postponed_notification_is_a_claim_row_without_a_delivery(connection: 
     number = connection.insert(receiver_id="u_42")
     connection.open_incident("apns_web")
 
-    (told,) = connection.rows(CLAIM, worker.id, uuid4(), 1)
+    (explained,) = connection.rows(CLAIM, worker.id, uuid4(), 1)
 
-    assert (told["notification_id"], told["delivery_id"], told["state"]) == (number, None, "pending")
+    assert (explained["notification_id"], explained["delivery_id"], explained["state"]) == (number, None, "pending")
     assert connection.rows(CLAIM, worker.id, uuid4(), 1) == []
 
 
@@ -1094,7 +1094,7 @@ def test_the_statement_restores_the_same_in_any_time_zone(
     assert retired(connection) == set()
 
 
-# ── what people are told ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what people are explained ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_views_and_history_show_a_project_that_is_probed(connection: Connection) -> None:
@@ -1110,9 +1110,9 @@ def test_views_and_history_show_a_project_that_is_probed(connection: Connection)
     assert connection.value("select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
-    assert told(connection, number)[1] == "project default was paused by a worker: its key was refused"
+    assert explained(connection, number)[1] == "project default was paused by a worker: its key was refused"
     stands = r"it is pending, and its project is paused until a probe gets through, the next one at 20\S+ \S+: (.*)"
-    told_last = re.fullmatch(stands, told(connection, number)[-1])
+    told_last = re.fullmatch(stands, explained(connection, number)[-1])
     assert told_last
     assert told_last[1] == "its key was refused"
 
@@ -1124,7 +1124,7 @@ def test_a_project_is_shown_as_paused_between_probes(connection: Connection) -> 
 
     status = connection.row("select paused_projects, due, oldest_due_for from notify_worker.status")
     assert status["paused_projects"] == 1
-    assert "its project is paused until a probe gets through" in told(connection, number)[-1]
+    assert "its project is paused until a probe gets through" in explained(connection, number)[-1]
     assert connection.value("select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
@@ -1139,7 +1139,7 @@ def test_explain_says_when_a_project_was_paused_and_resumed(connection: Connecti
     connection.close_incident()
     connection.record(worker, outcome(probe, verdict="sent", provider_message_id="projects/a/messages/1"))
 
-    lines = told(connection, number)
+    lines = explained(connection, number)
 
     assert [line for line in lines if "project" in line and "delivery" not in line] == [
         "project default was paused by a worker: its key was refused",
@@ -1156,8 +1156,10 @@ def test_explain_and_history_say_that_ios_is_blocked(connection: Connection, pla
     connection.open_incident("apns_web", reason="Apple refuses the key")
     connection.claim(worker)
 
-    assert "iOS and web of project default were paused by a worker: Apple refuses the key" in told(connection, stopped)
-    assert not any("iOS" in line for line in told(connection, going))
+    assert "iOS and web of project default were paused by a worker: Apple refuses the key" in explained(
+        connection, stopped
+    )
+    assert not any("iOS" in line for line in explained(connection, going))
     assert "Apple refuses the key" in connection.value("select reason from notify_worker.history('u_42')")
 
 
@@ -1168,7 +1170,7 @@ def test_explain_says_why_a_topic_waits(connection: Connection, worker: Worker) 
     connection.let_pass(seconds=61)
     connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
 
-    lines = [line for line in told(connection, number) if line.startswith("topics")]
+    lines = [line for line in explained(connection, number) if line.startswith("topics")]
 
     assert lines == [
         "topics of project default were paused by a worker: its quota of topics is used up",

@@ -203,10 +203,10 @@ def test_explain_and_history_say_that_the_project_is_paused(
     number = connection.insert(receiver_id="u_42", project="orders")
     connection.pause("orders", reason)
 
-    told = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
+    explained = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
-    assert told[1].startswith("project orders was paused by an operator")
-    assert told[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
+    assert explained[1].startswith("project orders was paused by an operator")
+    assert explained[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
     assert connection.value("select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 
@@ -221,10 +221,10 @@ def test_explain_shows_only_the_pauses_of_its_own_time(connection: Connection) -
     connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
     connection.pause("orders", "too late")
 
-    told = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
+    explained = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
-    assert [line.partition(": ")[2] for line in told if "paused" in line] == ["in its time"]
-    assert told[-1] == "it ended sent"
+    assert [line.partition(": ")[2] for line in explained if "paused" in line] == ["in its time"]
+    assert explained[-1] == "it ended sent"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,6 @@ def test_the_line_of_a_pause_reads_well(connection: Connection, reason: str | No
     number = connection.insert(project="orders")
     connection.pause("orders", reason)
 
-    told = connection.rows("select what from notify_worker.explain(%s::bigint)", number)
+    explained = connection.rows("select what from notify_worker.explain(%s::bigint)", number)
 
-    assert told[1]["what"] == line
+    assert explained[1]["what"] == line

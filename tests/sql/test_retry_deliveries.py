@@ -1,4 +1,4 @@
-"""What `retry`, `retry_delivery` and `retry_dead_letters` put back in line, with a fresh budget, and what stays out."""
+"""What `retry`, `retry_delivery` and `retry_dead_letters` make due again with a fresh budget, and what they leave alone."""
 
 from collections.abc import Callable
 from datetime import timedelta

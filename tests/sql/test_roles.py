@@ -247,10 +247,10 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
 
     with acting_as(AUDITOR, database) as auditor:
         seen = [auditor.rows(f"select * from notify_worker.{view}") for view in VIEWS]
-        told = [auditor.execute(story.encode()).fetchall() for story in stories]
+        printed = [auditor.execute(story.encode()).fetchall() for story in stories]
 
     assert all(seen)
-    assert all(told)
+    assert all(printed)
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_a_callers_search_path_shadows_nothing(database: str, connection: Connec
         shop.execute("select notify_worker.cancel(%s::bigint)", [number])
     with acting_as(AUDITOR, database) as auditor:
         auditor.execute("set search_path = trap, notify_worker, pg_catalog, pg_temp")
-        told = auditor.execute("select * from notify_worker.explain('order:42:paid')").fetchall()
+        printed = auditor.execute("select * from notify_worker.explain('order:42:paid')").fetchall()
         became = auditor.execute("select * from notify_worker.history('u_42')").fetchall()
         for view in VIEWS:
             auditor.execute(f"select * from notify_worker.{view}")
@@ -591,7 +591,7 @@ def test_a_callers_search_path_shadows_nothing(database: str, connection: Connec
     assert [connection.state(each) for each in (tried, number, other)] == ["cancelled", "cancelled", "pending"]
     assert [each["state"] for each in connection.deliveries(tried)] == ["cancelled"]
     assert [each["address"] for each in connection.claim(worker)] == ["fcm:tablet"]
-    assert (len(told), len(became)) == (3, 1)
+    assert (len(printed), len(became)) == (3, 1)
     for table in ("notifications", "devices", "stored_deliveries", "projects", "procrastinate_jobs"):
         assert connection.value(f"select count(*) from trap.{table}") == 0
 
@@ -688,12 +688,12 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
             "-d",
             database,
         ]
-        told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
+        printed = subprocess.run(program, check=True, capture_output=True, text=True).stderr
 
-    assert "shopkeeper may not make them" in told
+    assert "shopkeeper may not make them" in printed
     for role in ROLES:
-        assert f"create role {role} nologin" in told
-    assert "run migrate again, for the grants" in told
+        assert f"create role {role} nologin" in printed
+    assert "run migrate again, for the grants" in printed
 
 
 def test_migrate_warns_which_roles_are_to_be_made(bare: str) -> None:

@@ -47,9 +47,9 @@ def status(connection: Connection) -> Row:
 
 def tell(connection: Connection, worker: Worker, *came_to: Row, **columns: object) -> int:
     """A receiver is told on as many devices, each of which comes to something."""
-    told = connection.insert_for_devices(len(came_to), **columns)
+    prepared = connection.insert_for_devices(len(came_to), **columns)
     connection.send(worker, *came_to)
-    return told
+    return prepared
 
 
 def test_where_nothing_is_nothing_is_counted(connection: Connection) -> None:
@@ -259,18 +259,18 @@ def of_no_one(connection: Connection, worker: Worker) -> int:
     return number
 
 
-def told(*came_to: Row, **columns: object) -> Prepare:
+def prepared(*came_to: Row, **columns: object) -> Prepare:
     return lambda connection, worker: tell(connection, worker, *came_to, **columns)
 
 
 @pytest.mark.parametrize(
     "prepare",
     [
-        pytest.param(told(SENT), id="sent"),
-        pytest.param(told(LATER), id="waits for a retry"),
-        pytest.param(told(UNREGISTERED), id="unregistered"),
-        pytest.param(told(SENT, UNREGISTERED), id="sent beside an unregistered device"),
-        pytest.param(told(UNKNOWN, on_unknown="hold"), id="held"),
+        pytest.param(prepared(SENT), id="sent"),
+        pytest.param(prepared(LATER), id="waits for a retry"),
+        pytest.param(prepared(UNREGISTERED), id="unregistered"),
+        pytest.param(prepared(SENT, UNREGISTERED), id="sent beside an unregistered device"),
+        pytest.param(prepared(UNKNOWN, on_unknown="hold"), id="held"),
         cancelled,
         expired,
         retried,
@@ -322,13 +322,17 @@ def cancelled_unsent(connection: Connection, worker: Worker) -> int:
 @pytest.mark.parametrize(
     ("prepare", "state", "reason"),
     [
-        (told(SENT), "sent", "FCM has accepted it"),
-        (told(SENT, FAILED), "sent", "FCM has accepted it"),
-        (told(FAILED, UNREGISTERED), "failed", "it is"),
-        (told(GIVEN_UP), "failed", "FCM is busy"),
-        (told(UNREGISTERED), "unreachable", "it is gone"),
-        (told(UNKNOWN, on_unknown="hold"), "held", "nobody can say whether FCM has it; it is for a person to decide"),
-        (told(LATER), "pending", "FCM is busy, due at "),
+        (prepared(SENT), "sent", "FCM has accepted it"),
+        (prepared(SENT, FAILED), "sent", "FCM has accepted it"),
+        (prepared(FAILED, UNREGISTERED), "failed", "it is"),
+        (prepared(GIVEN_UP), "failed", "FCM is busy"),
+        (prepared(UNREGISTERED), "unreachable", "it is gone"),
+        (
+            prepared(UNKNOWN, on_unknown="hold"),
+            "held",
+            "nobody can say whether FCM has it; it is for a person to decide",
+        ),
+        (prepared(LATER), "pending", "FCM is busy, due at "),
         (of_no_campaign, "failed", 'there is no campaign "no_such"'),
         (without_a_device, "unreachable", "the receiver has no live device"),
         (expired, "expired", "it expired before it could be sent"),

@@ -1,4 +1,4 @@
-"""When a statement wakes a worker: one bell where nobody is awake and none waits, in the statement's own transaction."""
+"""A statement sends one wake-up, in its own transaction, unless a worker is awake or a wake-up already waits."""
 
 from collections.abc import Callable
 from typing import LiteralString

@@ -62,9 +62,9 @@ class Shop(shop.Shop):
 
     def notify(self, to: str, **columns: Unpack[Columns]) -> int:
         """Commit one notification to an address; return its id."""
-        words: Columns = {"title": "Thank you", "kind": "token", "address": to}
-        words.update(columns)
-        notification_id = defer(self.connection, **words)
+        content: Columns = {"title": "Thank you", "kind": "token", "address": to}
+        content.update(columns)
+        notification_id = defer(self.connection, **content)
         assert notification_id is not None
         return notification_id
 
@@ -134,8 +134,8 @@ class Shop(shop.Shop):
         """The lines of the ledger that do not balance."""
         return self.rows("select * from notify_worker.ledger where not balanced")
 
-    def bells(self) -> int:
-        """How many bells wait."""
+    def wakeups(self) -> int:
+        """Count the wake-ups that wait."""
         return int(
             self.value(
                 """
@@ -147,7 +147,7 @@ class Shop(shop.Shop):
         )
 
     def delete_bells(self) -> None:
-        """Delete the bells by hand."""
+        """Delete the wake-ups that wait."""
         with self.among_procrastinates_tables():
             self.connection.execute("delete from procrastinate_jobs where task_name = 'notify_worker.drain'")
 

@@ -32,11 +32,11 @@ from tests.support.waiting import auntil
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+RETRYABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
 NEVER_LEFT = Outcome(Verdict.RETRY, quickly_retryable=True)
 REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, quickly_retryable=True)
 QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
-A_BLIP = 0.9
+SHORT_WAIT = 0.9
 """Seconds in which no wait of a quick retry can have passed."""
 
 
@@ -159,34 +159,34 @@ async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
     """Side by side, since the waits of quick retries are real: 1 s and 2 s."""
     begun = monotonic()
     one_slot = Slots(1)
-    in_turn = ready(first=[MENDABLE])
-    again_and_again = ready(a=[MENDABLE] * 3)
-    lease_over = ready(a=[MENDABLE])
+    in_turn = ready(first=[RETRYABLE])
+    repeated = ready(a=[RETRYABLE] * 3)
+    lease_over = ready(a=[RETRYABLE])
 
     first, second, given_up, cut_short, mended_late = await asyncio.gather(
         made(attempt(in_turn, "first", slots=one_slot)),
         made(attempt(in_turn, "second", slots=one_slot)),
-        made(attempt(again_and_again)),
+        made(attempt(repeated)),
         made(attempt(lease_over, start_by=begun + 0.5, quick_retry_window=0)),
-        made(attempt(ready(a=[MENDABLE]), start_by=begun + 0.5, quick_retry_window=60)),
+        made(attempt(ready(a=[RETRYABLE]), start_by=begun + 0.5, quick_retry_window=60)),
     )
 
     assert in_turn.asked == ["first", "second", "first"]  # with one slot, the second one left while the first waited
     assert (first.outcome, first.requests) == (SENT, 2)
-    assert second.finished < begun + A_BLIP
-    assert (given_up.outcome, given_up.requests) == (MENDABLE, 3)
+    assert second.finished < begun + SHORT_WAIT
+    assert (given_up.outcome, given_up.requests) == (RETRYABLE, 3)
     assert given_up.retry_in is not None
-    assert 3 <= given_up.finished - given_up.started < 3.6 + A_BLIP
-    assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (MENDABLE, 1, 1)
+    assert 3 <= given_up.finished - given_up.started < 3.6 + SHORT_WAIT
+    assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (RETRYABLE, 1, 1)
     assert (mended_late.outcome, mended_late.requests) == (SENT, 2)
 
 
 @pytest.mark.parametrize(
     ("outcome", "on_unknown"),
     [
-        (MENDABLE, OnUnknown.HOLD),
+        (RETRYABLE, OnUnknown.HOLD),
         (Outcome(Verdict.RETRY, quickly_retryable=True), OnUnknown.HOLD),
-        (replace(MENDABLE, quickly_retryable=False), OnUnknown.RESEND),
+        (replace(RETRYABLE, quickly_retryable=False), OnUnknown.RESEND),
         (FAILED, OnUnknown.RESEND),
     ],
 )
@@ -195,35 +195,35 @@ async def test_an_outcome_that_is_not_quickly_retryable_gets_one_request(
 ) -> None:
     sender = ready(a=[outcome])
 
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await made(attempt(sender, on_unknown=on_unknown))
 
     assert (result.outcome, result.requests) == (outcome, 1)
 
 
 async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
-    sender, stopping = ScriptedSender({"a": [MENDABLE]}), asyncio.Event()
+    sender, stopping = ScriptedSender({"a": [RETRYABLE]}), asyncio.Event()
     running = asyncio.create_task(made(attempt(sender, stopping=stopping)))
     await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
 
     stopping.set()
     sender.go.set()
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await running
 
-    assert (result.outcome, result.requests) == (MENDABLE, 1)
+    assert (result.outcome, result.requests) == (RETRYABLE, 1)
 
 
 async def test_a_stop_ends_the_wait_for_a_quick_retry_and_keeps_the_outcome() -> None:
-    sender, stopping, slots = ready(a=[MENDABLE]), asyncio.Event(), Slots(1)
+    sender, stopping, slots = ready(a=[RETRYABLE]), asyncio.Event(), Slots(1)
     running = asyncio.create_task(made(attempt(sender, stopping=stopping, slots=slots)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=SHORT_WAIT)
 
     stopping.set()
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await running
 
-    assert (result.outcome, result.requests, len(sender.asked)) == (MENDABLE, 1, 1)
+    assert (result.outcome, result.requests, len(sender.asked)) == (RETRYABLE, 1, 1)
 
 
 async def test_a_stop_ends_the_wait_for_a_slot_without_a_request() -> None:
@@ -393,23 +393,23 @@ async def test_a_request_in_flight_when_a_pause_starts_keeps_its_outcome() -> No
 
 async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
     """Side by side, since the waits of quick retries are real."""
-    sender, lapsing, slots = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Slots(1)
+    sender, lapsing, slots = ready(a=[RETRYABLE]), ready(a=[RETRYABLE]), Slots(1)
     state = project(sender)
     running = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
-    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
+    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + SHORT_WAIT / 2)))
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=SHORT_WAIT)
 
     state.sync(state.project, ["project"])
     paused, expired = await asyncio.gather(running, expiring)
 
-    assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
+    assert (paused.outcome, paused.requests, paused.counts) == (RETRYABLE, 1, False)
     assert paused.retry_in is not None
     assert paused.finished - paused.started < 2  # and waits for no third request
-    assert (expired.outcome, expired.requests, expired.counts) == (MENDABLE, 1, True)
+    assert (expired.outcome, expired.requests, expired.counts) == (RETRYABLE, 1, True)
 
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
-    sender = ready(a=[replace(MENDABLE, quickly_retryable=False)] * 4)
+    sender = ready(a=[replace(RETRYABLE, quickly_retryable=False)] * 4)
     state = project(sender)
 
     results = [await made(attempt(sender, state=state)) for _ in range(3)]
@@ -579,10 +579,10 @@ async def test_refused_tokens_and_unsent_requests_are_retried_quickly_while_5xx_
     """Side by side, since the waits of quick retries are real."""
     slots = Slots(100)
     hold, probing, busy, never_left, calm = (
-        ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
+        ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, RETRYABLE, NEVER_LEFT, RETRYABLE)
     )
     book = Book(hold, slots)
-    many_are_5xx = [SENT] * 17 + [MENDABLE] * 3
+    many_are_5xx = [SENT] * 17 + [RETRYABLE] * 3
 
     of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
         made(attempt(hold, slots=slots, marks=book, on_unknown=OnUnknown.HOLD)),
@@ -594,16 +594,16 @@ async def test_refused_tokens_and_unsent_requests_are_retried_quickly_while_5xx_
 
     assert (of_hold.outcome, of_hold.requests, len(book.written)) == (SENT, 2, 1)
     assert (of_probe.outcome, of_probe.requests) == (SENT, 2)
-    assert (of_busy.outcome, of_busy.requests) == (MENDABLE, 1)
+    assert (of_busy.outcome, of_busy.requests) == (RETRYABLE, 1)
     assert (of_never_left.outcome, of_never_left.requests) == (SENT, 2)
     assert (of_calm.outcome, of_calm.requests) == (SENT, 2)
 
 
-@pytest.mark.parametrize("outcome", [MENDABLE, NEVER_LEFT])
+@pytest.mark.parametrize("outcome", [RETRYABLE, NEVER_LEFT])
 async def test_a_probe_is_one_request(outcome: Outcome) -> None:
     sender = ready(a=[outcome])
 
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await made(attempt(sender, probe=True))
 
     assert (result.outcome, result.requests) == (outcome, 1)

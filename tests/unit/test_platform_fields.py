@@ -159,7 +159,7 @@ def test_the_callers_payload_stays_beside_our_background_fields() -> None:
         {"headers": {"Apns-Push-Type": "location"}},
     ],
 )
-def test_a_payload_with_alert_sound_or_badge_is_no_background_push(apns: Json) -> None:
+def test_a_visible_or_special_ios_push_is_no_background_push(apns: Json) -> None:
     rendered = message({"apns": apns}, SILENT, priority="high")
 
     assert rendered["apns"]["headers"]["apns-priority"] == "10"

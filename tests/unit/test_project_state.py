@@ -1,4 +1,4 @@
-"""How one project stands: what is let through, what is found out and told once, and what counts against a delivery."""
+"""The state of a project: which deliveries are allowed, which incidents are reported, and which attempts count."""
 
 from dataclasses import replace
 from datetime import timedelta

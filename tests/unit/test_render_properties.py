@@ -173,11 +173,11 @@ lengths = st.integers(0, 2200)
 @example("topic", "a", 1000, 2048 - 1000 - len("bodyanotification_id42"))
 @example("topic", "a", 1000, 2049 - 1000 - len("bodyanotification_id42"))
 def test_only_messages_within_fcms_size_are_rendered(kind: str, letter: str, words: int, data: int) -> None:
-    said, told = letter * words, letter * data
+    text, value = letter * words, letter * data
 
-    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(body=said, data={"a": told})))
+    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(body=text, data={"a": value})))
 
-    size = len(f"body{said}a{told}notification_id42".encode())
+    size = len(f"body{text}a{value}notification_id42".encode())
     assert isinstance(result, Message) == (size <= LARGEST[kind])
 
 

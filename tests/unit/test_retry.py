@@ -74,12 +74,12 @@ class Requests:
 
 
 SENT = Outcome(Verdict.SENT)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+RETRYABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
 
 
 async def test_quick_retries_make_three_requests_and_keep_the_last_outcome() -> None:
-    last = replace(MENDABLE, http_status=500)
-    requests = Requests(MENDABLE, MENDABLE, last, SENT)
+    last = replace(RETRYABLE, http_status=500)
+    requests = Requests(RETRYABLE, RETRYABLE, last, SENT)
 
     outcome = await requests.outcome()
 
@@ -88,7 +88,7 @@ async def test_quick_retries_make_three_requests_and_keep_the_last_outcome() -> 
 
 
 async def test_quick_retries_wait_one_second_then_two_and_up_to_a_fifth_more() -> None:
-    many = [Requests(MENDABLE, MENDABLE, SENT) for _ in range(100)]
+    many = [Requests(RETRYABLE, RETRYABLE, SENT) for _ in range(100)]
 
     for requests in many:
         await requests.outcome()
@@ -99,7 +99,7 @@ async def test_quick_retries_wait_one_second_then_two_and_up_to_a_fifth_more() -
 
 
 async def test_a_quick_retry_that_gets_through_is_the_last() -> None:
-    requests = Requests(MENDABLE, SENT)
+    requests = Requests(RETRYABLE, SENT)
 
     assert await requests.outcome() is SENT
     assert (requests.made, len(requests.waits)) == (2, 1)

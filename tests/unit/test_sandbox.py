@@ -397,14 +397,14 @@ def test_latency_comes_before_each_answer_and_after_the_message_is_shown(key: Pa
 
 
 def test_each_shown_message_is_streamed_at_once(key: Path) -> None:
-    told: list[Shown] = []
+    received: list[Shown] = []
 
-    with sandbox.start(key, on_show=told.append) as box, client_of(box) as client:
+    with sandbox.start(key, on_show=received.append) as box, client_of(box) as client:
         send(client, "dead:x")
         send(client, "phone")
 
-        assert told == box.shown
-    assert len(told) == 1
+        assert received == box.shown
+    assert len(received) == 1
 
 
 @pytest.mark.parametrize(
@@ -446,10 +446,15 @@ def test_the_same_can_be_had_as_json(box: Sandbox, client: httpx.Client) -> None
     send(client, "once503:phone-1")
     send(client, "once503:phone-1", data={"notification_id": "7"})
 
-    told = client.get("/shown").json()
+    state = client.get("/shown").json()
 
-    assert (told["received"], told["accepted"], told["doubles"], told["by_status"]) == (2, 1, 0, {"200": 1, "503": 1})
-    assert [(each["address"], each["notification_id"]) for each in told["shown"]] == [("phone-1", "7")]
+    assert (state["received"], state["accepted"], state["doubles"], state["by_status"]) == (
+        2,
+        1,
+        0,
+        {"200": 1, "503": 1},
+    )
+    assert [(each["address"], each["notification_id"]) for each in state["shown"]] == [("phone-1", "7")]
 
 
 # Start and stop

@@ -361,12 +361,12 @@ def test_the_page_and_its_json_tell_of_switches_and_faults(box: Sandbox, client:
     box.switch(fail={"503": 0.5}, refuse_grants=True)
     send(client, "dead:x")
 
-    page, told = client.get("/").text, client.get("/shown").json()
+    page, state = client.get("/").text, client.get("/shown").json()
 
     assert "fail (503 0.5), " in page
     assert "refuse_grants" in page
     assert "by_fault (dead 1)" in page
-    assert (told["by_fault"], told["switches"]["fail"]) == ({"dead": 1}, {"503": 0.5})
+    assert (state["by_fault"], state["switches"]["fail"]) == ({"dead": 1}, {"503": 0.5})
 
 
 # Quota, and projects
@@ -415,10 +415,10 @@ def test_projects_have_a_quota_and_counts_of_their_own(key: Path) -> None:
             client.post(f"/v1/projects/{name}/messages:send", json=message_to("phone"))
             for name in ("sandbox", "sandbox", "other", "third")
         ]
-        told = client.get("/shown").json()
+        state = client.get("/shown").json()
 
     assert [answer.status_code for answer in answers] == [200, 429, 200, 403]
     assert answers[2].json()["name"].startswith("projects/other/messages/")
     assert (box.received, box.project("sandbox").received, box.project("other").accepted) == (4, 2, 1)
     assert [shown.project for shown in box.shown] == ["sandbox", "other"]
-    assert told["projects"]["sandbox"]["by_status"] == {"200": 1, "429": 1}
+    assert state["projects"]["sandbox"]["by_status"] == {"200": 1, "429": 1}

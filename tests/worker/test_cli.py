@@ -75,11 +75,11 @@ def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
     ],
 )
 def test_a_usage_error_shows_the_usage(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
-    told = cli(*arguments)
+    result = cli(*arguments)
 
-    assert (told.code, told.out) == (2, "")
-    assert told.err.startswith("Usage: notify-worker")
-    assert complaint in told.err.splitlines()[-1]
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Usage: notify-worker")
+    assert complaint in result.err.splitlines()[-1]
 
 
 # ── migrate ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,10 +201,10 @@ def test_an_unknown_event_is_named(cli: Cli, shop: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize("arguments", [("explain", "²"), ("sandbox", "--port", "99999")], ids=lambda each: each[0])
 def test_an_invalid_number_causes_no_traceback(shop: psycopg.Connection, arguments: tuple[str, ...]) -> None:
-    told = ended(start(*arguments))
+    result = ended(start(*arguments))
 
-    assert (told.code, told.out) == (2, "")
-    assert "Traceback" not in told.err
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
 
 
 def test_only_verbose_shows_where_an_error_came_from() -> None:
@@ -212,11 +212,11 @@ def test_only_verbose_shows_where_an_error_came_from() -> None:
     quiet, verbose = start("migrate", **lost), start("-v", "migrate", **lost)
 
     assert ended(quiet).complaint.startswith("No connection to the database: ")
-    told = ended(verbose)
-    assert told.code == 2
-    assert "Traceback (most recent call last):" in told.err
-    assert told.err.splitlines()[-1].startswith("notify-worker: No connection to the database: ")
-    assert "sesame" not in told.err
+    result = ended(verbose)
+    assert result.code == 2
+    assert "Traceback (most recent call last):" in result.err
+    assert result.err.splitlines()[-1].startswith("notify-worker: No connection to the database: ")
+    assert "sesame" not in result.err
 
 
 # ── send and explain ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,9 +257,9 @@ def test_explain_takes_an_event_or_a_number(cli: Cli, shop: psycopg.Connection) 
 
     by_event, by_number = cli("explain", "order:42:paid"), cli("explain", str(number))
 
-    for told in (by_event, by_number):
-        assert (told.code, told.err) == (0, "")
-        inserted, stands = told.out.splitlines()
+    for result in (by_event, by_number):
+        assert (result.code, result.err) == (0, "")
+        inserted, stands = result.out.splitlines()
         assert inserted.endswith(f"notification {number} (event order:42:paid) was inserted for receiver u_42")
         assert "it is pending" in stands
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}  ", inserted)
@@ -409,10 +409,10 @@ def test_the_sandbox_takes_faults_as_options(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_fault_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
-    told = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
+    result = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
 
-    assert (told.code, told.out) == (2, "")
-    assert told.err.endswith(f"{complaint}\n")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith(f"{complaint}\n")
 
 
 def test_a_port_that_is_taken_is_named(cli: Cli, tmp_path: Path) -> None:

@@ -63,21 +63,21 @@ EXPECTED = {
 
 
 def test_status_in_json_is_the_view_with_lengths_in_seconds(cli: Cli, busy_shop: Connection) -> None:
-    told = cli("status", "--json")
+    result = cli("status", "--json")
 
-    found = json.loads(told.out)
-    assert (told.code, told.err) == (0, "")
+    found = json.loads(result.out)
+    assert (result.code, result.err) == (0, "")
     assert list(found) == list(busy_shop.row("select * from notify_worker.status"))
     assert 60 <= found.pop("oldest_due_for") < 90
     assert found == EXPECTED
 
 
 def test_status_has_a_line_for_each_column_of_the_view(cli: Cli, busy_shop: Connection) -> None:
-    told = cli("status")
+    result = cli("status")
 
-    shown = dict(line.split("  ", 1) for line in told.out.splitlines())
+    shown = dict(line.split("  ", 1) for line in result.out.splitlines())
     found = {name.strip().replace(" ", "_"): text.strip() for name, text in shown.items()}
-    assert (told.code, told.err) == (0, "")
+    assert (result.code, result.err) == (0, "")
     assert list(found) == list(busy_shop.row("select * from notify_worker.status"))
     assert found.pop("oldest_due_for").startswith("0:01:")
     assert found == {name: str(count) for name, count in EXPECTED.items()}
@@ -106,10 +106,10 @@ def test_history_has_a_line_for_each_of_a_receivers_notifications_the_newest_fir
     cli: Cli,
     told_shop: Connection,
 ) -> None:
-    told = cli("history", "u_42")
+    result = cli("history", "u_42")
 
-    newest, oldest = (line[len("2027-01-02 09:00:00.123456") :] for line in told.out.splitlines())
-    assert (told.code, told.err) == (0, "")
+    newest, oldest = (line[len("2027-01-02 09:00:00.123456") :] for line in result.out.splitlines())
+    assert (result.code, result.err) == (0, "")
     assert newest.startswith("  notification 2: pending: due at 2099-01-02 00:00:00+00")
     assert oldest.startswith(f"  notification 1 (event {EVENT}), campaign order_paid: ")
     assert re.search(r": (failed|unreachable): .+", oldest)
@@ -122,10 +122,10 @@ def test_history_goes_back_no_further_than_asked(
     since: str,
     numbers: list[str],
 ) -> None:
-    told = cli("history", "u_42", "--since", since)
+    result = cli("history", "u_42", "--since", since)
 
-    assert told.code == 0
-    assert re.findall(r"notification (\d+)", told.out) == numbers
+    assert result.code == 0
+    assert re.findall(r"notification (\d+)", result.out) == numbers
 
 
 def test_a_receiver_without_notifications_has_no_history(cli: Cli, shop: Connection) -> None:
@@ -159,9 +159,9 @@ def test_retry_takes_an_event_a_number_a_delivery_or_a_project(
     number = shop.insert_settled("failed", event_id=EVENT)
     assert shop.state(number) == "failed"
 
-    told = cli("retry", *way)
+    result = cli("retry", *way)
 
-    assert told == Ended(0, f"1 {RETRIED}", "")
+    assert result == Ended(0, f"1 {RETRIED}", "")
     assert shop.state(number) == "pending"
 
 
@@ -176,9 +176,9 @@ def test_retry_by_project_leaves_out_other_projects_and_earlier_failures(
         [old],
     )
 
-    told = cli("retry", "--project", "default", "--since", "yesterday")
+    result = cli("retry", "--project", "default", "--since", "yesterday")
 
-    assert told == Ended(0, f"1 {RETRIED}", "")
+    assert result == Ended(0, f"1 {RETRIED}", "")
     assert [shop.state(number) for number in (old, new, of_other)] == ["failed", "pending", "failed"]
 
 
@@ -227,9 +227,9 @@ def test_retry_needs_exactly_one_target(
 def test_cancel_settles_a_waiting_notification(cli: Cli, shop: Connection, which: str) -> None:
     shop.insert(event_id=EVENT)
 
-    told = cli("cancel", which)
+    result = cli("cancel", which)
 
-    assert told == Ended(0, "cancelled: nothing of it was sent, and it will not arrive\n", "")
+    assert result == Ended(0, "cancelled: nothing of it was sent, and it will not arrive\n", "")
     assert shop.state(1) == "cancelled"
 
 
@@ -241,11 +241,11 @@ def test_cancel_of_a_sent_notification_fails_and_points_to_explain(cli: Cli, sho
         shop.insert()
         shop.claim(shop.register_worker())
 
-    told = cli("cancel", "1")
+    result = cli("cancel", "1")
 
-    assert (told.code, told.err) == (1, "")
-    assert told.out.startswith("too late: it was sent or settled before, or a worker holds it; ")
-    command = told.out.rstrip("\n").partition("Its story: notify-worker ")[2]
+    assert (result.code, result.err) == (1, "")
+    assert result.out.startswith("too late: it was sent or settled before, or a worker holds it; ")
+    command = result.out.rstrip("\n").partition("Its story: notify-worker ")[2]
     assert "notification 1 was inserted" in cli(*command.split()).out
 
 
@@ -290,9 +290,9 @@ def test_prune_deletes_old_settled_notifications_and_prints_their_number(cli: Cl
     shop.set_back(old, "settled_at", timedelta(days=91))
     shop.set_back(waiting, "created_at", timedelta(days=91))
 
-    told = cli("prune", "--older-than", "90 days")
+    result = cli("prune", "--older-than", "90 days")
 
-    assert told == Ended(0, "1 notifications deleted\n", "")
+    assert result == Ended(0, "1 notifications deleted\n", "")
     assert [kept["id"] for kept in shop.rows("select id from notify_worker.notifications order by id")] == [
         new,
         waiting,

@@ -88,11 +88,11 @@ def test_a_commit_is_sent_at_once_and_its_history_has_the_databases_times(shop: 
     worker = shop.start_worker()
     before = now(shop)
 
-    told = shop.notify("hang1:slow")
+    number = shop.notify("hang1:slow")
 
-    until("it is sent", lambda: shop.state(told) == "sent", within=10)
+    until("it is sent", lambda: shop.state(number) == "sent", within=10)
     after = now(shop)
-    (attempt,) = shop.attempts(told)
+    (attempt,) = shop.attempts(number)
     assert before < attempt["started_at"] < attempt["finished_at"] < after
     assert timedelta(seconds=0.9) < attempt["finished_at"] - attempt["started_at"] < timedelta(seconds=3)
     assert before < shop.value("select settled_at from notify_worker.notifications") < after

@@ -65,8 +65,8 @@ def test_every_subscriber_gets_the_message_at_the_set_time(shop: Shop) -> None:
     late = demo.restock(shop, print)
 
     assert 0 <= late < 1
-    told = [shown.address for shown in shop.box.shown if shown.body == "The tent is here again"]
-    assert sorted(told) == sorted(f"app:r_{number}" for number in range(25))
+    reached = [shown.address for shown in shop.box.shown if shown.body == "The tent is here again"]
+    assert sorted(reached) == sorted(f"app:r_{number}" for number in range(25))
     too_early = """
         select count(*)
         from notify_worker.notifications as notification
@@ -79,8 +79,8 @@ def test_every_subscriber_gets_the_message_at_the_set_time(shop: Shop) -> None:
 def test_live_devices_get_the_message_and_the_dead_one_is_retired(shop: Shop) -> None:
     demo.notify_three_devices(shop, print)
 
-    told = sorted(shown.address for shown in shop.box.shown if shown.body == "Order 5 is paid")
-    assert told == ["app:u_7-phone", "app:u_7-tablet"]
+    reached = sorted(shown.address for shown in shop.box.shown if shown.body == "Order 5 is paid")
+    assert reached == ["app:u_7-phone", "app:u_7-tablet"]
     retired = "select count(*) from notify_worker.devices where address = 'dead:u_7-old' and retired_at is not null"
     assert shop.number(retired) == 1
     assert shop.box.requests_for("dead:u_7-old") == 1

@@ -411,7 +411,7 @@ class Facts:
     """What there is to see once all is over."""
 
     rows: dict[int, dict[str, Any]]
-    told: dict[str, int]
+    inserted: dict[str, int]
     """The number of each notification."""
     healthy: list[str]
     """The states of the neighbours."""
@@ -424,11 +424,11 @@ class Facts:
     worker_lives: bool
 
     def of(self, name: str) -> dict[str, Any]:
-        return self.rows[self.told[name]]
+        return self.rows[self.inserted[name]]
 
     def title(self, name: str) -> str:
         """The title that FCM was given."""
-        number = str(self.told[name])
+        number = str(self.inserted[name])
         (message,) = (each for each in map(message_of, self.requests) if each["data"]["notification_id"] == number)
         return str(message["notification"]["title"])
 
@@ -446,14 +446,14 @@ def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) 
         redirect = answer(307, location=f"{elsewhere.url}/v1/projects/x/messages:send")
         acts[f"/v1/projects/{list(PROJECTS).index('a redirect')}/"] = redirect
         with served({"": answer(404), "/v1/projects/sandbox/": answer(200, NAME)} | acts) as fcm:
-            told = tell(shop)
+            inserted = tell(shop)
             worker = shop.start_worker(NOTIFY_WORKER_FCM_URL=by_name(fcm.url))
             with suppress(AssertionError):  # the tests say what did not come
-                until("the worker has got through", lambda: has_got_through(shop, told), within=15)
+                until("the worker has got through", lambda: has_got_through(shop, inserted), within=15)
             story = shop.rows(STORY)
             yield Facts(
                 rows={row["id"]: row for row in story},
-                told=told,
+                inserted=inserted,
                 healthy=[row["state"] for row in story if str(row["event_id"]).startswith("healthy:")],
                 requests=list(fcm.seen),
                 elsewhere=len(elsewhere.seen),
@@ -520,7 +520,7 @@ def by_name(url: str) -> str:
 
 def tell(shop: Shop) -> dict[str, int]:
     """Commit everything, in one transaction."""
-    told = {}
+    inserted = {}
     with shop.connection.transaction():
         for number, (name, hostile) in enumerate(ROWS.items()):
             columns = dict(hostile.columns)
@@ -529,13 +529,13 @@ def tell(shop: Shop) -> dict[str, int]:
                 columns |= {"campaign": name, "title": None}
             if number % 3 == 0:
                 shop.connection.insert(event_id=f"healthy:{number}")
-            told[name] = shop.connection.insert(**columns)
+            inserted[name] = shop.connection.insert(**columns)
         for number, (name, answered) in enumerate(PROJECTS.items()):
             put(shop.connection, "projects", {"name": name, "firebase_project_id": str(number), **answered.row})
             if number % 3 == 0:
                 shop.connection.insert(event_id=f"healthy:too:{number}")
-            told[name] = shop.connection.insert(project=name)
-    return told
+            inserted[name] = shop.connection.insert(project=name)
+    return inserted
 
 
 def put(connection: Connection, table: str, columns: Mapping[str, object]) -> None:
@@ -547,11 +547,11 @@ def put(connection: Connection, table: str, columns: Mapping[str, object]) -> No
     )
 
 
-def has_got_through(shop: Shop, told: Mapping[str, int]) -> bool:
+def has_got_through(shop: Shop, inserted: Mapping[str, int]) -> bool:
     """Say whether each has come to its end, or to its first attempt."""
     story = {row["id"]: row for row in shop.rows(STORY)}
-    return all(story[told[name]]["state"] == hostile.state for name, hostile in ROWS.items()) and all(
-        story[told[name]]["verdict"] for name in PROJECTS
+    return all(story[inserted[name]]["state"] == hostile.state for name, hostile in ROWS.items()) and all(
+        story[inserted[name]]["verdict"] for name in PROJECTS
     )
 
 
@@ -799,9 +799,9 @@ def test_a_hostile_argument_gets_a_clear_error(
     with pytest.raises(SystemExit) as left:
         main(arguments)
 
-    told = capsys.readouterr()
-    assert (left.value.code, told.out) == (2, "")
-    assert says.lower() in told.err.splitlines()[-1].lower()
+    result = capsys.readouterr()
+    assert (left.value.code, result.out) == (2, "")
+    assert says.lower() in result.err.splitlines()[-1].lower()
     with Connection.connect(shared) as connection:
         assert connection.value("select count(*) from notify_worker.notifications") == 0
 
@@ -910,7 +910,7 @@ def test_an_unreachable_database_is_reported_without_its_password(
     with pytest.raises(SystemExit) as left:
         main([verb])
 
-    told = capsys.readouterr()
-    assert (left.value.code, told.out) == (2, "")
-    assert told.err.startswith("notify-worker: ")
-    assert "sesame" not in told.err
+    result = capsys.readouterr()
+    assert (left.value.code, result.out) == (2, "")
+    assert result.err.startswith("notify-worker: ")
+    assert "sesame" not in result.err

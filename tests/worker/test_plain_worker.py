@@ -26,7 +26,7 @@ def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: 
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
     shop.delete_bells()
-    assert (shop.held(), shop.bells()) == (1, 0)
+    assert (shop.held(), shop.wakeups()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
     shop.procrastinate("worker", "--one-shot")
@@ -40,7 +40,7 @@ def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: 
         """
     )
     assert [row["id"] for row in due] == [orphan, unrung]
-    assert shop.bells() >= 1  # the periodic one may have run beside it, and rung in the same moment
+    assert shop.wakeups() >= 1  # the periodic one may have run beside it, and sent a wake-up in the same moment
     (cut_off,) = shop.attempts(orphan)
     assert (cut_off["verdict"], cut_off["worker"], cut_off["finished_at"]) == ("unknown", dead, None)
     assert shop.delivery(orphan)["attempts"] == 0
@@ -82,12 +82,12 @@ FAR_AWAY = "--fetch-job-polling-interval=60"
 
 def test_two_commits_within_milliseconds_are_both_sent_at_once(shop: Shop) -> None:
     shop.start_worker("procrastinate", FAR_AWAY)
-    dice = random.Random(7)
+    jitter = random.Random(7)
 
     for pair in range(60):
         shop.notify(f"app:{pair}-first")
         with shop.connection.transaction():
-            shop.connection.execute("select pg_sleep(%s)", [dice.uniform(0, 0.012)])
+            shop.connection.execute("select pg_sleep(%s)", [jitter.uniform(0, 0.012)])
             committed_at = shop.notify_at(f"app:{pair}-second")
         until("both are sent", lambda count=2 * pair + 2: shop.box.accepted == count, within=5)  # type: ignore[misc]
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""What a process knows of the projects: rows followed as they change, senders kept, incidents told and heard of."""
+"""The projects that a process knows: it follows their rows, keeps their senders, and reports and syncs incidents."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -255,13 +255,13 @@ async def test_incidents_are_reported_in_order_and_once(connection: Connection, 
     await projects.report()
     await projects.report()
 
-    told = connection.rows(INCIDENTS)
-    assert [(each["scope"], each["reason"]) for each in told] == [
+    incidents = connection.rows(INCIDENTS)
+    assert [(each["scope"], each["reason"]) for each in incidents] == [
         ("project", "invalid_grant"),
         ("topics", "too many topics"),
         ("apns_web", "no key for Apple"),
     ]
-    assert {(each["project"], each["by"], each["ended"]) for each in told} == {("default", "worker", False)}
+    assert {(each["project"], each["by"], each["ended"]) for each in incidents} == {("default", "worker", False)}
     assert list(projects.unreported()) == []
 
 

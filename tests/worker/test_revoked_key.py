@@ -96,7 +96,7 @@ def test_an_outage_that_is_there_from_the_start_costs_next_to_nothing(shop: Shop
     for _ in range(PROBES):
         probe(shop)
 
-    assert before <= 3 * PLACES * WORKERS, "a blip is three requests"
+    assert before <= 3 * PLACES * WORKERS, "an attempt is at most three requests"
     assert shop.box.received - before <= PROBES
     assert shop.value("select sum(attempts) from notify_worker.deliveries") <= 2 * PLACES
     assert_all_is_sent_after_the_next_probe(shop, {"fail": None})

@@ -147,11 +147,11 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
 
 
 async def test_a_released_delivery_is_not_marked(connection: Connection, store: Store) -> None:
-    given_back, still_held = await held(connection, store, 2)
+    released, still_held = await held(connection, store, 2)
     marker = StartMarks(store)
 
-    await store.release(given_back.lease, [given_back.id])
-    written = await answers(marker.mark(given_back), marker.mark(still_held))
+    await store.release(released.lease, [released.id])
+    written = await answers(marker.mark(released), marker.mark(still_held))
 
     assert written == [False, True]
     assert marked(connection) == [still_held.id]

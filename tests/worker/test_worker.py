@@ -198,11 +198,11 @@ def test_a_503_with_hold_gets_one_request(open_shop: Shop) -> None:
 
 
 def test_a_503_of_a_few_seconds_is_retried_within_the_attempt(open_shop: Shop) -> None:
-    mended = open_shop.notify("once503:phone")
+    retried = open_shop.notify("once503:phone")
 
-    until("it is sent", lambda: open_shop.state(mended) == "sent", within=5)
+    until("it is sent", lambda: open_shop.state(retried) == "sent", within=5)
 
-    (attempt,) = open_shop.attempts(mended)
+    (attempt,) = open_shop.attempts(retried)
     assert (attempt["verdict"], attempt["requests"]) == ("sent", 2)
 
 
@@ -280,7 +280,7 @@ def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, ki
     assert shop.box.received == 20
     assert shop.states() == {"sent": 20, "pending": 180}
     assert (shop.held(), shop.unbalanced()) == (0, [])
-    given_back = shop.value(
+    released = shop.value(
         """
         select count(*)
         from notify_worker.notifications as notification
@@ -289,7 +289,7 @@ def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, ki
             and not exists (select from notify_worker.attempts where notification_id = notification.id)
         """
     )
-    assert given_back == 180
+    assert released == 180
 
 
 @both_kinds
@@ -366,18 +366,19 @@ def test_each_of_three_devices_gets_one_message_whatever_its_answers(shop: Shop)
         shop.value("select notify_worker.register_device('u_42', 'token', %s)", address)
     shop.start_worker()
 
-    told = shop.value(
+    scheduled = shop.value(
         "insert into notify_worker.notifications (receiver_id, title) values ('u_42', 'Hello') returning id"
     )
 
-    until("it is settled", lambda: shop.state(told) == "sent", within=15)
+    until("it is settled", lambda: shop.state(scheduled) == "sent", within=15)
     assert sorted(each.address for each in shop.box.shown) == ["app:well", "twicedrop:shaky"]
     assert [shop.box.requests_for(address) for address in ("dead:gone", "twicedrop:shaky", "app:well")] == [1, 3, 1]
     deliveries = shop.rows("select state, attempts from notify_worker.deliveries order by id")
     assert [(row["state"], row["attempts"]) for row in deliveries] == [("failed", 1), ("sent", 3), ("sent", 1)]
     assert shop.unbalanced() == []
     story = " | ".join(
-        str(what) for (what,) in shop.connection.execute("select what from notify_worker.explain(%s::bigint)", [told])
+        str(what)
+        for (what,) in shop.connection.execute("select what from notify_worker.explain(%s::bigint)", [scheduled])
     )
     assert story.count("came to unknown") == 2
     assert story.count("came to sent") == 2
