@@ -288,7 +288,7 @@ class OneJobPerPush:
         "procrastinate": [
             *(sys.executable, "-m", "procrastinate", "--app=chaos.one_job.app"),
             *("worker", "--concurrency=50", "--shutdown-graceful-timeout=5"),
-        ],
+        ]
     }
     slots: tuple[str, ...] = ("procrastinate", "procrastinate", "procrastinate")
     pooled: str | None = None

@@ -19,14 +19,7 @@ class Slot:
     """A place for one worker at a time."""
 
     def __init__(
-        self,
-        name: str,
-        kind: str,
-        command: list[str],
-        *,
-        environment: dict[str, str],
-        relays: list[Relay],
-        log: Path,
+        self, name: str, kind: str, command: list[str], *, environment: dict[str, str], relays: list[Relay], log: Path
     ) -> None:
         self.name = name
         self.kind = kind

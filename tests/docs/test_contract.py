@@ -202,7 +202,7 @@ def test_views_have_the_columns_of_the_page_in_their_order(connection: Connectio
                 and relkind = 'v'
                 and obj_description(pg_class.oid) not like 'Ours. %'
             group by relname
-            """,
+            """
         )
     }
 
@@ -228,7 +228,7 @@ def functions(connection: Connection) -> dict[str, tuple[str, str]]:
             pg_get_function_result(oid) as result
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace and proname not like 'procrastinate%'
-        """,
+        """
     )
     return {in_short(each["signature"]): (in_short(each["arguments"]), in_short(each["result"])) for each in found}
 
@@ -286,7 +286,7 @@ def test_psql_lists_exactly_the_objects_of_the_page(connection: Connection) -> N
         left join pg_proc on classoid = 'pg_proc'::regclass and pg_proc.oid = objoid
         where 'notify_worker'::regnamespace in (relnamespace, pronamespace)
             and coalesce(relname, proname) not like 'procrastinate\_%'
-        """,
+        """
     )
 
     assert {in_short(each["object"]) for each in described} - view_columns == required
@@ -340,7 +340,7 @@ def rights_granted(connection: Connection) -> set[Right]:
                 select case when acl.grantee = 0 then 'public' else acl.grantee::regrole::text end, acl.privilege_type
             ) as granted (grantee, privilege_type)
         where acl.grantee <> thing.owner
-        """,
+        """
     )
     return {(each["grantee"], each["right"], in_short(each["on"])) for each in found}
 

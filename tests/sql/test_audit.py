@@ -134,11 +134,7 @@ def test_by_receiver_shows_each_state_and_reason(lived: str) -> None:
 
     assert (newest["event_id"], newest["state"]) == ("order:44:paid", "failed")
     assert newest["reason"] == 'there is no campaign "no_such"'
-    assert (oldest["event_id"], oldest["state"], oldest["reason"]) == (
-        "order:42:paid",
-        "sent",
-        "FCM has accepted it",
-    )
+    assert (oldest["event_id"], oldest["state"], oldest["reason"]) == ("order:42:paid", "sent", "FCM has accepted it")
 
 
 def test_by_receiver_takes_any_name(lived: str) -> None:

@@ -110,11 +110,7 @@ def test_an_unleased_unsent_notification_is_cancelled(connection: Connection, pr
     ("prepare", "ends"),
     [
         pytest.param(tried(UNKNOWN | AGAIN), "cancelled", id="FCM may have it"),
-        pytest.param(
-            tried(UNKNOWN | AGAIN, RETRY),
-            "cancelled",
-            id="FCM may have it from an earlier try",
-        ),
+        pytest.param(tried(UNKNOWN | AGAIN, RETRY), "cancelled", id="FCM may have it from an earlier try"),
         pytest.param(tried_on_each(SENT, RETRY), "sent", id="sent to one device"),
         pytest.param(tried_on_each(SENT, UNKNOWN, on_unknown="hold"), "sent", id="sent to one device, held on another"),
         pytest.param(tried(UNKNOWN, on_unknown="hold"), "cancelled", id="held"),

@@ -271,10 +271,7 @@ def test_eight_producers_of_the_same_events_publish_each_once_without_deadlock(
 # ── whose connection ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [dict_row, namedtuple_row, scalar_row],
-)
+@pytest.mark.parametrize("factory", [dict_row, namedtuple_row, scalar_row])
 def test_the_callers_connection_may_have_any_row_factory(connection: Connection, factory: Any) -> None:
     connection.row_factory = cast("RowFactory[TupleRow]", factory)
 

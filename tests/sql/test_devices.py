@@ -59,9 +59,7 @@ def test_an_address_belongs_to_its_latest_registration(connection: Connection) -
     assert [each["notification_id"] for each in connection.claim(connection.register_worker())] == [hers]
 
 
-def test_registering_again_updates_seen_at_and_keeps_the_platform(
-    connection: Connection,
-) -> None:
+def test_registering_again_updates_seen_at_and_keeps_the_platform(connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     connection.execute(
         "update notify_worker.devices set registered_at = now() - interval '300 days', seen_at = '2020-1-1'"

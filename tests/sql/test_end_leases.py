@@ -120,10 +120,10 @@ def test_each_crash_is_in_the_history_and_costs_no_attempt(database: str, connec
         (2, "unknown"),
         (3, "unknown"),
     ]
-    assert (
-        connection.only_delivery(number)["attempts"],
-        connection.only_delivery(number)["last_attempt_number"],
-    ) == (0, 3)
+    assert (connection.only_delivery(number)["attempts"], connection.only_delivery(number)["last_attempt_number"]) == (
+        0,
+        3,
+    )
 
 
 def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection: Connection) -> None:
@@ -331,9 +331,7 @@ def test_a_late_record_of_a_rescued_worker_holds_off_the_end_of_its_leases(
     assert connection.unbalanced() == []
 
 
-def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_works(
-    connection: Connection,
-) -> None:
+def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_works(connection: Connection) -> None:
     number = connection.insert()
     worker, claimed = freeze(connection, number)
     connection.unregister_worker(worker)

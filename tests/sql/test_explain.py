@@ -119,7 +119,7 @@ def test_the_story_of_a_scheduled_notification_says_when_it_is_due(connection: C
         insert into notify_worker.notifications (receiver_id, title, send_at)
         values ('u_42', 'Hello', now() + interval '1 day')
         returning id
-        """,
+        """
     )
 
     assert story(connection, number) == [

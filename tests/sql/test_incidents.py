@@ -308,11 +308,7 @@ def waits_or_ended(observer: Connection, session: Connection, task: Future[list[
 
 @pytest.mark.parametrize(
     "other",
-    [
-        CLAIM,
-        "select notify_worker.close_incident('default', 'project')",
-        "select notify_worker.resume('default')",
-    ],
+    [CLAIM, "select notify_worker.close_incident('default', 'project')", "select notify_worker.resume('default')"],
     ids=["claim", "close_incident", "resume"],
 )
 def test_opening_and_probing_or_closing_never_deadlock(

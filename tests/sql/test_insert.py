@@ -158,11 +158,7 @@ def test_one_bad_row_refuses_its_statement_whole(connection: Connection) -> None
 def test_copy_is_checked_as_insert_is(connection: Connection) -> None:
     copy = "copy notify_worker.notifications (receiver_id, title, priority) from stdin"
 
-    with (
-        pytest.raises(CheckViolation) as refused,
-        connection.cursor() as cursor,
-        cursor.copy(copy) as rows_to_copy,
-    ):
+    with pytest.raises(CheckViolation) as refused, connection.cursor() as cursor, cursor.copy(copy) as rows_to_copy:
         rows_to_copy.write_row(("u_1", "Paid", "urgent"))
 
     assert refused.value.diag.constraint_name == "notifications_priority"

@@ -168,10 +168,7 @@ def test_resuming_a_running_project_changes_nothing(connection: Connection) -> N
 
 @pytest.mark.parametrize(
     ("project", "message"),
-    [
-        ("order", 'there is no project "order"; did you mean "orders"?'),
-        ("xyz", 'there is no project "xyz"'),
-    ],
+    [("order", 'there is no project "order"; did you mean "orders"?'), ("xyz", 'there is no project "xyz"')],
 )
 @pytest.mark.parametrize("statement", ["select notify_worker.pause(%s, 'x')", "select notify_worker.resume(%s)"])
 def test_an_unknown_project_is_refused_with_the_closest_name(

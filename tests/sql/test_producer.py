@@ -33,9 +33,7 @@ def test_defer_returns_the_id_of_the_notification(connection: psycopg.Connection
     assert rows(connection) == [(first,), (second,)]
 
 
-def test_an_event_that_exists_gives_none_and_changes_nothing(
-    connection: psycopg.Connection,
-) -> None:
+def test_an_event_that_exists_gives_none_and_changes_nothing(connection: psycopg.Connection) -> None:
     first = defer(connection, event_id="order:42:paid", receiver_id="u_42", title="Hello")
 
     again = defer(connection, event_id="order:42:paid", receiver_id="u_43", title="Goodbye")
@@ -44,9 +42,7 @@ def test_an_event_that_exists_gives_none_and_changes_nothing(
     assert rows(connection, "id, receiver_id, title") == [(first, "u_42", "Hello")]
 
 
-def test_a_rollback_leaves_no_notification_and_no_wakeup(
-    connection: psycopg.Connection,
-) -> None:
+def test_a_rollback_leaves_no_notification_and_no_wakeup(connection: psycopg.Connection) -> None:
     with connection.transaction(force_rollback=True):
         assert defer(connection, receiver_id="u_42", title="Hello") is not None
         assert len(rows(connection)) == 1
@@ -84,14 +80,7 @@ async def test_the_async_function_refuses_the_same(async_connection: psycopg.Asy
         await defer_async(async_connection, receiver_id="u_42")
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        dict_row,
-        namedtuple_row,
-        scalar_row,
-    ],
-)
+@pytest.mark.parametrize("factory", [dict_row, namedtuple_row, scalar_row])
 def test_the_callers_connection_may_have_any_row_factory(
     connection: psycopg.Connection, factory: RowFactory[Any]
 ) -> None:
@@ -215,11 +204,7 @@ def test_every_column_of_the_caller_is_a_column_of_the_table(connection: psycopg
 
 @pytest.mark.parametrize(
     ("module", "cursor"),
-    [
-        ("psycopg2.extensions", "cursor"),
-        ("psycopg2.extras", "RealDictCursor"),
-        ("psycopg2.extras", "NamedTupleCursor"),
-    ],
+    [("psycopg2.extensions", "cursor"), ("psycopg2.extras", "RealDictCursor"), ("psycopg2.extras", "NamedTupleCursor")],
 )
 def test_a_connection_of_psycopg2_does_too(
     database: str, connection: psycopg.Connection, module: str, cursor: str

@@ -107,7 +107,7 @@ def months(connection: Connection) -> list[str]:
         from pg_inherits
         where inhparent = 'notify_worker.stored_attempts'::regclass
         order by 1
-        """,
+        """
     )
     return [each["month"] for each in found]
 
@@ -115,8 +115,7 @@ def months(connection: Connection) -> list[str]:
 def add_month(connection: Connection, months_ago: int) -> str:
     """Make a partition for a month that is over; return its name."""
     begin = connection.value(
-        "select (date_trunc('month', now() at time zone 'UTC') - make_interval(months => %s))::date",
-        months_ago,
+        "select (date_trunc('month', now() at time zone 'UTC') - make_interval(months => %s))::date", months_ago
     )
     end = connection.value("select (%s + interval '1 month')::date", begin)
     name = f"{begin:%Y_%m}"

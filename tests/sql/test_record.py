@@ -61,9 +61,7 @@ def test_an_outcome_without_a_retry_ends_its_delivery(
 
 
 @pytest.mark.parametrize(
-    ("came_to", "counted"),
-    [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)],
-    ids=["retry", "unknown", "paused"],
+    ("came_to", "counted"), [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)], ids=["retry", "unknown", "paused"]
 )
 def test_an_outcome_with_a_retry_ends_the_lease_and_sets_due_at(
     connection: Connection, came_to: Row, counted: int, worker: Worker

@@ -23,6 +23,7 @@ from tests.support.store_calls import (
     at_once,
     connected,
     outcome,
+    without_code,
 )
 
 Prepare = Callable[[Connection, Worker], int]
@@ -70,9 +71,11 @@ def cancelled_between_two_tries(connection: Connection, worker: Worker) -> int:
 
 ENDED = [
     pytest.param(came_to(FAILED), "failed", id="failed"),
+    pytest.param(came_to(without_code(FAILED)), "failed", id="failed without a code"),
     pytest.param(came_to(RETRY, RETRY, GIVEN_UP), "failed", id="given up"),
     pytest.param(came_to(UNKNOWN), "failed", id="given up without an answer"),
     pytest.param(came_to(UNKNOWN, on_unknown="hold"), "held", id="held"),
+    pytest.param(came_to(without_code(UNKNOWN), on_unknown="hold"), "held", id="held without a code"),
     pytest.param(expired_between_two_tries, "expired", id="expired by expires_at"),
     pytest.param(expired_by_its_project_s_rule, "expired", id="expired by the project's rule"),
     pytest.param(cancelled_between_two_tries, "cancelled", id="cancelled"),

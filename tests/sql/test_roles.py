@@ -424,7 +424,7 @@ def test_a_stranger_may_not_read_later_partitions_of_the_history(
         select max(inhrelid::regclass::text)
         from pg_inherits
         where inhparent = 'notify_worker.stored_attempts'::regclass
-        """,
+        """
     )
     connection.execute(f"drop table {newest}")
     assert connection.value("select notify_worker.create_partitions()") == 1
@@ -473,7 +473,7 @@ def test_each_function_is_granted_as_its_folder_says(connection: Connection) -> 
             ) as granted
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace
-        """,
+        """
     )
 
     assert set(FUNCTIONS) <= {each["name"] for each in functions}
@@ -506,7 +506,7 @@ def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(
         select oid::regprocedure::text as name, proconfig
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace and prosecdef
-        """,
+        """
     )
 
     assert {each["name"].partition(".")[2].partition("(")[0] for each in definers} == {

@@ -384,7 +384,7 @@ class Model:
         self.settle(notification)
 
     def reroute_deliveries(self, notification: Notification) -> None:
-        """Readdress the deliveries of a replaced device to its successor, once; those of a deleted device fail as unregistered."""
+        """Move deliveries of a replaced device to its successor; those of a deleted device fail as unregistered."""
         if notification.receiver is None or not notification.fanned_out:
             return
         addressed = {each.address for each in notification.deliveries}

@@ -20,6 +20,7 @@ from tests.support.store_calls import (
     Row,
     Worker,
     cancel,
+    without_code,
 )
 
 CAP = 100_000
@@ -114,11 +115,11 @@ def test_held_notifications_are_counted(connection: Connection) -> None:
 
 
 def test_dead_letters_are_counted_a_delivery_each(connection: Connection, worker: Worker) -> None:
-    tell(connection, worker, FAILED, UNREGISTERED, GIVEN_UP)
+    tell(connection, worker, FAILED, without_code(FAILED), UNREGISTERED, without_code(UNREGISTERED), GIVEN_UP)
     connection.insert(campaign="no_such")
     connection.claim(worker)
 
-    assert status(connection) == EMPTY | {"dead_letters": 3, "workers": 1}
+    assert status(connection) == EMPTY | {"dead_letters": 4, "workers": 1}
 
 
 def test_sent_notifications_count_for_a_minute(connection: Connection, worker: Worker) -> None:
@@ -168,9 +169,7 @@ def test_counts_stop_at_a_hundred_thousand(connection: Connection) -> None:
     assert [now[name] for name in capped] == [CAP] * len(capped)
 
 
-def test_the_oldest_due_is_found_behind_a_hundred_thousand_others(
-    connection: Connection,
-) -> None:
+def test_the_oldest_due_is_found_behind_a_hundred_thousand_others(connection: Connection) -> None:
     connection.execute("alter table notify_worker.notifications disable trigger user")
     fill(connection, "project, due_at", "'a', now()", CAP + 1)
     fill(connection, "project, due_at", "'b', now() - interval '1 hour'", 1)
@@ -269,6 +268,7 @@ def prepared(*came_to: Row, **columns: object) -> Prepare:
         pytest.param(prepared(SENT), id="sent"),
         pytest.param(prepared(LATER), id="waits for a retry"),
         pytest.param(prepared(UNREGISTERED), id="unregistered"),
+        pytest.param(prepared(without_code(UNREGISTERED)), id="unregistered, without a code"),
         pytest.param(prepared(SENT, UNREGISTERED), id="sent beside an unregistered device"),
         pytest.param(prepared(UNKNOWN, on_unknown="hold"), id="held"),
         cancelled,
@@ -333,6 +333,11 @@ def cancelled_unsent(connection: Connection, worker: Worker) -> int:
             "nobody can say whether FCM has it; it is for a person to decide",
         ),
         (prepared(LATER), "pending", "FCM is busy, due at "),
+        (prepared(without_code(FAILED)), "failed", "it is wrong"),
+        (prepared(without_code(GIVEN_UP)), "failed", "FCM is busy"),
+        (prepared(without_code(UNREGISTERED)), "unreachable", "it is gone"),
+        (prepared(without_code(UNKNOWN)), "failed", "no answer came"),
+        (prepared(without_code(LATER)), "pending", "FCM is busy, due at "),
         (of_no_campaign, "failed", 'there is no campaign "no_such"'),
         (without_a_device, "unreachable", "the receiver has no live device"),
         (expired, "expired", "it expired before it could be sent"),

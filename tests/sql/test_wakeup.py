@@ -274,10 +274,7 @@ def ended_insert(session: Connection) -> None:
     session.insert()
 
 
-@pytest.mark.parametrize(
-    ("does", "writes"),
-    [(open_insert, True), (open_select, False), (ended_insert, False)],
-)
+@pytest.mark.parametrize(("does", "writes"), [(open_insert, True), (open_select, False), (ended_insert, False)])
 def test_has_open_writers_is_true_while_another_insert_is_open(
     database: str, connection: Connection, does: Callable[[Connection], None], writes: bool
 ) -> None:

@@ -52,7 +52,7 @@ def held(connection: Connection) -> list[Row]:
         join notify_worker.stored_deliveries as delivery
             on delivery.notification_id = notification.id
         where notification.lease is not null
-        """,
+        """
     )
 
 

@@ -13,12 +13,7 @@ from psycopg.sql import SQL, Identifier
 
 MEMORY = Path("/dev/shm")
 ENOUGH_MEMORY = 1 << 30
-FAST = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
-    "max_connections": "200",
-}
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
 
 
 def forget_the_shell() -> None:

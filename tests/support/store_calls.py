@@ -55,6 +55,11 @@ def outcome(delivery: Row, **came_to: object) -> Row:
     return known | {"requests": 1, "started_ago": 0, "finished_ago": 0} | came_to
 
 
+def without_code(came_to: Row) -> Row:
+    """Return this outcome as a sender without error codes reports it."""
+    return came_to | {"error_code": None}
+
+
 def as_stored(column: object) -> object:
     return Jsonb(column) if isinstance(column, dict | list) else column
 

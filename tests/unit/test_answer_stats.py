@@ -58,15 +58,7 @@ def attempted(*came_to: tuple[float, Outcome]) -> AnswerStats:
 
 @pytest.mark.parametrize(
     ("taken", "busy", "help_"),
-    [
-        (0, 0, True),
-        (0, 19, True),
-        (0, 20, False),
-        (18, 2, False),
-        (19, 1, True),
-        (90, 10, False),
-        (91, 9, True),
-    ],
+    [(0, 0, True), (0, 19, True), (0, 20, False), (18, 2, False), (19, 1, True), (90, 10, False), (91, 9, True)],
 )
 def test_quick_retry_allowed_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(
     taken: int, busy: int, help_: bool
@@ -219,9 +211,7 @@ def test_unregistered_spike_where_more_than_a_fifth_is_unregistered(taken: int, 
     [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False)],
 )
 def test_the_sender_mismatch_spike_where_three_quarters_of_the_tokens_are_anothers(
-    taken: int,
-    others: int,
-    foreign: bool,
+    taken: int, others: int, foreign: bool
 ) -> None:
     stats = answered(*[TAKEN] * taken, *[OTHERS] * others)
 

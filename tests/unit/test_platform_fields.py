@@ -25,11 +25,7 @@ def message(own: Mapping[str, Json], words: Content = DELIVERY.inline, **deliver
 
 @pytest.mark.parametrize(
     "words",
-    [
-        Content(title="Thank you"),
-        Content(body="It is paid"),
-        Content(message={"notification": {"title": "Thank you"}}),
-    ],
+    [Content(title="Thank you"), Content(body="It is paid"), Content(message={"notification": {"title": "Thank you"}})],
 )
 def test_a_visible_message_has_the_tag_on_all_three_platforms(words: Content) -> None:
     rendered = body(replace(DELIVERY, inline=words))

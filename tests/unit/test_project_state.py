@@ -318,9 +318,7 @@ def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcom
 
 @pytest.mark.parametrize("wrong", [WRONG, TOO_BIG], ids=lambda given: str(given.http_status))
 @pytest.mark.parametrize(
-    ("delivery", "scopes"),
-    [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])],
-    ids=["android", "ios"],
+    ("delivery", "scopes"), [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])], ids=["android", "ios"]
 )
 def test_a_probe_that_fails_by_its_own_fault_decides_nothing_and_asks_for_another(
     wrong: Outcome, delivery: Delivery, scopes: list[Scope]

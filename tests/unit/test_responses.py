@@ -383,11 +383,7 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
             unauthenticated(message="No."),
             "401 UNAUTHENTICATED: No. Look at the project's credentials: FCM refuses every token that they give.",
         ),
-        (
-            404,
-            b"<html>",
-            f"404 HTTP_404: {NOT_OF_FCM}. Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL.",
-        ),
+        (404, b"<html>", f"404 HTTP_404: {NOT_OF_FCM}. Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL."),
         (
             307,
             b"<html>",
@@ -395,16 +391,8 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
         ),
         (429, exhausted(), "429 RESOURCE_EXHAUSTED: Quota exceeded"),
         (503, b"", "503 HTTP_503: an empty body"),
-        (
-            400,
-            invalid(bad("message.token"), message="Wrong."),
-            "400 INVALID_ARGUMENT: Wrong (message.token: No.)",
-        ),
-        (
-            400,
-            invalid(bad("message.token"), message="No. And no again."),
-            "400 INVALID_ARGUMENT: No. And no again",
-        ),
+        (400, invalid(bad("message.token"), message="Wrong."), "400 INVALID_ARGUMENT: Wrong (message.token: No.)"),
+        (400, invalid(bad("message.token"), message="No. And no again."), "400 INVALID_ARGUMENT: No. And no again"),
         (
             401,
             unauthenticated(fcm("THIRD_PARTY_AUTH_ERROR"), message="No."),

@@ -155,19 +155,7 @@ def test_a_lease_that_can_not_be_read_is_not_also_called_too_short() -> None:
     assert problem.startswith('NOTIFY_WORKER_LEASE_SECONDS is "long".')
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        "0",
-        "-1",
-        "10001",
-        "1.5",
-        "1e3",
-        "many",
-        " 1",
-        "²",
-    ],
-)
+@pytest.mark.parametrize("number", ["0", "-1", "10001", "1.5", "1e3", "many", " 1", "²"])
 def test_requests_in_flight_is_a_whole_number_in_range(number: str) -> None:
     assert problems(CONCURRENCY=number) == [
         f'NOTIFY_WORKER_CONCURRENCY is "{number}". It has to be a whole number from 1 to 10000.'

@@ -103,8 +103,7 @@ def told_shop(shop: Connection) -> Connection:
 
 
 def test_history_has_a_line_for_each_of_a_receivers_notifications_the_newest_first(
-    cli: Cli,
-    told_shop: Connection,
+    cli: Cli, told_shop: Connection
 ) -> None:
     result = cli("history", "u_42")
 
@@ -117,10 +116,7 @@ def test_history_has_a_line_for_each_of_a_receivers_notifications_the_newest_fir
 
 @pytest.mark.parametrize(("since", "numbers"), [("yesterday", ["2"]), ("2020-01-02", ["2", "1"]), ("tomorrow", [])])
 def test_history_goes_back_no_further_than_asked(
-    cli: Cli,
-    told_shop: Connection,
-    since: str,
-    numbers: list[str],
+    cli: Cli, told_shop: Connection, since: str, numbers: list[str]
 ) -> None:
     result = cli("history", "u_42", "--since", since)
 
@@ -135,11 +131,7 @@ def test_a_receiver_without_notifications_has_no_history(cli: Cli, shop: Connect
 @pytest.mark.parametrize(
     "arguments", [("history", "u_42"), ("retry", "--project", "default")], ids=lambda each: each[0]
 )
-def test_an_invalid_time_is_named(
-    cli: Cli,
-    shop: Connection,
-    arguments: tuple[str, ...],
-) -> None:
+def test_an_invalid_time_is_named(cli: Cli, shop: Connection, arguments: tuple[str, ...]) -> None:
     complaint = cli(*arguments, "--since", "the day before").complaint
 
     assert complaint.startswith('invalid input syntax for type timestamp with time zone: "the day before"')
@@ -152,9 +144,7 @@ RETRIED = "deliveries are due again; those of a notification that never had any 
 
 @pytest.mark.parametrize("way", [(EVENT,), ("1",), ("--delivery", "1"), ("--project", "default")])
 def test_retry_takes_an_event_a_number_a_delivery_or_a_project(
-    cli: Cli,
-    shop: Connection,
-    way: tuple[str, ...],
+    cli: Cli, shop: Connection, way: tuple[str, ...]
 ) -> None:
     number = shop.insert_settled("failed", event_id=EVENT)
     assert shop.state(number) == "failed"
@@ -165,10 +155,7 @@ def test_retry_takes_an_event_a_number_a_delivery_or_a_project(
     assert shop.state(number) == "pending"
 
 
-def test_retry_by_project_leaves_out_other_projects_and_earlier_failures(
-    cli: Cli,
-    shop: Connection,
-) -> None:
+def test_retry_by_project_leaves_out_other_projects_and_earlier_failures(cli: Cli, shop: Connection) -> None:
     shop.execute("insert into notify_worker.projects (name) values ('other')")
     old, new, of_other = (shop.insert_settled("failed", project=name) for name in ("default", "default", "other"))
     shop.execute(
@@ -207,14 +194,9 @@ def test_retry_of_a_leased_notification_says_to_try_again(cli: Cli, shop: Connec
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [(), ("--since", "yesterday"), (EVENT, "--delivery", "1"), ("--delivery", "1", "--project", "default")],
+    "arguments", [(), ("--since", "yesterday"), (EVENT, "--delivery", "1"), ("--delivery", "1", "--project", "default")]
 )
-def test_retry_needs_exactly_one_target(
-    cli: Cli,
-    shop: Connection,
-    arguments: tuple[str, ...],
-) -> None:
+def test_retry_needs_exactly_one_target(cli: Cli, shop: Connection, arguments: tuple[str, ...]) -> None:
     assert cli("retry", *arguments).complaint == (
         "retry takes one of: a notification, --delivery NUMBER, --project NAME (with --since TIME)"
     )
@@ -277,11 +259,7 @@ def test_pause_stops_a_project_until_resume(cli: Cli, shop: Connection) -> None:
     [("pause", "defualt", "why"), ("resume", "defualt"), ("retry", "--project", "defualt")],
     ids=lambda each: each[0],
 )
-def test_an_unknown_project_is_named_with_the_closest(
-    cli: Cli,
-    shop: Connection,
-    arguments: tuple[str, ...],
-) -> None:
+def test_an_unknown_project_is_named_with_the_closest(cli: Cli, shop: Connection, arguments: tuple[str, ...]) -> None:
     assert cli(*arguments).complaint == 'there is no project "defualt"; did you mean "default"?'
 
 
@@ -326,11 +304,7 @@ def test_a_newer_schema_works_and_is_not_migrated(cli: Cli, shop: Connection) ->
 
 
 @each_that_needs_the_schema
-def test_a_schema_that_is_behind_asks_to_migrate(
-    cli: Cli,
-    shop: Connection,
-    arguments: tuple[str, ...],
-) -> None:
+def test_a_schema_that_is_behind_asks_to_migrate(cli: Cli, shop: Connection, arguments: tuple[str, ...]) -> None:
     shop.execute("update notify_worker.schema_version set version_num = '0001'")
 
     assert cli(*arguments).complaint == (

@@ -68,9 +68,7 @@ UNREGISTERED = Fate(
     retired=True,
 )
 FAILED = Fate(
-    "failed",
-    "failed",
-    story=("{tried} came to failed: {said}", "{phone} ended failed: {said}", "it ended failed"),
+    "failed", "failed", story=("{tried} came to failed: {said}", "{phone} ended failed: {said}", "it ended failed")
 )
 PROJECT_PAUSED = Fate(
     "paused",

@@ -673,10 +673,7 @@ def poured(size: int) -> Act:
 
 @pytest.mark.parametrize(
     "act",
-    [
-        answer(200, gzip.compress(bytes(100 * MEGABYTE)), content_encoding="gzip"),
-        poured(50 * MEGABYTE),
-    ],
+    [answer(200, gzip.compress(bytes(100 * MEGABYTE)), content_encoding="gzip"), poured(50 * MEGABYTE)],
     ids=["packed", "as it is"],
 )
 async def test_an_answer_takes_no_more_memory_than_an_answer_of_fcm(act: Act) -> None:

@@ -275,9 +275,7 @@ def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connect
     assert [each["verdict"] for each in connection.attempts(number)] == ["unknown"]
 
 
-def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbeats(
-    connection: Connection,
-) -> None:
+def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbeats(connection: Connection) -> None:
     pooled = register_pooled(connection)
     let_pass(connection, SOON)
     (stale,) = connection.rows("select * from notify_worker.stale_workers()")

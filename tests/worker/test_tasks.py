@@ -136,11 +136,7 @@ def test_retry_by_project_sends_failures_since_a_time_again(shop: Shop) -> None:
     assert jobs_of(shop) == []
 
 
-WRONG: list[dict[str, Any]] = [
-    {},
-    {"notification_id": 1, "event_id": EVENT},
-    {"event": EVENT},
-]
+WRONG: list[dict[str, Any]] = [{}, {"notification_id": 1, "event_id": EVENT}, {"event": EVENT}]
 
 
 def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop) -> None:
