@@ -1,4 +1,4 @@
-"""The kinds of fault that a run of chaos does, and the plans that mix them."""
+"""The kinds of fault in a chaos run, and the plans that mix them."""
 
 import signal
 from collections.abc import Callable

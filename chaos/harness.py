@@ -1,4 +1,4 @@
-"""Chaos: producers commit, workers send, and faults come at random moments; at the end everything has to add up.
+"""A chaos run: producers commit, workers send, faults strike at random, and at the end everything must add up.
 
 A run has a seed, which is printed: the same seed draws the same faults in the same order. What happened stands in a book
 (`book.py`); what the system says stands in its tables; what phones show, in the local FCM.

@@ -1,4 +1,4 @@
-"""One procrastinate job per push, as procrastinate's documentation shows: what chaos is compared with.
+"""One procrastinate job per push, as procrastinate's documentation shows: the system that we compare with.
 
 A task that posts to FCM, a retry strategy, and the periodic task that the documentation gives for stalled jobs. It runs
 each minute here, and not every ten: that is to its advantage.

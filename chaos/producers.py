@@ -1,4 +1,4 @@
-"""Producers of a run of chaos: transactions that commit or roll back, events published twice, bursts, lost connections."""
+"""The producers of a chaos run: transactions that commit or roll back, events published twice, bursts, lost connections."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a run of chaos came to: a line for each kind of fault, and which promises were broken."""
+"""The result of a chaos run: a line for each kind of fault, and the promises that were broken."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

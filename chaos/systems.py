@@ -1,4 +1,4 @@
-"""The systems that chaos is done to, behind one small interface: this project, and one procrastinate job per push."""
+"""The systems under test, behind one small interface: this project, and one procrastinate job per push."""
 
 import asyncio
 import sys

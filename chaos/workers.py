@@ -1,4 +1,4 @@
-"""The workers of a run of chaos: each in a slot where a supervisor starts it again, and reached by relays of its own."""
+"""The workers of a chaos run: each in a slot where a supervisor restarts it, behind relays of its own."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What holds the house together: which way imports run, what importing costs, and that everything says what it is for."""
+"""Imports run one way, importing stays cheap, and every module and function has its docstring."""
 
 import ast
 import re

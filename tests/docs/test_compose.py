@@ -1,4 +1,4 @@
-"""docker-compose.yml says what the code says. It is read line by line: a YAML parser would be one more dependency."""
+"""docker-compose.yml agrees with the code. It is read line by line: a YAML parser would be one more dependency."""
 
 import json
 import re

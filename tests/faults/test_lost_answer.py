@@ -1,4 +1,4 @@
-"""A statement commits and its answer never comes: the worker can't know, asks again, and nothing is done twice."""
+"""A statement commits and its answer is lost: the worker repeats it, and nothing is done twice."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Every kind of fault at once, each at an address of its own: what becomes of a notification is known by its address."""
+"""Every kind of fault at once, each at its own addresses: a notification's fate is known by its address."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""PgBouncer in between: producers need nothing, a worker notices what it loses, and nobody's session is changed.
+"""Behind PgBouncer: producers need nothing, a worker notices what it loses, and no shared session is changed.
 
 Needs PgBouncer: the binary that PGBOUNCER names, else the one in PATH.
 """

@@ -1,4 +1,4 @@
-"""Deliveries that fail each time, in a project that waits for a probe: others must not wait for all of them."""
+"""Deliveries that always fail, in a project that waits for a probe: others must not wait for all of them."""
 
 from tests.support.store_calls import Connection, Worker, outcome
 

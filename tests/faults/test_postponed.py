@@ -1,4 +1,4 @@
-"""What an open incident puts off when it is claimed for the first time: later it is sent, and once."""
+"""A notification that an open incident postpones at its first claim is sent later, and once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The database restarts, crashes, is full or stays away: the worker outlives it, and nothing is lost or sent twice."""
+"""The database restarts, crashes, is full or stays down: the worker survives, and nothing is lost or sent twice."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The network goes silent, or is slow: connections stay open, and little comes through. The worker waits, not for ever."""
+"""The network goes silent or is slow while connections stay open: the worker waits, but not for ever."""
 
 import sys
 from collections.abc import Iterator

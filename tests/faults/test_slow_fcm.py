@@ -1,4 +1,4 @@
-"""FCM takes nearly as long as a request may, and more is due than there are places: nothing is sent twice."""
+"""FCM takes nearly the request timeout, and more is due than there are slots: nothing is sent twice."""
 
 from collections.abc import Iterator
 from pathlib import Path

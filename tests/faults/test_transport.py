@@ -1,4 +1,4 @@
-"""What each fault of the wire is called: NOT_SENT only where the server surely never saw the request."""
+"""Each fault of the wire has its outcome: NOT_SENT only if the server certainly never saw the request."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""What `cancel` takes back, what it can no longer take back, and that it is in nobody's way."""
+"""`cancel` stops unsent notifications, says when it is too late, and blocks no other session."""
 
 from collections.abc import Callable
 from threading import Barrier

@@ -1,4 +1,4 @@
-"""What a claim takes and leaves, what it settles because it can't be sent, and what it costs."""
+"""What a claim takes and leaves, which notifications it settles as unsendable, and what it costs."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta

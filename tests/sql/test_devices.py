@@ -1,4 +1,4 @@
-"""Who an address belongs to, what follows it, and how a device, or a person, is never sent to again."""
+"""Devices: ownership of addresses, replacements, retirement, and forgetting a receiver."""
 
 from typing import LiteralString
 

@@ -1,4 +1,4 @@
-"""What becomes of what a worker held: its lease lapses, or it is found dead and rescued before."""
+"""The end of a worker's leases: they lapse, or the worker is found dead and rescued first."""
 
 from collections.abc import Iterator
 from datetime import timedelta

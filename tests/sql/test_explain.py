@@ -1,4 +1,4 @@
-"""What `explain` tells support staff: one line per thing that happened, in its order, without an address."""
+"""`explain` for support staff: one line per event, in order, without an address."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What workers stop by themselves: it waits and costs nothing, is probed, and goes on where a probe gets through."""
+"""Incidents that workers open: deliveries wait at no cost, are probed, and go on once a probe succeeds."""
 
 import re
 from concurrent.futures import Future, ThreadPoolExecutor

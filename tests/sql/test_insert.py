@@ -1,4 +1,4 @@
-"""What an INSERT refuses, by a rule with a name, and what it lets through: only what the row alone shows fails an order."""
+"""An INSERT is refused by a named rule, and only for reasons that the row itself shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

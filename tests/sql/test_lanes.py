@@ -1,4 +1,4 @@
-"""High goes before normal, and normal is never starved: a tenth is its own wherever it has something due."""
+"""High goes before normal, and normal is never starved: a tenth is reserved for it."""
 
 from collections import Counter
 from typing import LiteralString

@@ -1,4 +1,4 @@
-"""The ledger balances after any story, and does not when a row is not what it should be."""
+"""The ledger balances after any history, and does not when a row is wrong."""
 
 from typing import LiteralString
 

@@ -1,4 +1,4 @@
-"""A project that is paused sends nothing and is in nobody's way; its incidents, and the end of them."""
+"""A paused project sends nothing and delays no other; its incidents, and their end."""
 
 from datetime import timedelta
 from typing import LiteralString

@@ -1,4 +1,4 @@
-"""The Python door, on a real database: one INSERT in the caller's own transaction, whatever connection the caller has."""
+"""`defer` on a real database: one INSERT in the caller's own transaction, on any kind of connection."""
 
 import datetime
 from collections.abc import AsyncIterator

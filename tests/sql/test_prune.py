@@ -1,4 +1,4 @@
-"""What is deleted when it is old: settled notifications, whole months of the history, jobs of dead processes."""
+"""Old data is deleted: settled notifications, whole months of the history, jobs of dead processes."""
 
 from typing import LiteralString
 

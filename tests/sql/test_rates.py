@@ -1,4 +1,4 @@
-"""What a worker may claim of a project each second, and how all workers share a project's rate."""
+"""How much a worker may claim of a project each second, and how workers share a project's rate."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager

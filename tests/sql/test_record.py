@@ -1,4 +1,4 @@
-"""What an outcome does to its delivery, its notification, its device and the history, and what a lock may hold up."""
+"""The effect of an outcome on its delivery, notification, device and history, and what a lock may delay."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Who may do what: the three roles, everybody else, whoever sets a search_path of their own, and who makes the roles."""
+"""Rights: the three roles, strangers, callers with their own search_path, and creating the roles."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""One schema by three doors (migrate, the alembic command, --sql through psql), and what tells it from another."""
+"""One schema by three routes (migrate, the alembic command, --sql through psql), and the checks of its version."""
 
 import os
 import runpy

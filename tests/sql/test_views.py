@@ -1,4 +1,4 @@
-"""What `status`, `dead_letters` and `history` show of every kind of story."""
+"""`status`, `dead_letters` and `history` for every state of a notification."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The hot statements where nothing was ever analyzed: the first minute of any installation, or after a crash."""
+"""The hot statements before any ANALYZE: the first minute of an installation, or after a crash."""
 
 from typing import LiteralString
 from uuid import uuid4

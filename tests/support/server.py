@@ -1,4 +1,4 @@
-"""Databases of a test's own on a server that is there, and where a server of a test's own may lie."""
+"""A database for each test on a running server, and a folder for a test's own server."""
 
 import os
 import shutil

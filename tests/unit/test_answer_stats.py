@@ -1,4 +1,4 @@
-"""What the answers of the last minute say: each threshold from both sides, by example; all of it against a plain list."""
+"""Statistics of the last minute's answers: each threshold from both sides, and the whole against a plain list."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

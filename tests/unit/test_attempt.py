@@ -1,4 +1,4 @@
-"""One attempt of a delivery, with a provider that plays a script: slots, quick retries, stopping, and bugs."""
+"""One attempt of a delivery, with a scripted provider: slots, quick retries, stopping, and bugs."""
 
 import asyncio
 from dataclasses import dataclass, field, replace

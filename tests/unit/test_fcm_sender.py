@@ -1,4 +1,4 @@
-"""What the answers and silences of FCM come to: over real sockets, with a service account and a token endpoint."""
+"""The outcomes of FCM's answers and failures, over real sockets, with a service account and a token endpoint."""
 
 import asyncio
 import json

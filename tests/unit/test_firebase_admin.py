@@ -1,4 +1,4 @@
-"""A client that nobody here wrote takes the sandbox for FCM: Google's own firebase-admin.
+"""Google's own firebase-admin works against the sandbox as against FCM.
 
 It has no option for another address than FCM's, so a private constant is overwritten; `token_uri` of the key is honoured.
 """

@@ -1,4 +1,4 @@
-"""What a message carries besides its words: the notification's id, its tag, how long it is good for, how urgent it is."""
+"""The fields that we add to a message: the notification's id, its tag, its time to live, its priority."""
 
 import json
 from collections.abc import Callable, Mapping

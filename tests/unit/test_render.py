@@ -1,4 +1,4 @@
-"""What becomes of words, params and message: the message that FCM is given, or the outcome that says why there is none."""
+"""Content, params and message render to the message for FCM, or to the outcome that says why there is none."""
 
 from dataclasses import replace
 from typing import Any

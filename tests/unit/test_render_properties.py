@@ -1,4 +1,4 @@
-"""What holds of every message, whatever stands in the rows: no words, params or fields of a caller break a worker."""
+"""Properties of every message: no content, params or fields of a caller break a worker."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What each answer of FCM comes to: every row of the catalogue, and whatever else a server may say."""
+"""The outcome of each answer of FCM: every row of the catalogue, and any other answer of a server."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""When a delivery is retried, by example, and what a quick retry repeats. What holds always: `test_retry_properties.py`."""
+"""Retries and quick retries by example; their properties are in `test_retry_properties.py`."""
 
 from dataclasses import replace
 from datetime import timedelta

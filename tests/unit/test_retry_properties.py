@@ -1,4 +1,4 @@
-"""What holds of every wait: for every policy of a project, every attempt, every Retry-After and every jitter."""
+"""Properties of every wait: for every policy, attempt, Retry-After and jitter."""
 
 from dataclasses import replace
 from datetime import timedelta

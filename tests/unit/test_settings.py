@@ -1,4 +1,4 @@
-"""What the environment may say, and what the one message says when it may not."""
+"""The settings in the environment, and the one error message for a wrong one."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what each verb prints, where, and with which code it ends."""
+"""The command line: what each verb prints, where, and its exit code."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What the command line offers beside its verbs: examples, completion, a version, and tables and colours on a terminal."""
+"""The command line beside its verbs: examples, completion, version, and tables and colours on a terminal."""
 
 import os
 import pty

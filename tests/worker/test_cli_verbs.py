@@ -1,4 +1,4 @@
-"""The verbs that ask the database, and those that stay up: what each prints, and with which code it ends."""
+"""The verbs that query the database, and those that keep running: output and exit code."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A worker whose clock is ten minutes off: nothing changes, since it sends ages, and the database subtracts.
+"""A worker's clock is ten minutes off: nothing changes, since it sends ages that the database subtracts.
 
 Its process is told another time of day by a `sitecustomize`; what runs evenly (`time.monotonic`) is left alone. Google's own
 code is spared: it signs the hour into what it asks a token with, and Google refuses an hour that is not its own.

@@ -1,4 +1,4 @@
-"""The worker's connections: what a conninfo is given besides, what an answer is waited for, how a commit is made durable."""
+"""The worker's connections: added conninfo settings, timeouts for answers, durable commits."""
 
 from collections.abc import Callable
 from time import monotonic

@@ -1,4 +1,4 @@
-"""The steps of `notify-worker demo`: what each claims is true in the database and at the phones."""
+"""The steps of `notify-worker demo`: each claim is true in the database and at the phones."""
 
 from collections.abc import Iterator
 

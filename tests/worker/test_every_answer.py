@@ -1,4 +1,4 @@
-"""Every answer that FCM can give, and what becomes of it: the specification as a table, held against running workers.
+"""Every answer that FCM can give, and its consequences: the specification as a table, checked on running workers.
 
 All rows go on at once under one worker. One that stops something has a project of its own: it is in no other row's way.
 """

@@ -1,4 +1,4 @@
-"""Hostile input by every door: SQL, FCM's answers, the command line, the environment. A clear error each, nothing else lost.
+"""Hostile input in SQL, FCM's answers, the command line and the environment: a clear error each, nothing else lost.
 
 What is committed goes to one running worker all at once, healthy neighbours in between. What each door refuses for a plain
 mistake stands in the tests of that door.

@@ -1,4 +1,4 @@
-"""Firebase projects side by side under one worker: each has its own key, quota, pauses and sender, and delays no other."""
+"""Many Firebase projects under one worker: each has its own key, quota, pauses and sender, and delays no other."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""procrastinate's own worker on our app: `procrastinate --app=notify_worker.worker.app`, with nothing of ours around it."""
+"""procrastinate's own worker on our app (`procrastinate --app=notify_worker.worker.app`), without our supervisor."""
 
 import random
 from datetime import timedelta

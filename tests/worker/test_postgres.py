@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: one process runs it, it ends with that process, and it leaves other folders alone."""
+"""The embedded PostgreSQL: one process runs it, it stops with that process, and it touches no other folder."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What comes back from the requests is recorded, whatever stands in the way of some of it."""
+"""Outcomes are recorded, even while some of them cannot be."""
 
 import asyncio
 from collections.abc import AsyncIterator

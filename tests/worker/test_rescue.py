@@ -1,4 +1,4 @@
-"""Which workers count as dead and how soon: within seconds of a crash; and none that is alive loses what it holds."""
+"""Which workers count as dead, and how soon: within seconds of a crash; and no living worker loses its leases."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""A key that is revoked, an API that is switched off, an outage: while a backlog is being sent, and until it is over."""
+"""A revoked key, an API that is switched off, an outage: during a backlog, and until it is over."""
 
 from collections.abc import Iterator
 from pathlib import Path

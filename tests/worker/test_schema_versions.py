@@ -1,4 +1,4 @@
-"""Workers of this release beside a schema that is not its own: later, older, or none."""
+"""Workers of this release on a later schema, an older one, or none."""
 
 import psycopg
 

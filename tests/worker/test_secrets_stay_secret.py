@@ -1,4 +1,4 @@
-"""No token, key, address in full or word of a message stands in a log, an error text, an incident, or what the CLI prints.
+"""No token, key, full address or content appears in a log, an error text, an incident, or the CLI's output.
 
 All that is secret here carries one mark that stands nowhere else, or can be known by its look, so that one search finds it.
 """

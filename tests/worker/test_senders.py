@@ -1,4 +1,4 @@
-"""Which sender carries a project's messages: `projects.sender` names the console, or one that another package brings."""
+"""The sender of a project: `projects.sender` names FCM, the console, or a plugin of another package."""
 
 import json
 import os

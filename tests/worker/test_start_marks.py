@@ -1,4 +1,4 @@
-"""The mark that a request is about to begin: many in one write, each with its own answer; no is the answer to all doubt."""
+"""Start marks before requests: many in one write, each with its own answer; in doubt the answer is no."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator

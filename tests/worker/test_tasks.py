@@ -1,4 +1,4 @@
-"""The tasks that procrastinate's own command line can defer: what each does, and what becomes of one that is wrong."""
+"""The tasks that procrastinate's command line can defer: what each does, and how a wrong one fails."""
 
 import json
 import subprocess
