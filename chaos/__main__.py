@@ -1,4 +1,4 @@
-"""What is lost, phantom, stuck or sent twice, while workers are killed and databases restarted: the table in the README.
+"""Count what is lost, phantom, stuck or sent twice while workers are killed and databases restarted: the README's table.
 
     python -m chaos [--kills 100] [--restarts 20] [--failovers 5] [--notifications 100000] [--rate 150]
                                [--seed N] [--system notify_worker|one_job_per_push]

@@ -1,4 +1,4 @@
-"""What happened in a run of chaos, written down by those who saw it: commits by producers, messages by phones, faults.
+"""The record of a chaos run: commits of the producers, messages at the phones, and faults.
 
 It knows nothing of the system under test.
 """

@@ -1,4 +1,4 @@
-"""The chaos run has servers of its own, and so no fixture of the tests'."""
+"""The chaos run starts its own servers and uses no fixture of the tests."""
 
 from tests.support.server import forget_the_shell
 

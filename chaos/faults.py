@@ -1,4 +1,4 @@
-"""The kinds of fault that a run of chaos does, and the plans that mix them."""
+"""The kinds of fault in a chaos run, and the plans that mix them."""
 
 import signal
 from collections.abc import Callable
@@ -26,7 +26,7 @@ A_FIFTH: Changes = {"fail": {"503": 0.08, "500": 0.04, "drop": 0.03, "accepteddr
 
 def killed_at_random(chaos: Chaos, fault: Fault) -> None:
     chaos.load()
-    sleep(chaos.dice.uniform(0, 0.5))
+    sleep(chaos.random.uniform(0, 0.5))
     slot = chaos.choose()
     caught = Catch()
     caught.shoot(slot)
@@ -79,7 +79,7 @@ def killed_after_acceptance(chaos: Chaos, fault: Fault) -> None:
         with chaos.connection() as connection:
             pid = chaos.system.holder_of(connection, event)
         holders = [slot for slot in chaos.slots if slot.pid == pid]
-        caught.shoot(holders[0] if holders else chaos.dice.choice(chaos.slots))
+        caught.shoot(holders[0] if holders else chaos.random.choice(chaos.slots))
 
     chaos.catch_who_sends_next(shoot)
     chaos.producers[0].burst()
@@ -91,7 +91,7 @@ def killed_after_acceptance(chaos: Chaos, fault: Fault) -> None:
 
 def frozen_for_a_moment(chaos: Chaos, fault: Fault) -> None:
     slot = _freeze(chaos, fault)
-    sleep(chaos.dice.uniform(1, 4))
+    sleep(chaos.random.uniform(1, 4))
     _thaw(slot)
 
 
@@ -123,7 +123,7 @@ def _thaw(slot: Slot) -> None:
 
 def silent_for_a_moment(chaos: Chaos, fault: Fault) -> None:
     slot = _silence(chaos, fault)
-    sleep(chaos.dice.uniform(2, 6))
+    sleep(chaos.random.uniform(2, 6))
     _speak(slot)
 
 
@@ -165,7 +165,7 @@ def restarted(how: signal.Signals) -> Callable[[Chaos, Fault], None]:
         chaos.load()
         fault.began = monotonic()
         chaos.cluster.primary.stop(how)
-        sleep(chaos.dice.uniform(0, 2))
+        sleep(chaos.random.uniform(0, 2))
         chaos.cluster.primary.start()
 
     return restart
@@ -198,7 +198,7 @@ def sessions_killed(chaos: Chaos, fault: Fault) -> None:
 
 
 def bells_lost(chaos: Chaos, fault: Fault) -> None:
-    """For two seconds no producer rings, and whatever bell there is gets deleted."""
+    """For two seconds no producer sends a wake-up, and every waiting one is deleted."""
     for producer in chaos.producers:
         producer.bell_off.set()
     with chaos.connection() as connection:
@@ -229,7 +229,7 @@ def pooler_restarted(chaos: Chaos, fault: Fault) -> None:
     chaos.load()
     fault.began = monotonic()
     chaos.pooler.stop()
-    sleep(chaos.dice.uniform(0, 1))
+    sleep(chaos.random.uniform(0, 1))
     chaos.pooler.start()
 
 

@@ -1,4 +1,4 @@
-"""Chaos: producers commit, workers send, and faults come at random moments; at the end everything has to add up.
+"""A chaos run: producers commit, workers send, faults strike at random, and at the end everything must add up.
 
 A run has a seed, which is printed: the same seed draws the same faults in the same order. What happened stands in a book
 (`book.py`); what the system says stands in its tables; what phones show, in the local FCM.
@@ -42,7 +42,7 @@ AFTER_A_KILL = 2.0
 DATABASE = "shop"
 LOG_LINES = 30
 STORIES = 5
-"""So many of what is amiss are told of."""
+"""How many faults are printed."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Chaos:
         self, cluster: Cluster, system: System, folder: Path, *, seed: int, rate: float = 60, producers: int = 3
     ) -> None:
         self.seed = seed
-        self.dice = Random(seed)
+        self.random = Random(seed)
         self.system = system
         self.cluster = cluster
         self.book = Book()
@@ -151,7 +151,7 @@ class Chaos:
             self.system.publish,
             self.book,
             rate=self._rate / self._producers_wanted,
-            seed=self.dice.getrandbits(32),
+            seed=self.random.getrandbits(32),
         )
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +163,7 @@ class Chaos:
             producer.start()
         for number, kind in enumerate(plan):
             self._wait_for_commits(number * notifications // len(plan))
-            sleep(self.dice.uniform(0, 2 * pause))
+            sleep(self.random.uniform(0, 2 * pause))
             self._do(kind)
         self._wait_for_commits(notifications)
         for lasting in self._lasting:
@@ -272,7 +272,7 @@ class Chaos:
             return bool(candidates)
 
         until("a worker is up", found, within=60)
-        return self.dice.choice(candidates)
+        return self.random.choice(candidates)
 
     def at_risk(self, pid: int) -> int:
         """Count what phones have of this worker, and it has not recorded."""
@@ -284,7 +284,7 @@ class Chaos:
         return sum(push not in recorded and push[0] in held for push in lately)
 
     def is_dead(self, caught: Catch, fault: Fault) -> None:
-        """Note what was in the hands of who was killed, once what was under way has arrived."""
+        """Note the unrecorded deliveries of the killed workers, once the requests in flight have arrived."""
         fault.began, fault.pid = caught.at, caught.pid
         sleep(AFTER_A_KILL)
         fault.at_risk = self.at_risk(caught.pid)

@@ -1,4 +1,4 @@
-"""One procrastinate job per push, as procrastinate's documentation shows: what chaos is compared with.
+"""One procrastinate job per push, as procrastinate's documentation shows: the system that we compare with.
 
 A task that posts to FCM, a retry strategy, and the periodic task that the documentation gives for stalled jobs. It runs
 each minute here, and not every ten: that is to its advantage.
@@ -52,7 +52,7 @@ async def push(event: str, address: str) -> None:
 @app.periodic(cron="* * * * *")
 @app.task(name="retry_stalled_jobs", queue="push", queueing_lock="retry_stalled_jobs", pass_context=True)
 async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
-    """Put stalled jobs back in line."""
+    """Requeue stalled jobs."""
     stalled: Iterable[Any] = await app.job_manager.get_stalled_jobs()
     for job in stalled:
         await app.job_manager.retry_job(job)

@@ -1,4 +1,4 @@
-"""Producers of a run of chaos: transactions that commit or roll back, events published twice, bursts, lost connections."""
+"""The producers of a chaos run: transactions that commit or roll back, events published twice, bursts, lost connections."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +24,7 @@ def devices_of(receiver: int) -> tuple[str, ...]:
 
 
 class Producer(Thread):
-    """Commits about `rate` notifications a second until it is told to stop, or there are enough."""
+    """Commits about `rate` notifications a second until it is stopped, or there are enough."""
 
     def __init__(self, name: str, conninfo: str, publish: Publish, book: Book, *, rate: float, seed: int) -> None:
         super().__init__(name=name, daemon=True)
@@ -36,7 +36,7 @@ class Producer(Thread):
         self._number = 0
         self._over = Flag()
         self.bell_off = Flag()
-        """Set: its statements don't ring."""
+        """Set while its statements send no wake-ups."""
 
     def stop(self) -> None:
         self._over.set()

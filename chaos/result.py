@@ -1,4 +1,4 @@
-"""What a run of chaos came to: a line for each kind of fault, and which promises were broken."""
+"""The result of a chaos run: a line for each kind of fault, and the promises that were broken."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,12 +22,12 @@ class Line:
     stuck: int = 0
     doubles: int = 0
     at_most: int = 0
-    """What was in the hands of the workers that it was done to: accepted by FCM, and not recorded."""
+    """Deliveries of the affected workers that FCM accepted and nobody recorded."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """A worker that left: by itself, or because it was told to."""
+    """A worker that left: by itself, or because it was stopped."""
 
     slot: str
     kind: str

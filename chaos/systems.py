@@ -1,4 +1,4 @@
-"""The systems that chaos is done to, behind one small interface: this project, and one procrastinate job per push."""
+"""The systems under test, behind one small interface: this project, and one procrastinate job per push."""
 
 import asyncio
 import sys
@@ -288,7 +288,7 @@ class OneJobPerPush:
         "procrastinate": [
             *(sys.executable, "-m", "procrastinate", "--app=chaos.one_job.app"),
             *("worker", "--concurrency=50", "--shutdown-graceful-timeout=5"),
-        ],
+        ]
     }
     slots: tuple[str, ...] = ("procrastinate", "procrastinate", "procrastinate")
     pooled: str | None = None

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing phantom, whatever breaks: producers, workers, and every kind of fault at random moments.
+"""Nothing is lost and nothing is phantom, with every kind of fault at random moments.
 
 The short runs do each kind once. `pytest -m chaos` is the long one, with a hundred kills; which share of that is done is in
 the variable CHAOS_SHARE (1), a run's seed in CHAOS_SEED. What was done and what came of it is printed.

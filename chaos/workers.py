@@ -1,4 +1,4 @@
-"""The workers of a run of chaos: each in a slot where a supervisor starts it again, and reached by relays of its own."""
+"""The workers of a chaos run: each in a slot where a supervisor restarts it, behind relays of its own."""
 
 import os
 import signal
@@ -19,14 +19,7 @@ class Slot:
     """A place for one worker at a time."""
 
     def __init__(
-        self,
-        name: str,
-        kind: str,
-        command: list[str],
-        *,
-        environment: dict[str, str],
-        relays: list[Relay],
-        log: Path,
+        self, name: str, kind: str, command: list[str], *, environment: dict[str, str], relays: list[Relay], log: Path
     ) -> None:
         self.name = name
         self.kind = kind

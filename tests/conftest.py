@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -16,6 +15,7 @@ from notify_worker.database import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, forget_the_shell, memory
 from tests.support.shop import Shop, a_shop
+from tests.support.store_calls import Connection, Worker
 
 
 def pytest_configure() -> None:
@@ -59,10 +59,16 @@ def empty_database(server: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def connection(database: str) -> Iterator[psycopg.Connection]:
+def connection(database: str) -> Iterator[Connection]:
     """A connection to `database` that commits each statement."""
-    with psycopg.connect(database, autocommit=True) as connection:
+    with Connection.connect(database, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def worker(connection: Connection) -> Worker:
+    """A registered worker, alive as long as `connection`."""
+    return connection.register_worker()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What holds the house together: which way imports run, what importing costs, and that everything says what it is for."""
+"""Imports run one way, importing stays cheap, and every module and function has its docstring."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def test_imports_run_one_way() -> None:
     )
 
     assert checked.returncode == 0, checked.stdout
-    assert ", 0 broken" in checked.stdout
+    assert "5 kept, 0 broken" in checked.stdout
 
 
 def test_a_producer_pays_for_no_worker() -> None:
@@ -59,7 +59,7 @@ def test_the_public_names_are_those_that_are_declared_and_no_others() -> None:
     assert len(public) <= 15
 
 
-def test_every_module_begins_with_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     modules = {name(path): ast.parse(path.read_text(encoding="utf-8")) for path in files(".py")}
 
     silent = [path for path, module in modules.items() if module.body and not ast.get_docstring(module)]

@@ -1,4 +1,4 @@
-"""docker-compose.yml says what the code says. It is read line by line: a YAML parser would be one more dependency."""
+"""docker-compose.yml agrees with the code. It is read line by line: a YAML parser would be one more dependency."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_the_image_in_the_compose_file_has_all_that_the_wheel_is_built_of() -> N
     }  # fmt: skip
 
 
-def test_what_the_compose_file_publishes_is_for_this_machine_only() -> None:
+def test_the_compose_file_publishes_to_this_machine_only() -> None:
     published = re.findall(r'^      - "?(.*\d:\d+)"?', COMPOSE, re.MULTILINE)
 
     assert published

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import LiteralString
 
 import click
-import psycopg
 import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
@@ -19,7 +18,7 @@ from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql
-from tests.support.store_calls import insert, rows, state, value
+from tests.support.store_calls import Connection
 
 PAGE = (Path(__file__).parents[2] / "CONTRACT.md").read_text(encoding="utf-8")
 WRITTEN_BY_OTHERS = ("notifications", "campaigns", "devices", "projects")
@@ -61,11 +60,10 @@ def is_ours(row: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("of", WRITTEN_BY_OTHERS)
-def test_columns_have_the_types_and_defaults_of_the_page(connection: psycopg.Connection, of: str) -> None:
+def test_columns_have_the_types_and_defaults_of_the_page(connection: Connection, of: str) -> None:
     there = {
         row["attname"]: row
-        for row in rows(
-            connection,
+        for row in connection.rows(
             """
             select
                 attname,
@@ -90,14 +88,14 @@ def test_columns_have_the_types_and_defaults_of_the_page(connection: psycopg.Con
         assert same_value(connection, short, default.strip("`"), found["written"]), column
 
 
-def same_value(connection: psycopg.Connection, type_: str, on_page: str, there: str | None) -> bool:
+def same_value(connection: Connection, type_: str, on_page: str, there: str | None) -> bool:
     if "identity" in (on_page, there) or not (on_page and there):
         return (on_page or None) == there
     with connection.transaction():  # in which now() stands still
-        return bool(value(connection, f"select ({on_page})::{type_} = ({there})::{type_}".encode()))  # type: ignore[arg-type]
+        return bool(connection.value(f"select ({on_page})::{type_} = ({there})::{type_}".encode()))  # type: ignore[arg-type]
 
 
-def test_the_callers_columns_are_those_that_python_takes() -> None:
+def test_the_callers_columns_match_pythons_keywords() -> None:
     callers = {name(row[0]) for row in table("`notifications`") if not is_ours(row)} - {"id"}
 
     assert callers == set(producer.Columns.__annotations__)
@@ -111,7 +109,7 @@ CHECKED: LiteralString = "select prosrc from pg_proc where oid = 'notify_worker.
 
 @pytest.mark.parametrize(("rule", "_what", "refused", "taken"), REFUSED, ids=lambda cell: cell.strip("`")[:30])
 def test_a_rule_refuses_the_first_example_and_takes_the_second(
-    connection: psycopg.Connection, rule: str, _what: str, refused: str, taken: str
+    connection: Connection, rule: str, _what: str, refused: str, taken: str
 ) -> None:
     with pytest.raises(CheckViolation) as violation:
         connection.execute(f"insert into notify_worker.{name(refused)}".encode())
@@ -121,19 +119,16 @@ def test_a_rule_refuses_the_first_example_and_takes_the_second(
 
 
 @pytest.mark.parametrize(("rule", "_what", "refused"), ONCE, ids=lambda cell: cell.strip("`")[:30])
-def test_what_is_there_once_is_refused_twice(
-    connection: psycopg.Connection, rule: str, _what: str, refused: str
-) -> None:
+def test_a_unique_value_is_refused_the_second_time(connection: Connection, rule: str, _what: str, refused: str) -> None:
     with pytest.raises(UniqueViolation) as violation:
         connection.execute(f"insert into notify_worker.{name(refused)}".encode())
 
     assert violation.value.diag.constraint_name == name(rule)
 
 
-def test_no_rule_is_missing_from_the_page(connection: psycopg.Connection) -> None:
-    body = value(connection, CHECKED)
-    constraints = rows(
-        connection,
+def test_no_rule_is_missing_from_the_page(connection: Connection) -> None:
+    body = connection.value(CHECKED)
+    constraints = connection.rows(
         """
         select conname, contype
         from pg_constraint
@@ -154,21 +149,21 @@ def test_no_rule_is_missing_from_the_page(connection: psycopg.Connection) -> Non
 STATES, DERIVED = tables("States")
 
 
-def test_the_states_are_those_of_the_page(connection: psycopg.Connection) -> None:
-    body = value(connection, CHECKED)
+def test_the_states_are_those_of_the_page(connection: Connection) -> None:
+    body = connection.value(CHECKED)
     rule = "select pg_get_constraintdef(oid) from pg_constraint where conname = 'stored_deliveries_state'"
     of_notifications = re.search(r"new\.state not in \((.*)\)", body)
 
     assert of_notifications
     assert {name(row[0]) for row in STATES} == set(re.findall(r"\w+", of_notifications.group(1)))
-    assert {name(row[0]) for row in STATES if row[2]} == set(re.findall(r"'(\w+)'", value(connection, rule)))
+    assert {name(row[0]) for row in STATES if row[2]} == set(re.findall(r"'(\w+)'", connection.value(rule)))
 
 
 @pytest.mark.parametrize(("first_that_fits", "expected", "example"), DERIVED, ids=lambda cell: cell.strip("`")[:30])
 def test_a_notification_has_the_state_that_its_deliveries_say(
-    connection: psycopg.Connection, first_that_fits: str, expected: str, example: str
+    connection: Connection, first_that_fits: str, expected: str, example: str
 ) -> None:
-    notification_id = insert(connection)
+    notification_id = connection.insert()
     connection.execute("update notify_worker.notifications set fanned_out_at = now()")
     for number, each in enumerate(example.split(", ")):
         connection.execute(
@@ -184,7 +179,7 @@ def test_a_notification_has_the_state_that_its_deliveries_say(
 
     connection.execute("select notify_worker.settle(array[%s]::bigint[])", [notification_id])
 
-    assert state(connection, notification_id) == name(expected)
+    assert connection.state(notification_id) == name(expected)
 
 
 def as_stored(delivery: str) -> tuple[str, str | None]:
@@ -195,11 +190,10 @@ def as_stored(delivery: str) -> tuple[str, str | None]:
 # Views and functions
 
 
-def test_views_have_the_columns_of_the_page_in_their_order(connection: psycopg.Connection) -> None:
+def test_views_have_the_columns_of_the_page_in_their_order(connection: Connection) -> None:
     there = {
         row["relname"]: row["columns"]
-        for row in rows(
-            connection,
+        for row in connection.rows(
             """
             select relname, array_agg(attname::text order by attnum) as columns
             from pg_class
@@ -208,7 +202,7 @@ def test_views_have_the_columns_of_the_page_in_their_order(connection: psycopg.C
                 and relkind = 'v'
                 and obj_description(pg_class.oid) not like 'Ours. %'
             group by relname
-            """,
+            """
         )
     }
 
@@ -224,10 +218,9 @@ def test_the_functions_of_the_page_are_those_of_the_public_folder() -> None:
     assert {path.stem for path in folder.glob("*.sql")} == PUBLIC_FUNCTIONS
 
 
-def functions(connection: psycopg.Connection) -> dict[str, tuple[str, str]]:
+def functions(connection: Connection) -> dict[str, tuple[str, str]]:
     """Each function by its name and arguments: its arguments with their defaults, and what it returns."""
-    found = rows(
-        connection,
+    found = connection.rows(
         """
         select
             proname || '(' || pg_get_function_identity_arguments(oid) || ')' as signature,
@@ -235,7 +228,7 @@ def functions(connection: psycopg.Connection) -> dict[str, tuple[str, str]]:
             pg_get_function_result(oid) as result
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace and proname not like 'procrastinate%'
-        """,
+        """
     )
     return {in_short(each["signature"]): (in_short(each["arguments"]), in_short(each["result"])) for each in found}
 
@@ -250,7 +243,7 @@ def in_short(written: str) -> str:
     )
 
 
-def test_functions_take_and_return_what_the_page_says(connection: psycopg.Connection) -> None:
+def test_functions_have_the_signatures_of_the_page(connection: Connection) -> None:
     there = functions(connection)
     on_page = {name(row[0]): name(row[1]) for row in table("Functions")}
 
@@ -261,10 +254,9 @@ def test_functions_take_and_return_what_the_page_says(connection: psycopg.Connec
     assert len([signature for signature in there if signature.partition("(")[0] in named]) == len(on_page)
 
 
-def public_signatures(connection: psycopg.Connection) -> set[str]:
+def public_signatures(connection: Connection) -> set[str]:
     """Name and types of each function of the page."""
-    found = rows(
-        connection,
+    found = connection.rows(
         """
         select proname || '(' || oidvectortypes(proargtypes) || ')' as signature
         from pg_proc
@@ -275,15 +267,14 @@ def public_signatures(connection: psycopg.Connection) -> set[str]:
     return {in_short(each["signature"]) for each in found}
 
 
-def test_psql_describes_what_the_page_promises_and_nothing_else(connection: psycopg.Connection) -> None:
+def test_psql_lists_exactly_the_objects_of_the_page(connection: Connection) -> None:
     views = {name(view): quoted(columns) for view, columns, _ in table("Views that others read")}
     required = {*WRITTEN_BY_OTHERS, *views, *public_signatures(connection)}
     for of in WRITTEN_BY_OTHERS:
         required |= {f"{of}.{name(row[0])}" for row in table(f"`{of}`") if row[-1] and not row[-1].startswith("ours:")}
     view_columns = {f"{view}.{column}" for view, columns in views.items() for column in columns}
 
-    described = rows(
-        connection,
+    described = connection.rows(
         r"""
         select coalesce(
             relname || coalesce('.' || attname, ''),
@@ -295,7 +286,7 @@ def test_psql_describes_what_the_page_promises_and_nothing_else(connection: psyc
         left join pg_proc on classoid = 'pg_proc'::regclass and pg_proc.oid = objoid
         where 'notify_worker'::regnamespace in (relnamespace, pronamespace)
             and coalesce(relname, proname) not like 'procrastinate\_%'
-        """,
+        """
     )
 
     assert {in_short(each["object"]) for each in described} - view_columns == required
@@ -320,10 +311,9 @@ def rights_on_page() -> Iterator[Right]:
                 yield role, right, on
 
 
-def rights_granted(connection: psycopg.Connection) -> set[Right]:
+def rights_granted(connection: Connection) -> set[Right]:
     """Every grant in the schema to somebody other than its owner."""
-    found = rows(
-        connection,
+    found = connection.rows(
         """
         select granted.grantee, lower(granted.privilege_type) as right, thing.name as on
         from (
@@ -350,22 +340,21 @@ def rights_granted(connection: psycopg.Connection) -> set[Right]:
                 select case when acl.grantee = 0 then 'public' else acl.grantee::regrole::text end, acl.privilege_type
             ) as granted (grantee, privilege_type)
         where acl.grantee <> thing.owner
-        """,
+        """
     )
     return {(each["grantee"], each["right"], in_short(each["on"])) for each in found}
 
 
 @pytest.mark.parametrize("role", ["notify_worker_producer", "notify_worker_auditor"])
-def test_a_role_may_do_what_the_page_says_and_nothing_else(connection: psycopg.Connection, role: str) -> None:
+def test_each_role_has_exactly_the_rights_of_the_page(connection: Connection, role: str) -> None:
     granted = {right for right in rights_granted(connection) if right[0] == role}
 
     assert granted == {right for right in rights_on_page() if right[0] == role}
 
 
-def test_the_workers_role_may_do_what_the_page_says_with_everything(connection: psycopg.Connection) -> None:
+def test_the_workers_role_has_the_rights_of_the_page(connection: Connection) -> None:
     role = "notify_worker_worker"
-    kinds = rows(
-        connection,
+    kinds = connection.rows(
         """
         select case relkind when 'S' then 'every sequence' else 'every table and view' end as kind, relname as on
         from pg_class
@@ -384,7 +373,7 @@ def test_the_workers_role_may_do_what_the_page_says_with_everything(connection: 
     assert {right for right in rights_granted(connection) if right[0] == role} == expected
 
 
-def test_nothing_is_open_to_anybody_else(connection: psycopg.Connection) -> None:
+def test_nothing_is_open_to_anybody_else(connection: Connection) -> None:
     roles = {name(row[0]) for row in table("Roles") if row[0]}
 
     assert {right for right in rights_granted(connection) if right[0] not in roles} == set()
@@ -451,7 +440,7 @@ def test_variables_have_the_defaults_of_the_page() -> None:
 # sql/tables.sql
 
 
-def test_the_tables_for_people_are_those_of_the_database(database: str, connection: psycopg.Connection) -> None:
+def test_the_tables_for_people_are_those_of_the_database(database: str, connection: Connection) -> None:
     program = schema_sql.pg_dump("--version").split()[2]
     if not program.startswith("18.") or connection.info.server_version // 10_000 != 18:
         pytest.skip(f"sql/tables.sql is written by PostgreSQL 18; here are {postgres.binaries()} and another server")

@@ -260,15 +260,17 @@ def test_a_page_runs_from_top_to_bottom(page: str, reader: Reader, monkeypatch: 
     reader.stop_all()
 
 
-def test_what_the_readme_sends_is_told_as_it_says(
+def test_the_readme_example_has_the_story_that_it_shows(
     reader_of_the_readme: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in blocks("README.md", "python"):
         reader_of_the_readme.follow(block, monkeypatch)
 
-    told = reader_of_the_readme.connection.execute("select what from notify_worker.explain('order:42:paid')").fetchall()
+    explained = reader_of_the_readme.connection.execute(
+        "select what from notify_worker.explain('order:42:paid')"
+    ).fetchall()
 
-    assert "was inserted for receiver u_42" in told[0][0]
+    assert "was inserted for receiver u_42" in explained[0][0]
     assert reader_of_the_readme.holds("select true from notify_worker.notifications where event_id = 'order:43:paid'")
 
 

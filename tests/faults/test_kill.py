@@ -32,7 +32,7 @@ def sent_twice_at_most(shop: Shop) -> int:
 
 
 @both_kinds
-def test_a_worker_killed_with_200_in_flight_loses_nothing_and_its_successor_goes_on(slow_shop: Shop, kind: str) -> None:
+def test_a_worker_killed_with_200_in_flight_loses_nothing(slow_shop: Shop, kind: str) -> None:
     shop = slow_shop
     first = shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=200)
     shop.notify_many(500)
@@ -52,7 +52,7 @@ def test_a_worker_killed_with_200_in_flight_loses_nothing_and_its_successor_goes
 
 
 @both_kinds
-def test_of_two_workers_the_one_that_lives_finishes_what_the_dead_one_held(slow_shop: Shop, kind: str) -> None:
+def test_a_second_worker_finishes_the_work_of_a_killed_one(slow_shop: Shop, kind: str) -> None:
     shop = slow_shop
     for _ in range(2):
         shop.start_worker(kind, NOTIFY_WORKER_CONCURRENCY=100)

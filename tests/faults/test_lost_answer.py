@@ -1,4 +1,4 @@
-"""A statement commits and its answer never comes: the worker can't know, asks again, and nothing is done twice."""
+"""A statement commits and its answer is lost: the worker repeats it, and nothing is done twice."""
 
 from collections.abc import Iterator
 
@@ -39,9 +39,7 @@ def assert_each_was_sent_once(shop: Shop, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, MANY])
-def test_a_record_whose_answer_is_lost_is_asked_for_again_and_recorded_once(
-    shop: Shop, relay: Relay, count: int
-) -> None:
+def test_a_record_with_a_lost_answer_is_repeated_and_applied_once(shop: Shop, relay: Relay, count: int) -> None:
     worker = start_worker(shop, relay)
     relay.lose_the_answer_to(RECORD)
 
@@ -55,9 +53,7 @@ def test_a_record_whose_answer_is_lost_is_asked_for_again_and_recorded_once(
 
 
 @both_kinds
-def test_what_was_claimed_under_an_answer_that_is_lost_is_given_back_and_sent_soon(
-    shop: Shop, relay: Relay, kind: str
-) -> None:
+def test_a_claim_with_a_lost_answer_is_released_and_sent_soon(shop: Shop, relay: Relay, kind: str) -> None:
     start_worker(shop, relay, kind)
     relay.lose_the_answer_to(CLAIM)
 

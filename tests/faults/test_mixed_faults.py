@@ -1,4 +1,4 @@
-"""Every kind of fault at once, each at an address of its own: what becomes of a notification is known by its address."""
+"""Every kind of fault at once, each at its own addresses: a notification's fate is known by its address."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def exactly(requests: int) -> range:
 
 UNKNOWN = frozenset({"unknown"})
 FATES = (
-    # 5xx: 80 in a thousand. Those that are over after one or two requests may be mended as a blip, or retried.
+    # 5xx: 80 in a thousand. Those that end after one or two requests may be retried quickly, or later.
     Fate("once503", 20, "sent", exactly(2), shown=1, verdicts=UNKNOWN),
     Fate("twice500", 15, "sent", exactly(3), shown=1, verdicts=UNKNOWN),
     Fate("oncehtml502", 15, "sent", exactly(2), shown=1, verdicts=UNKNOWN),

@@ -1,4 +1,4 @@
-"""PgBouncer in between: producers need nothing, a worker notices what it loses, and nobody's session is changed.
+"""Behind PgBouncer: producers need nothing, a worker notices what it loses, and no shared session is changed.
 
 Needs PgBouncer: the binary that PGBOUNCER names, else the one in PATH.
 """
@@ -89,7 +89,7 @@ def test_a_plain_insert_needs_nothing(shop: Shop, transactions: Pooler) -> None:
             connection.commit()
 
     assert shop.states() == {"pending": 12}
-    assert shop.bells() == 1
+    assert shop.wakeups() == 1
 
 
 def test_defer_and_defer_many_need_nothing_however_often_they_are_called(shop: Shop, transactions: Pooler) -> None:
@@ -123,7 +123,7 @@ def two(number: int) -> list[Columns]:
     return [{"kind": "token", "address": f"app:many-{number}-{each}", "title": "Hello"} for each in range(2)]
 
 
-def test_what_producers_commit_through_it_wakes_a_worker_that_does_not(shop: Shop, transactions: Pooler) -> None:
+def test_a_commit_through_the_pooler_wakes_a_direct_worker(shop: Shop, transactions: Pooler) -> None:
     shop.start_worker()
     with psycopg.connect(transactions.conninfo, autocommit=True) as connection:
         for number in range(3):
@@ -145,13 +145,13 @@ async def test_a_pooler_that_shares_sessions_is_noticed_and_one_that_does_not_is
         assert not await is_transaction_pooled(pooler.conninfo)
 
 
-def test_a_worker_says_what_it_loses_takes_no_lock_and_sends_by_its_look(shop: Shop, transactions: Pooler) -> None:
+def test_a_pooled_worker_logs_its_limits_takes_no_lock_and_polls(shop: Shop, transactions: Pooler) -> None:
     worker = start_worker(shop, transactions)
 
     for number in range(3):
         began = monotonic()
-        told = shop.notify(f"app:{number}")
-        until("it is sent", lambda each=told: shop.state(each) == "sent", within=10)  # type: ignore[misc]
+        notification_id = shop.notify(f"app:{number}")
+        until("it is sent", lambda each=notification_id: shop.state(each) == "sent", within=10)  # type: ignore[misc]
         assert monotonic() - began < FOUND_WITHIN
 
     assert shop.value("select array_agg(holds_lock) from notify_worker.stored_workers") == [False]
@@ -205,7 +205,7 @@ def test_a_dead_workers_work_moves_after_half_a_lease(shop: Shop, transactions: 
     assert shop.box.doubles <= 10
 
 
-def test_the_session_of_others_who_share_it_stays_as_it_was(shop: Shop) -> None:
+def test_a_shared_session_is_left_unchanged(shop: Shop) -> None:
     with psycopg.connect(shop.conninfo) as fresh:
         usual = [value for (value,) in fresh.execute(SESSION, [NAMES])]
     with pooled(shop, "transaction", size=3) as pooler:

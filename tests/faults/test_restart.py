@@ -1,4 +1,4 @@
-"""The database restarts, crashes, is full or stays away: the worker outlives it, and nothing is lost or sent twice."""
+"""The database restarts, crashes, is full or stays down: the worker survives, and nothing is lost or sent twice."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from notify_worker.dev import postgres
 from notify_worker.dev.shop import Worker
 from tests.support.server import created, memory
 from tests.support.shop import Row, Shop, a_shop
-from tests.support.store_calls import register_worker
+from tests.support.store_calls import Connection
 from tests.support.waiting import until
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}
@@ -30,7 +30,7 @@ PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_
 BACK_WITHIN = 2.0
 """Seconds after a restart in which the next commit is sent."""
 HEARD_WITHIN = timedelta(milliseconds=300)
-"""From a commit to the phone, where it is the bell that woke the worker."""
+"""From a commit to the phone, if a wake-up wakes the worker."""
 AWAY_FOR = 20.0
 HALF_A_LEASE = 60.0
 """Seconds, of the lease with which `enter` enters."""
@@ -191,9 +191,9 @@ def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal:
 
 
 @both_ways
-def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
-    with psycopg.connect(shop.conninfo, autocommit=True) as session:
-        worker = register_worker(session)
+def test_a_restart_makes_no_worker_stale_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
+    with Connection.connect(shop.conninfo, autocommit=True) as session:
+        worker = session.register_worker()
 
         mortal.restart(mode)
         shop.connect_again()
@@ -204,10 +204,10 @@ def test_after_a_restart_nobody_is_dead_within_seconds(mortal: Server, shop: Sho
 # It crashes
 
 
-def test_after_a_crash_that_leaves_the_server_s_start_as_it_was_nobody_is_dead_within_seconds(shop: Shop) -> None:
-    with psycopg.connect(shop.conninfo, autocommit=True) as session:
-        worker = register_worker(session)
-        victim = psycopg.connect(shop.conninfo)
+def test_a_crash_recovery_makes_no_worker_stale_within_seconds(shop: Shop) -> None:
+    with Connection.connect(shop.conninfo, autocommit=True) as session:
+        worker = session.register_worker()
+        victim = Connection.connect(shop.conninfo)
         started_at = shop.value("select pg_postmaster_start_time()")
 
         os.kill(victim.info.backend_pid, SIGKILL)
@@ -224,7 +224,7 @@ def stale_workers(shop: Shop) -> list[Row]:
     return shop.rows("select worker_id, grace_period from notify_worker.stale_workers()")
 
 
-def is_broken(connection: psycopg.Connection) -> bool:
+def is_broken(connection: Connection) -> bool:
     try:
         connection.execute("select 1")
     except psycopg.Error:
@@ -234,7 +234,7 @@ def is_broken(connection: psycopg.Connection) -> bool:
 
 def is_back(shop: Shop) -> bool:
     try:
-        psycopg.connect(shop.conninfo).close()
+        Connection.connect(shop.conninfo).close()
     except psycopg.OperationalError:
         return False
     return True
@@ -243,7 +243,7 @@ def is_back(shop: Shop) -> bool:
 # Its sessions end
 
 
-def test_a_worker_that_loses_every_session_at_once_again_and_again_goes_on(shop: Shop) -> None:
+def test_a_worker_goes_on_after_repeatedly_losing_every_session(shop: Shop) -> None:
     worker = shop.start_worker(**PATIENT)
     shop.notify_many(1000, "hang0.5")
 
@@ -287,9 +287,9 @@ def test_a_full_connection_table_is_waited_out(shop: Shop) -> None:
 
 
 @contextmanager
-def full(conninfo: str) -> Iterator[list[psycopg.Connection]]:
+def full(conninfo: str) -> Iterator[list[Connection]]:
     """Others hold all connections that are free."""
-    others: list[psycopg.Connection] = []
+    others: list[Connection] = []
     try:
         take_what_is_free(conninfo, others)
         yield others
@@ -298,12 +298,12 @@ def full(conninfo: str) -> Iterator[list[psycopg.Connection]]:
             other.close()
 
 
-def take_what_is_free(conninfo: str, others: list[psycopg.Connection]) -> None:
+def take_what_is_free(conninfo: str, others: list[Connection]) -> None:
     with pytest.raises(psycopg.OperationalError, match="too many clients"):
-        others.extend(psycopg.connect(conninfo) for _ in count())
+        others.extend(Connection.connect(conninfo) for _ in count())
 
 
-def end_every_other_session(shop: Shop, others: list[psycopg.Connection]) -> None:
+def end_every_other_session(shop: Shop, others: list[Connection]) -> None:
     shop.rows(
         """
         select pg_terminate_backend(pid)
@@ -350,7 +350,7 @@ def test_a_stop_while_the_server_is_away_and_answers_wait_is_no_success(mortal: 
     assert shop.said("event=stopped_unfinished")
 
 
-def test_a_stop_while_the_server_is_away_and_nothing_is_in_hand_does_not_take_long(mortal: Server, shop: Shop) -> None:
+def test_an_idle_worker_stops_quickly_while_the_server_is_away(mortal: Server, shop: Shop) -> None:
     worker = shop.start_worker()
     until("the worker sleeps", shop.sleeps, within=10)
 

@@ -1,4 +1,4 @@
-"""The network goes silent, or is slow: connections stay open, and little comes through. The worker waits, not for ever."""
+"""The network goes silent or is slow while connections stay open: the worker waits, but not for ever."""
 
 import sys
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def assert_it_hears(shop: Shop, *, times: int = 4) -> None:
         assert shop.box.shown[-1].at - committed_at < HEARD_WITHIN
 
 
-def test_what_fcm_answered_while_the_network_was_silent_is_recorded_and_sent_once(shop: Shop, relay: Relay) -> None:
+def test_answers_during_a_silent_network_are_recorded_once(shop: Shop, relay: Relay) -> None:
     worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     shop.notify_many(150, "hang1")
     until("a hundred hang", lambda: shop.box.in_flight == 100, within=10)
@@ -113,9 +113,7 @@ async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(s
         assert connection.closed
 
 
-async def test_a_worker_whose_session_is_silent_starts_nothing_of_its_claims_after_four_seconds(
-    shop: Shop, relay: Relay
-) -> None:
+async def test_a_worker_with_a_silent_session_starts_no_request_after_four_seconds(shop: Shop, relay: Relay) -> None:
     heartbeat = Heartbeat(relay.conninfo, timedelta(seconds=20))
     former = await heartbeat.ensure_registered()
     assert heartbeat.holds(former)
@@ -136,7 +134,7 @@ SLOW = 0.15
 
 
 @pytest.mark.slow
-def test_a_worker_whose_database_is_far_away_starts_and_sends(shop: Shop) -> None:
+def test_a_worker_far_from_its_database_starts_and_sends(shop: Shop) -> None:
     with Relay(shop.conninfo, delay=SLOW) as far:
         worker = shop.launch(NOTIFY_WORKER_DATABASE_URL=far.conninfo, **PATIENT)
         until("it listens", lambda: worker.has_left or bool(shop.listeners()), within=30)

@@ -1,4 +1,4 @@
-"""FCM takes nearly as long as a request may, and more is due than there are places: nothing is sent twice."""
+"""FCM takes nearly the request timeout, and more is due than there are slots: nothing is sent twice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
         yield shop
 
 
-def test_what_a_short_lease_leaves_no_time_for_is_given_back_and_sent_once(shop: Shop) -> None:
+def test_deliveries_that_a_short_lease_has_no_time_for_are_released_and_sent_once(shop: Shop) -> None:
     places, due = 10, A_CLAIM + 20
     shop.box.switch(latency=0.8 * REQUEST_TIMEOUT)
 

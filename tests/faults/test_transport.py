@@ -1,4 +1,4 @@
-"""What each fault of the wire is called: NOT_SENT only where the server surely never saw the request."""
+"""Each fault of the wire has its outcome: NOT_SENT only if the server certainly never saw the request."""
 
 import asyncio
 import gzip
@@ -126,7 +126,7 @@ async def test_a_request_that_finds_no_free_connection_was_not_sent(server: Host
     assert server.count("/second") == 0
 
 
-async def test_what_a_proxy_refuses_was_not_sent_and_its_password_stays_hidden(server: HostileServer) -> None:
+async def test_a_request_refused_by_a_proxy_was_not_sent_and_its_password_stays_hidden(server: HostileServer) -> None:
     server.acts[""] = answer(502)
     proxy = server.url.replace("http://", "http://user:secret@")
     async with AiohttpTransport(in_flight=1, proxy=proxy) as transport:

@@ -5,25 +5,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from notify_worker.dev import postgres
 from tests.support.server import created
-from tests.support.store_calls import (
-    Row,
-    claim,
-    connected,
-    insert,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    row,
-    value,
-)
+from tests.support.store_calls import Connection, Row, connected, outcome
 
 AUDIT = Path(__file__).parents[2] / "sql" / "audit"
 
@@ -40,36 +27,36 @@ def lived(server: str, template: str) -> Iterator[str]:
     """The conninfo of a shop where everything has happened."""
     with created(server, template) as name:
         conninfo = make_conninfo(server, dbname=name)
-        with psycopg.connect(conninfo, autocommit=True) as connection:
+        with Connection.connect(conninfo, autocommit=True) as connection:
             live(conninfo, connection)
         yield conninfo
 
 
-def live(database: str, connection: psycopg.Connection) -> None:
+def live(database: str, connection: Connection) -> None:
     connection.execute(
         "insert into notify_worker.campaigns (name, title) values ('sale', 'Now'), ('order_paid', 'Paid')"
     )
     connection.execute("insert into notify_worker.projects (name) values ('orders'), ('quiet')")
-    worker = register_worker(connection)
+    worker = connection.register_worker()
     for address in ("fcm:phone", "fcm:tablet"):
-        register(connection, "u_42", address)
-    register(connection, "o'brien", "fcm:gone")
-    register(connection, "u_44", "fcm:lost")
-    register(connection, "u_45", "fcm:yesterday")
+        connection.register_device("u_42", address)
+    connection.register_device("o'brien", "fcm:gone")
+    connection.register_device("u_44", "fcm:lost")
+    connection.register_device("u_45", "fcm:yesterday")
     connection.execute("select notify_worker.retire_device('token', address) from notify_worker.devices where id > 3")
     connection.execute(
         "update notify_worker.devices set retired_at = now() - interval '25 h' where receiver_id = 'u_45'"
     )
 
-    insert(connection, receiver_id="u_42", campaign="order_paid", event_id="order:42:paid")
-    insert(connection, receiver_id="o'brien", campaign="order_paid", event_id="order:43:paid")
-    insert(connection, address="fails 1", campaign="sale", event_id="sale:1")
-    insert(connection, address="fails 2", campaign="sale", event_id="sale:2")
-    insert(connection, address="busy", campaign="sale", event_id="sale:3")
-    insert(connection, address="held", campaign="sale", event_id="sale:4", on_unknown="hold")
-    insert(connection, address="cancelled", campaign="sale", event_id="sale:5")
-    insert(connection, address="expired", campaign="sale", event_id="sale:6")
-    insert(connection, receiver_id="u_42", campaign="no_such", event_id="order:44:paid")
+    connection.insert(receiver_id="u_42", campaign="order_paid", event_id="order:42:paid")
+    connection.insert(receiver_id="o'brien", campaign="order_paid", event_id="order:43:paid")
+    connection.insert(address="fails 1", campaign="sale", event_id="sale:1")
+    connection.insert(address="fails 2", campaign="sale", event_id="sale:2")
+    connection.insert(address="busy", campaign="sale", event_id="sale:3")
+    connection.insert(address="held", campaign="sale", event_id="sale:4", on_unknown="hold")
+    connection.insert(address="cancelled", campaign="sale", event_id="sale:5")
+    connection.insert(address="expired", campaign="sale", event_id="sale:6")
+    connection.insert(receiver_id="u_42", campaign="no_such", event_id="order:44:paid")
     came_to: dict[str, Row] = {
         "fcm:gone": UNREGISTERED,
         "fails 1": FAILED,
@@ -77,30 +64,30 @@ def live(database: str, connection: psycopg.Connection) -> None:
         "busy": BUSY,
         "held": HELD,
     }
-    claimed = claim(connection, worker)
+    claimed = connection.claim(worker)
     for each in claimed:
-        record(connection, worker, outcome(each, **came_to.get(each["address"], SOON)))
+        connection.record(worker, outcome(each, **came_to.get(each["address"], SOON)))
     connection.execute("select notify_worker.cancel('sale:5')")
     connection.execute("update notify_worker.notifications set expires_at = now() where event_id = 'sale:6'")
-    record(connection, worker, *[outcome(each, **SENT) for each in claim(connection, worker)])
+    connection.record(worker, *[outcome(each, **SENT) for each in connection.claim(worker)])
 
     for event, late in (("crash:1", False), ("crash:2", True)):
-        insert(connection, address=event, event_id=event)
+        connection.insert(address=event, event_id=event)
         with connected(database) as session:
-            dead = register_worker(session)
-            held = claim(session, dead)
-        rescue_worker(connection, dead)
+            dead = session.register_worker()
+            held = session.claim(dead)
+        connection.rescue_worker(dead)
         if late:
-            record(connection, dead, *[outcome(each, **SENT) for each in held])
+            connection.record(dead, *[outcome(each, **SENT) for each in held])
         else:
-            record(connection, worker, *[outcome(each, **SENT) for each in claim(connection, worker)])
+            connection.record(worker, *[outcome(each, **SENT) for each in connection.claim(worker)])
 
-    connection.execute("select notify_worker.pause('quiet', 'their certificate')")
-    connection.execute("select notify_worker.pause('orders', 'a test')")
-    connection.execute("select notify_worker.resume('orders')")
-    insert(connection, event_id="due:paused", project="quiet")
-    insert(connection, event_id="due:no project", project="no_such")
-    insert(connection, event_id="due:waits")
+    connection.pause("quiet", "their certificate")
+    connection.pause("orders", "a test")
+    connection.resume("orders")
+    connection.insert(event_id="due:paused", project="quiet")
+    connection.insert(event_id="due:no project", project="no_such")
+    connection.insert(event_id="due:waits")
     connection.execute(
         """
         update notify_worker.notifications
@@ -114,17 +101,17 @@ def psql(database: str, name: str, *options: str) -> list[dict[str, str]]:
     """Run a query of the folder as its first line says to; give its rows."""
     script = AUDIT / f"{name}.sql"
     program = [str(postgres.binaries() / "psql"), "-X", "--csv", "-v", "ON_ERROR_STOP=1", "-d", database]
-    told = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
-    assert told.stderr == ""
-    return list(csv.DictReader(told.stdout.splitlines()))
+    printed = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
+    assert printed.stderr == ""
+    return list(csv.DictReader(printed.stdout.splitlines()))
 
 
 def number_of(database: str, event_id: str) -> str:
-    with psycopg.connect(database) as connection:
-        return str(value(connection, "select id from notify_worker.notifications where event_id = %s", event_id))
+    with Connection.connect(database) as connection:
+        return str(connection.value("select id from notify_worker.notifications where event_id = %s", event_id))
 
 
-def test_each_query_of_the_folder_says_what_for_and_how_and_has_a_test() -> None:
+def test_each_audit_query_states_its_purpose_and_usage_and_has_a_test() -> None:
     names = {path.stem for path in AUDIT.iterdir()}
 
     assert names == {
@@ -142,16 +129,12 @@ def test_each_query_of_the_folder_says_what_for_and_how_and_has_a_test() -> None
         assert says.endswith(f"-f sql/audit/{name}.sql")
 
 
-def test_by_receiver_tells_what_became_of_each_and_why(lived: str) -> None:
+def test_by_receiver_shows_each_state_and_reason(lived: str) -> None:
     newest, oldest = psql(lived, "by_receiver", "-v", "receiver=u_42")
 
     assert (newest["event_id"], newest["state"]) == ("order:44:paid", "failed")
     assert newest["reason"] == 'there is no campaign "no_such"'
-    assert (oldest["event_id"], oldest["state"], oldest["reason"]) == (
-        "order:42:paid",
-        "sent",
-        "FCM has accepted it",
-    )
+    assert (oldest["event_id"], oldest["state"], oldest["reason"]) == ("order:42:paid", "sent", "FCM has accepted it")
 
 
 def test_by_receiver_takes_any_name(lived: str) -> None:
@@ -192,7 +175,7 @@ def test_dead_letters_are_counted_by_error_the_most_frequent_first(lived: str) -
     assert second["latest_words"] == 'there is no campaign "no_such"'
 
 
-def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
+def test_doubles_lists_deliveries_that_fcm_may_have_got_twice(lived: str) -> None:
     doubles = {each["notification_id"]: each for each in psql(lived, "doubles")}
 
     busy, crashed = doubles[number_of(lived, "sale:3")], doubles[number_of(lived, "crash:1")]
@@ -201,7 +184,7 @@ def test_doubles_are_what_fcm_may_have_got_more_than_once(lived: str) -> None:
     assert len(doubles) == 2
 
 
-def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None:
+def test_oldest_due_lists_the_oldest_first_with_what_blocks_them(lived: str) -> None:
     due = psql(lived, "oldest_due")
 
     assert [(each["event_id"], each["in_its_way"]) for each in due] == [
@@ -212,17 +195,17 @@ def test_the_oldest_due_come_first_with_what_is_in_their_way(lived: str) -> None
     assert due[0]["due_for"].startswith("03:00:")
 
 
-def test_the_oldest_due_say_where_nobody_is_at_work(database: str, connection: psycopg.Connection) -> None:
-    insert(connection)
+def test_oldest_due_says_if_no_worker_runs(database: str, connection: Connection) -> None:
+    connection.insert()
 
     (due,) = psql(database, "oldest_due")
 
     assert due["in_its_way"] == "no worker is alive"
 
 
-def test_the_oldest_due_say_whose_lease_ran_out(database: str, connection: psycopg.Connection) -> None:
-    insert(connection)
-    claim(connection, register_worker(connection))
+def test_oldest_due_says_whose_lease_lapsed(database: str, connection: Connection) -> None:
+    connection.insert()
+    connection.claim(connection.register_worker())
     connection.execute("update notify_worker.notifications set due_at = now()")
 
     (due,) = psql(database, "oldest_due")
@@ -249,8 +232,8 @@ def test_incidents_that_go_on_come_first(lived: str) -> None:
 
 def test_an_audit_changes_nothing(lived: str) -> None:
     def written() -> object:
-        with psycopg.connect(lived) as connection:
-            return row(connection, "select max(xmin::text::bigint), count(*) from notify_worker.notifications")
+        with Connection.connect(lived) as connection:
+            return connection.row("select max(xmin::text::bigint), count(*) from notify_worker.notifications")
 
     before = written()
 

@@ -1,55 +1,39 @@
-"""What `cancel` takes back, what it can no longer take back, and that it is in nobody's way."""
+"""`cancel` stops unsent notifications, says when it is too late, and blocks no other session."""
 
 from collections.abc import Callable
 from threading import Barrier
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import DeadlockDetected
 
 from tests.support.store_calls import (
-    A_MOMENT,
     FAILED,
     FUTURE,
     PAST,
     PAUSED,
     RETRY,
     SENT,
+    SHORT_LEASE,
     UNKNOWN,
     UNREGISTERED,
+    Connection,
     Row,
     Worker,
     at_once,
-    attempts,
-    await_end_of_lease,
     await_lock,
     cancel,
-    claim,
-    claim_one,
     connected,
-    deliveries,
-    insert,
-    insert_for_devices,
-    notification,
-    only_delivery,
     outcome,
-    record,
-    register_worker,
-    rescue_worker,
-    send,
-    state,
-    unbalanced,
-    value,
 )
 from tests.support.waiting import until
 
 AGAIN = {"retry_in": 0}
 
-Prepare = Callable[[psycopg.Connection, Worker], int]
+Prepare = Callable[[Connection, Worker], int]
 
 
-def make_due(connection: psycopg.Connection) -> None:
+def make_due(connection: Connection) -> None:
     """Let the time come of all that waits."""
     connection.execute("update notify_worker.notifications set due_at = now() where state = 'pending'")
 
@@ -57,10 +41,10 @@ def make_due(connection: psycopg.Connection) -> None:
 def tried(*rounds: Row, **columns: object) -> Prepare:
     """A notification to one device that has come to this, one attempt after the other."""
 
-    def prepare(connection: psycopg.Connection, worker: Worker) -> int:
-        number = insert_for_devices(connection, 1, **columns)
+    def prepare(connection: Connection, worker: Worker) -> int:
+        number = connection.insert_for_devices(1, **columns)
         for became in rounds:
-            send(connection, worker, became)
+            connection.send(worker, became)
         return number
 
     return prepare
@@ -69,26 +53,26 @@ def tried(*rounds: Row, **columns: object) -> Prepare:
 def tried_on_each(*came_to: Row, **columns: object) -> Prepare:
     """A notification to several devices, each of which has come to something else."""
 
-    def prepare(connection: psycopg.Connection, worker: Worker) -> int:
-        number = insert_for_devices(connection, len(came_to), **columns)
-        send(connection, worker, *came_to)
+    def prepare(connection: Connection, worker: Worker) -> int:
+        number = connection.insert_for_devices(len(came_to), **columns)
+        connection.send(worker, *came_to)
         return number
 
     return prepare
 
 
 def inserted(**columns: object) -> Prepare:
-    return lambda connection, worker: insert(connection, **columns)
+    return lambda connection, worker: connection.insert(**columns)
 
 
-def of_a_paused_project(connection: psycopg.Connection, worker: Worker) -> int:
-    connection.execute("select notify_worker.pause('default', 'maintenance')")
-    return insert(connection)
+def of_a_paused_project(connection: Connection, worker: Worker) -> int:
+    connection.pause("default", "maintenance")
+    return connection.insert()
 
 
-def released(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection)
-    connection.execute("select notify_worker.release(%s)", [claim_one(connection, worker)["lease"]])
+def released(connection: Connection, worker: Worker) -> int:
+    number = connection.insert()
+    connection.execute("select notify_worker.release(%s)", [connection.claim_one(worker)["lease"]])
     return number
 
 
@@ -100,40 +84,33 @@ def released(connection: psycopg.Connection, worker: Worker) -> int:
         pytest.param(inserted(send_at=FUTURE), id="scheduled"),
         pytest.param(inserted(campaign="no_such"), id="of no campaign"),
         pytest.param(of_a_paused_project, id="of a paused project"),
-        pytest.param(released, id="claimed and given back"),
+        pytest.param(released, id="claimed and released"),
         pytest.param(tried(RETRY), id="waiting for a retry"),
         pytest.param(tried(RETRY, PAUSED, RETRY), id="waiting for its fourth try"),
         pytest.param(tried_on_each(FAILED, RETRY), id="failed on one device, waiting on the other"),
         pytest.param(tried_on_each(UNREGISTERED, PAUSED), id="gone on one device, waiting on the other"),
     ],
 )
-def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
-    connection: psycopg.Connection, prepare: Prepare
-) -> None:
-    worker = register_worker(connection)
+def test_an_unleased_unsent_notification_is_cancelled(connection: Connection, prepare: Prepare, worker: Worker) -> None:
     number = prepare(connection, worker)
 
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
     make_due(connection)
 
-    assert told is True
-    assert claim(connection, worker) == []
-    ended = notification(connection, number)
+    assert answer is True
+    assert connection.claim(worker) == []
+    ended = connection.notification(number)
     assert (ended["state"], ended["lease"]) == ("cancelled", None)
     assert ended["cancelled_at"] <= ended["settled_at"]
-    assert {each["state"] for each in deliveries(connection, number)} <= {"cancelled", "failed"}
-    assert unbalanced(connection) == []
+    assert {each["state"] for each in connection.deliveries(number)} <= {"cancelled", "failed"}
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(
     ("prepare", "ends"),
     [
         pytest.param(tried(UNKNOWN | AGAIN), "cancelled", id="FCM may have it"),
-        pytest.param(
-            tried(UNKNOWN | AGAIN, RETRY),
-            "cancelled",
-            id="FCM may have it from an earlier try",
-        ),
+        pytest.param(tried(UNKNOWN | AGAIN, RETRY), "cancelled", id="FCM may have it from an earlier try"),
         pytest.param(tried_on_each(SENT, RETRY), "sent", id="sent to one device"),
         pytest.param(tried_on_each(SENT, UNKNOWN, on_unknown="hold"), "sent", id="sent to one device, held on another"),
         pytest.param(tried(UNKNOWN, on_unknown="hold"), "cancelled", id="held"),
@@ -143,65 +120,62 @@ def test_what_nobody_holds_and_nobody_may_have_got_is_taken_back(
         pytest.param(tried(UNREGISTERED), "unreachable", id="unreachable"),
     ],
 )
-def test_what_may_have_arrived_is_not_taken_back_but_nothing_more_is_started(
-    connection: psycopg.Connection, prepare: Prepare, ends: str
+def test_cancel_returns_false_for_what_may_have_arrived_and_starts_nothing_more(
+    connection: Connection, prepare: Prepare, ends: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     number = prepare(connection, worker)
 
-    told = cancel(connection, number)
+    answer = cancel(connection, number)
 
-    assert told is False
-    assert claim(connection, worker) == []
-    ended = notification(connection, number)
+    assert answer is False
+    assert connection.claim(worker) == []
+    ended = connection.notification(number)
     assert ended["state"] == ends
     assert ended["settled_at"] is not None
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_what_is_settled_stays_as_it_is(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    expired, nobody = insert(connection, expires_at=PAST), insert(connection, receiver_id="nobody")
-    claim(connection, worker)
-    sent, twice = insert(connection), insert(connection, send_at=FUTURE)
-    record(connection, worker, outcome(claim_one(connection, worker), **SENT))
+def test_cancel_leaves_a_settled_notification_unchanged(connection: Connection, worker: Worker) -> None:
+    expired, nobody = connection.insert(expires_at=PAST), connection.insert(receiver_id="nobody")
+    connection.claim(worker)
+    sent, twice = connection.insert(), connection.insert(send_at=FUTURE)
+    connection.record(worker, outcome(connection.claim_one(worker), **SENT))
     assert cancel(connection, twice) is True
     settled = [expired, nobody, sent, twice]
-    before = [notification(connection, number) for number in settled]
+    before = [connection.notification(number) for number in settled]
 
-    told = [cancel(connection, number) for number in settled]
+    answer = [cancel(connection, number) for number in settled]
 
-    assert told == [False] * 4
-    assert [notification(connection, number) for number in settled] == before
+    assert answer == [False] * 4
+    assert [connection.notification(number) for number in settled] == before
 
 
-def test_what_is_not_there_is_not_cancelled(connection: psycopg.Connection) -> None:
+def test_an_unknown_notification_is_not_cancelled(connection: Connection) -> None:
     assert cancel(connection, 4711) is False
-    assert value(connection, "select notify_worker.cancel('order:42:paid')") is False
-    assert value(connection, "select notify_worker.cancel(null::bigint)") is False
+    assert connection.value("select notify_worker.cancel('order:42:paid')") is False
+    assert connection.value("select notify_worker.cancel(null::bigint)") is False
 
 
-def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: psycopg.Connection) -> None:
-    number, other = insert(connection, event_id="5"), insert(connection, event_id="order:43:paid")
+def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: Connection) -> None:
+    number, other = connection.insert(event_id="5"), connection.insert(event_id="order:43:paid")
 
-    told = value(connection, "select notify_worker.cancel('5')")
+    answer = connection.value("select notify_worker.cancel('5')")
 
-    assert told is True
-    assert [state(connection, each) for each in (number, other)] == ["cancelled", "pending"]
+    assert answer is True
+    assert [connection.state(each) for each in (number, other)] == ["cancelled", "pending"]
     again = "insert into notify_worker.notifications (event_id, receiver_id, title) values ('5', 'u_42', 'Hello')"
     assert connection.execute(f"{again} on conflict (event_id) do nothing").rowcount == 0
 
 
-def test_a_cancel_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_cancel_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
     number = tried(RETRY)(connection, worker)
-    before = notification(connection, number), deliveries(connection, number)
+    before = connection.notification(number), connection.deliveries(number)
 
     with connection.transaction(force_rollback=True):
         assert cancel(connection, number) is True
 
-    assert (notification(connection, number), deliveries(connection, number)) == before
-    assert claim_one(connection, worker)["notification_id"] == number
+    assert (connection.notification(number), connection.deliveries(number)) == before
+    assert connection.claim_one(worker)["notification_id"] == number
 
 
 WITH_A_CANCEL: list[tuple[list[Row], str, str]] = [
@@ -224,189 +198,181 @@ WITH_A_CANCEL: list[tuple[list[Row], str, str]] = [
     WITH_A_CANCEL,
     ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
 )
-def test_what_a_worker_holds_ends_as_it_ends_and_is_never_tried_again(
-    connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
+def test_cancel_lets_a_leased_attempt_finish_and_no_other_follow(
+    connection: Connection, came_to: list[Row], on_unknown: str, ends: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2, on_unknown=on_unknown)
-    first, second = [outcome(each, **became) for each, became in zip(claim(connection, worker), came_to, strict=True)]
+    number = connection.insert_for_devices(2, on_unknown=on_unknown)
+    first, second = [outcome(each, **became) for each, became in zip(connection.claim(worker), came_to, strict=True)]
 
-    told = cancel(connection, number)
-    record(connection, worker, first)
-    between = notification(connection, number)
-    record(connection, worker, second)
+    answer = cancel(connection, number)
+    connection.record(worker, first)
+    between = connection.notification(number)
+    connection.record(worker, second)
 
-    assert told is False
+    assert answer is False
     assert (between["state"], str(between["lease"])) == ("pending", first["lease"])
-    ended = notification(connection, number)
+    ended = connection.notification(number)
     assert (ended["state"], ended["lease"]) == (ends, None)
-    assert claim(connection, worker) == []
-    assert unbalanced(connection) == []
+    assert connection.claim(worker) == []
+    assert connection.unbalanced() == []
 
 
-def test_what_is_held_after_a_cancel_is_decided_by_another(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 1, on_unknown="hold")
-    claimed = claim_one(connection, worker)
+def test_a_second_cancel_settles_what_became_held_after_the_first(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(1, on_unknown="hold")
+    claimed = connection.claim_one(worker)
     cancel(connection, number)
-    record(connection, worker, outcome(claimed, **UNKNOWN))
+    connection.record(worker, outcome(claimed, **UNKNOWN))
 
     assert cancel(connection, number) is False
-    assert (state(connection, number), only_delivery(connection, number)["state"]) == ("cancelled", "cancelled")
+    assert (connection.state(number), connection.only_delivery(number)["state"]) == ("cancelled", "cancelled")
 
 
-def test_what_a_worker_gives_back_after_a_cancel_is_cancelled(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    claimed = claim_one(connection, worker)
+def test_a_delivery_released_after_a_cancel_is_cancelled(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    claimed = connection.claim_one(worker)
     cancel(connection, number)
 
     connection.execute("select notify_worker.release(%s)", [claimed["lease"]])
 
-    assert state(connection, number) == "cancelled"
-    assert claim(connection, worker) == []
+    assert connection.state(number) == "cancelled"
+    assert connection.claim(worker) == []
 
 
-def test_what_a_frozen_worker_held_is_cancelled_when_its_lease_ends(connection: psycopg.Connection) -> None:
-    number = insert(connection)
-    claim_one(connection, register_worker(connection, A_MOMENT))
-    told = cancel(connection, number)
-    await_end_of_lease(connection, number)
+def test_a_frozen_workers_delivery_is_cancelled_when_its_lease_ends(connection: Connection) -> None:
+    number = connection.insert()
+    connection.claim_one(connection.register_worker(SHORT_LEASE))
+    answer = cancel(connection, number)
+    connection.await_end_of_lease(number)
 
-    assert told is False
-    assert claim(connection, register_worker(connection)) == []
-    assert state(connection, number) == "cancelled"
-    assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
-    assert unbalanced(connection) == []
+    assert answer is False
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.state(number) == "cancelled"
+    assert [each["verdict"] for each in connection.attempts(number)] == ["unknown"]
+    assert connection.unbalanced() == []
 
 
-def test_what_a_dead_worker_held_is_cancelled_at_its_burial(database: str, connection: psycopg.Connection) -> None:
-    number = insert_for_devices(connection, 2)
+def test_a_dead_workers_delivery_is_cancelled_at_its_rescue(database: str, connection: Connection) -> None:
+    number = connection.insert_for_devices(2)
     with connected(database) as session:
-        dead = register_worker(session)
-        sent, _ = claim(session, dead)
+        dead = session.register_worker()
+        sent, _ = session.claim(dead)
         cancel(connection, number)
-        record(session, dead, outcome(sent, **SENT))
+        session.record(dead, outcome(sent, **SENT))
 
-    rescue_worker(connection, dead)
+    connection.rescue_worker(dead)
 
-    assert state(connection, number) == "sent"
-    assert [each["state"] for each in deliveries(connection, number)] == ["sent", "cancelled"]
-    assert claim(connection, register_worker(connection)) == []
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "sent"
+    assert [each["state"] for each in connection.deliveries(number)] == ["sent", "cancelled"]
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.unbalanced() == []
 
 
-def test_what_a_worker_died_with_before_the_cancel_may_have_arrived(
-    database: str, connection: psycopg.Connection
-) -> None:
-    number = insert(connection)
+def test_a_delivery_of_a_dead_worker_may_have_arrived(database: str, connection: Connection) -> None:
+    number = connection.insert()
     with connected(database) as session:
-        dead = register_worker(session)
-        claim_one(session, dead)
-    rescue_worker(connection, dead)
+        dead = session.register_worker()
+        session.claim_one(dead)
+    connection.rescue_worker(dead)
 
     assert cancel(connection, number) is False
-    assert state(connection, number) == "cancelled"
-    assert claim(connection, register_worker(connection)) == []
+    assert connection.state(number) == "cancelled"
+    assert connection.claim(connection.register_worker()) == []
 
 
-def test_a_sent_that_comes_late_stands_in_the_history_of_what_was_cancelled(
-    database: str, connection: psycopg.Connection
-) -> None:
-    number = insert(connection)
+def test_a_late_sent_is_in_the_history_of_a_cancelled_notification(database: str, connection: Connection) -> None:
+    number = connection.insert()
     with connected(database) as session:
-        dead = register_worker(session)
-        held = claim_one(session, dead)
-    rescue_worker(connection, dead)
+        dead = session.register_worker()
+        held = session.claim_one(dead)
+    connection.rescue_worker(dead)
     cancel(connection, number)
 
-    record(connection, dead, outcome(held, **SENT))
+    connection.record(dead, outcome(held, **SENT))
 
-    assert state(connection, number) == "cancelled"
-    assert [each["late"] for each in attempts(connection, number)] == [False, True]
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "cancelled"
+    assert [each["late"] for each in connection.attempts(number)] == [False, True]
+    assert connection.unbalanced() == []
 
 
 def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_has_it(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     turns = range(1_000)
     start, end = Barrier(2, timeout=30), Barrier(2, timeout=30)
     connection.execute("set notify_worker.wakeup = 'off'")
     with connected(database) as session:
-        worker = register_worker(session)
+        worker = session.register_worker()
 
         def cancel_each() -> dict[int, bool]:
-            told: dict[int, bool] = {}
+            answer: dict[int, bool] = {}
             for turn in turns:
-                number = insert(connection)
+                number = connection.insert()
                 start.wait()
                 for _ in range(turn % 8):  # at another moment of the claim each time
                     connection.execute("select 1")
-                told[number] = cancel(connection, number)
+                answer[number] = cancel(connection, number)
                 end.wait()
-            return told
+            return answer
 
         def claim_each() -> dict[int, bool]:
             claimed: dict[int, bool] = {}
             for _ in turns:
                 start.wait()
-                claimed |= {each["notification_id"]: False for each in claim(session, worker)}
+                claimed |= {each["notification_id"]: False for each in session.claim(worker)}
                 end.wait()
             return claimed
 
-        told, claimed = at_once(cancel_each, claim_each)
+        answer, claimed = at_once(cancel_each, claim_each)
 
-    assert {number: was for number, was in told.items() if not was} == claimed
+    assert {number: was for number, was in answer.items() if not was} == claimed
     assert 0 < len(claimed) < len(turns)
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("came_to", [None, SENT, RETRY], ids=["not recorded", "sent", "retry"])
-def test_an_open_cancel_that_outlasts_the_lease_delays_nobody_and_makes_no_double(
-    database: str, connection: psycopg.Connection, came_to: Row | None, end: LiteralString
+def test_an_open_cancel_longer_than_the_lease_causes_no_delay_and_no_double(
+    database: str, connection: Connection, came_to: Row | None, end: LiteralString
 ) -> None:
-    frozen = register_worker(connection, A_MOMENT)
-    number, neighbour = insert(connection), insert(connection)
-    held, _ = claim(connection, frozen)
+    frozen = connection.register_worker(SHORT_LEASE)
+    number, neighbour = connection.insert(), connection.insert()
+    held, _ = connection.claim(frozen)
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
         assert cancel(business, number) is False
         if came_to is not None:
-            assert record(connection, frozen, outcome(held, **came_to)) == 1
-        await_end_of_lease(connection, neighbour)
+            assert connection.record(frozen, outcome(held, **came_to)) == 1
+        connection.await_end_of_lease(neighbour)
 
-        meanwhile = claim_one(connection, register_worker(connection))
+        meanwhile = connection.claim_one(connection.register_worker())
         business.execute(end)
 
-    record(connection, register_worker(connection), outcome(meanwhile, **SENT))
-    again = claim(connection, register_worker(connection))
+    connection.record(connection.register_worker(), outcome(meanwhile, **SENT))
+    again = connection.claim(connection.register_worker())
     wanted = [number] if end == "rollback" and came_to is not SENT else []
     assert meanwhile["notification_id"] == neighbour
     assert [each["notification_id"] for each in again] == wanted
-    assert len(attempts(connection, number)) == 1
+    assert len(connection.attempts(number)) == 1
     if not wanted:
-        assert state(connection, number) == ("sent" if came_to is SENT else "cancelled")
-    assert unbalanced(connection) == []
+        assert connection.state(number) == ("sent" if came_to is SENT else "cancelled")
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize("leased", [True, False])
 def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
-    database: str, connection: psycopg.Connection, leased: bool
+    database: str, connection: Connection, leased: bool, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    one, two = tried(RETRY)(connection, worker), insert(connection)
-    held = claim(connection, worker) if leased else []
+    one, two = tried(RETRY)(connection, worker), connection.insert()
+    held = connection.claim(worker) if leased else []
     connection.execute("set lock_timeout = '5s'")
 
     def work() -> None:
         """A batch over both of them and one more."""
-        free = insert(connection)
-        claimed = claim_one(connection, worker)
+        free = connection.insert()
+        claimed = connection.claim_one(worker)
         assert claimed["notification_id"] == free
-        record(connection, worker, outcome(claimed, **SENT), *[outcome(each, **SENT) for each in held])
-        assert state(connection, free) == "sent"
+        connection.record(worker, outcome(claimed, **SENT), *[outcome(each, **SENT) for each in held])
+        assert connection.state(free) == "sent"
 
     with connected(database) as first, connected(database) as second:
         for session in (first, second):
@@ -416,7 +382,7 @@ def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
         cancel(second, two)
         work()
 
-        def cross(session: psycopg.Connection, number: int) -> str:
+        def cross(session: Connection, number: int) -> str:
             try:
                 cancel(session, number)
             except DeadlockDetected:
@@ -433,14 +399,14 @@ def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
         ends = at_once(lambda: cross(first, two), lambda: cross(second, one), work_while_they_wait)
 
     assert sorted(ends) == ["deadlock", "well", "well"]
-    assert len(attempts(connection, one)) == (2 if leased else 1)
+    assert len(connection.attempts(one)) == (2 if leased else 1)
     work()
 
 
 def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_batch(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
-    numbers = [insert(connection) for _ in range(60)]
+    numbers = [connection.insert() for _ in range(60)]
 
     def business(order: list[int]) -> Callable[[], int]:
         """Cancel four at a time in one transaction; return how often this side was the one that Postgres ended."""
@@ -463,22 +429,20 @@ def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_
     def batches() -> int:
         with connected(database) as session:
             session.execute("set lock_timeout = '5s'")
-            worker = register_worker(session, A_MOMENT)
+            worker = session.register_worker(SHORT_LEASE)
             done = 0
             for _ in range(40):
-                done += record(session, worker, *[outcome(each, **RETRY) for each in claim(session, worker)])
+                done += session.record(worker, *[outcome(each, **RETRY) for each in session.claim(worker)])
             return done
 
     at_once(business(numbers), business(numbers[::-1]), batches, batches)
 
     connection.execute("select notify_worker.cancel(id) from notify_worker.notifications where state = 'pending'")
-    worker = register_worker(connection)
-    until(
-        "every lease has ended", lambda: claim(connection, worker) == [] and nothing_is_pending(connection), within=10
-    )
-    assert {state(connection, number) for number in numbers} == {"cancelled"}
-    assert unbalanced(connection) == []
+    worker = connection.register_worker()
+    until("every lease has ended", lambda: connection.claim(worker) == [] and nothing_is_pending(connection), within=10)
+    assert {connection.state(number) for number in numbers} == {"cancelled"}
+    assert connection.unbalanced() == []
 
 
-def nothing_is_pending(connection: psycopg.Connection) -> bool:
-    return not value(connection, "select exists (select from notify_worker.notifications where state = 'pending')")
+def nothing_is_pending(connection: Connection) -> bool:
+    return not connection.value("select exists (select from notify_worker.notifications where state = 'pending')")

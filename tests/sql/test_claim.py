@@ -1,36 +1,14 @@
-"""What a claim takes and leaves, what it settles because it can't be sent, and what it costs."""
+"""What a claim takes and leaves, which notifications it settles as unsendable, and what it costs."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 from uuid import uuid4
 
-import psycopg
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
 
-from tests.support.store_calls import (
-    CLAIM,
-    Row,
-    Worker,
-    at_once,
-    await_lock,
-    claim,
-    claim_one,
-    connected,
-    deliveries,
-    insert,
-    notification,
-    only_delivery,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rows,
-    state,
-    unregister_worker,
-    value,
-)
+from tests.support.store_calls import CLAIM, Connection, Row, Worker, at_once, await_lock, connected, outcome
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
@@ -46,57 +24,56 @@ def addresses(claimed: list[Row]) -> list[str]:
     return [each["address"] for each in claimed]
 
 
-def test_a_device_that_registers_after_the_insert_is_told(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection, receiver_id="u_42")
-    register(connection, "u_42", "fcm:new")
+def test_a_device_registered_after_the_insert_gets_the_message(connection: Connection, worker: Worker) -> None:
+    connection.insert(receiver_id="u_42")
+    connection.register_device("u_42", "fcm:new")
 
-    assert addresses(claim(connection, worker)) == ["fcm:new"]
+    assert addresses(connection.claim(worker)) == ["fcm:new"]
 
 
-def test_each_live_device_of_the_receiver_gets_one_delivery(connection: psycopg.Connection) -> None:
+def test_each_live_device_of_the_receiver_gets_one_delivery(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('another')")
     for number in range(3):
-        register(connection, "u_42", f"fcm:live-{number}")
-    register(connection, "u_42", "fcm:retired")
-    register(connection, "u_42", "fcm:stale")
-    register(connection, "u_42", "fcm:elsewhere", project="another")
-    register(connection, "u_43", "fcm:hers")
+        connection.register_device("u_42", f"fcm:live-{number}")
+    connection.register_device("u_42", "fcm:retired")
+    connection.register_device("u_42", "fcm:stale")
+    connection.register_device("u_42", "fcm:elsewhere", project="another")
+    connection.register_device("u_43", "fcm:hers")
     connection.execute("update notify_worker.devices set retired_at = now() where address = 'fcm:retired'")
     connection.execute(
         "update notify_worker.devices set seen_at = now() - interval '271 days' where address = 'fcm:stale'"
     )
-    told = insert(connection, receiver_id="u_42")
+    reachable = connection.insert(receiver_id="u_42")
 
-    claimed = claim(connection, register_worker(connection))
+    claimed = connection.claim(connection.register_worker())
 
     assert sorted(addresses(claimed)) == ["fcm:live-0", "fcm:live-1", "fcm:live-2"]
-    assert {each["notification_id"] for each in claimed} == {told}
+    assert {each["notification_id"] for each in claimed} == {reachable}
     assert len({each["delivery_id"] for each in claimed}) == 3
 
 
 @pytest.mark.parametrize("kind", ["token", "fid", "topic", "condition"])
-def test_an_address_of_any_kind_needs_no_device(connection: psycopg.Connection, kind: str) -> None:
-    insert(connection, kind=kind, address="its address")
+def test_an_address_of_any_kind_needs_no_device(connection: Connection, kind: str) -> None:
+    connection.insert(kind=kind, address="its address")
 
-    claimed = claim_one(connection, register_worker(connection))
+    claimed = connection.claim_one(connection.register_worker())
 
     assert (claimed["kind"], claimed["address"], claimed["platform"]) == (kind, "its address", None)
 
 
-def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Connection) -> None:
+def test_a_delivery_comes_with_all_that_makes_its_message(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.campaigns (name, title, body, image, data, message)
         values ('order_paid', 'Thank you', 'Order {order_id}', 'https://example.org/a.png', '{"a": "b"}', '{"apns": {}}')
         """
     )
-    register(connection, "u_42", "fcm:phone", platform="ios")
+    connection.register_device("u_42", "fcm:phone", platform="ios")
     words = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
-    number = insert(connection, receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
-    prefix = value(connection, "select prefix from notify_worker.installation")
+    number = connection.insert(receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
+    prefix = connection.value("select prefix from notify_worker.installation")
 
-    claimed = claim_one(connection, register_worker(connection))
+    claimed = connection.claim_one(connection.register_worker())
 
     assert claimed.items() >= words.items()
     assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
@@ -112,27 +89,27 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: psycopg.Co
     assert claimed["tag"] == f"{prefix}-{number}"
 
 
-def test_a_notification_without_a_campaign_has_no_words_of_one(connection: psycopg.Connection) -> None:
-    insert(connection)
+def test_a_notification_without_a_campaign_has_no_campaign_content(connection: Connection) -> None:
+    connection.insert()
 
-    claimed = claim_one(connection, register_worker(connection))
+    claimed = connection.claim_one(connection.register_worker())
 
     assert claimed["campaign"] is claimed["campaign_content"] is None
 
 
-def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: psycopg.Connection) -> None:
-    insert(connection, title=None, campaign="sale")
+def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: Connection) -> None:
+    connection.insert(title=None, campaign="sale")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
 
-    assert claim_one(connection, register_worker(connection))["campaign_content"]["title"] == "Now"
+    assert connection.claim_one(connection.register_worker())["campaign_content"]["title"] == "Now"
 
 
-def test_a_receiver_without_a_live_device_is_unreachable(connection: psycopg.Connection) -> None:
-    nobody = insert(connection, receiver_id="u_42")
+def test_a_receiver_without_a_live_device_is_unreachable(connection: Connection) -> None:
+    nobody = connection.insert(receiver_id="u_42")
 
-    claimed = claim(connection, register_worker(connection))
+    claimed = connection.claim(connection.register_worker())
 
-    ended = notification(connection, nobody)
+    ended = connection.notification(nobody)
     assert claimed == []
     assert (ended["state"], ended["settled_reason"]) == ("unreachable", "the receiver has no live device")
     assert ended["settled_at"] is not None
@@ -164,84 +141,80 @@ def test_a_receiver_without_a_live_device_is_unreachable(connection: psycopg.Con
     ],
     ids=lambda given: str(given)[:40],
 )
-def test_what_cannot_be_sent_ends_with_its_reason_and_delays_nobody(
-    connection: psycopg.Connection, columns: dict[str, object], ends: str, because: str
+def test_an_unsendable_notification_ends_with_its_reason_and_delays_no_other(
+    connection: Connection, columns: dict[str, object], ends: str, because: str
 ) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('order_paid', 'Thank you')")
     connection.execute("insert into notify_worker.campaigns (name, body) values ('long', repeat('c', 40000))")
     connection.execute("insert into notify_worker.campaigns (name, retired_at) values ('summer', now())")
     connection.execute("insert into notify_worker.projects (name, expires_after) values ('hasty', '0')")
-    before, unsendable, after = insert(connection), insert(connection, **columns), insert(connection)
+    before, unsendable, after = connection.insert(), connection.insert(**columns), connection.insert()
 
-    claimed = claim(connection, register_worker(connection))
+    claimed = connection.claim(connection.register_worker())
 
-    ended = notification(connection, unsendable)
+    ended = connection.notification(unsendable)
     assert (ended["state"], ended["settled_reason"]) == (ends, because)
     assert ended["settled_at"] is not None
-    assert deliveries(connection, unsendable) == []
+    assert connection.deliveries(unsendable) == []
     assert [each["notification_id"] for each in claimed] == [before, after]
 
 
-def test_words_of_64_kilobytes_are_sent(connection: psycopg.Connection) -> None:
-    insert(connection, title="t", body="b" * 65_535)
+def test_words_of_64_kilobytes_are_sent(connection: Connection) -> None:
+    connection.insert(title="t", body="b" * 65_535)
 
-    assert len(claim(connection, register_worker(connection))) == 1
+    assert len(connection.claim(connection.register_worker())) == 1
 
 
-def test_what_ended_unsent_is_a_row_of_the_claim_with_its_state_and_without_its_content(
-    connection: psycopg.Connection,
-) -> None:
-    worker = register_worker(connection)
-    ended = insert(connection, campaign="no_such", title="Hello")
-    nowhere = insert(connection, project="no_such")
+def test_a_notification_settled_by_a_claim_is_a_row_without_content(connection: Connection, worker: Worker) -> None:
+    ended = connection.insert(campaign="no_such", title="Hello")
+    nowhere = connection.insert(project="no_such")
 
-    told = rows(connection, CLAIM, worker.id, uuid4(), 10)
-    nothing = rows(connection, CLAIM, worker.id, uuid4(), 10)
+    reachable = connection.rows(CLAIM, worker.id, uuid4(), 10)
+    nothing = connection.rows(CLAIM, worker.id, uuid4(), 10)
 
-    assert [{name: each for name, each in line.items() if each is not None} for line in told] == [
+    assert [{name: each for name, each in line.items() if each is not None} for line in reachable] == [
         {"notification_id": ended, "project": "default", "probe": False, "state": "failed"},
         {"notification_id": nowhere, "project": "no_such", "probe": False, "state": "failed"},
     ]
     assert nothing == []
 
 
-def test_what_is_sent_is_pending_in_the_claim(connection: psycopg.Connection) -> None:
-    insert(connection)
+def test_a_claimed_notification_is_pending(connection: Connection) -> None:
+    connection.insert()
 
-    assert claim_one(connection, register_worker(connection))["state"] == "pending"
-
-
-def test_what_is_scheduled_is_not_claimed_before(connection: psycopg.Connection) -> None:
-    scheduled = insert(connection, send_at=FUTURE)
-
-    assert claim(connection, register_worker(connection)) == []
-    assert state(connection, scheduled) == "pending"
+    assert connection.claim_one(connection.register_worker())["state"] == "pending"
 
 
-def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_scheduled_notification_is_not_claimed_early(connection: Connection) -> None:
+    scheduled = connection.insert(send_at=FUTURE)
+
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.state(scheduled) == "pending"
+
+
+def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: Connection, worker: Worker) -> None:
     connection.execute("update notify_worker.projects set expires_after = '1 hour'")
-    insert(connection)
-    long_ago = insert(connection)
-    to_be_sent = insert(connection, send_at=datetime.now(UTC) - timedelta(minutes=30))
+    connection.insert()
+    long_ago = connection.insert()
+    to_be_sent = connection.insert(send_at=datetime.now(UTC) - timedelta(minutes=30))
     connection.execute(
         "update notify_worker.notifications set created_at = now() - interval '2 hours' where id >= %s", [long_ago]
     )
 
-    new, scheduled = claim(connection, worker)
+    new, scheduled = connection.claim(worker)
 
     assert new["expires_in"] == pytest.approx(3600, abs=30)
-    assert (scheduled["notification_id"], state(connection, long_ago)) == (to_be_sent, "expired")
+    assert (scheduled["notification_id"], connection.state(long_ago)) == (to_be_sent, "expired")
     assert scheduled["expires_in"] == pytest.approx(1800, abs=30)
 
 
-def test_its_own_expiry_wins_over_the_project_s(connection: psycopg.Connection) -> None:
-    insert(connection, expires_at=datetime.now(UTC) + timedelta(days=3))
+def test_its_own_expiry_wins_over_the_project_s(connection: Connection) -> None:
+    connection.insert(expires_at=datetime.now(UTC) + timedelta(days=3))
 
-    assert claim_one(connection, register_worker(connection))["expires_in"] == pytest.approx(3 * 86_400, abs=30)
+    assert connection.claim_one(connection.register_worker())["expires_in"] == pytest.approx(3 * 86_400, abs=30)
 
 
-def test_what_never_expires_is_sent(connection: psycopg.Connection) -> None:
+def test_a_notification_that_never_expires_is_sent(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, expires_at)
@@ -249,57 +222,52 @@ def test_what_never_expires_is_sent(connection: psycopg.Connection) -> None:
         """
     )
 
-    assert claim_one(connection, register_worker(connection))["expires_in"] == float("inf")
+    assert connection.claim_one(connection.register_worker())["expires_in"] == float("inf")
 
 
-def test_the_high_lane_goes_before_what_is_due_for_longer(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    normal = [insert(connection), insert(connection, priority="normal")]
-    high = insert(connection, priority="high")
+def test_the_high_lane_goes_before_older_normal_ones(connection: Connection, worker: Worker) -> None:
+    normal = [connection.insert(), connection.insert(priority="normal")]
+    high = connection.insert(priority="high")
     connection.execute("select setseed(0)")  # now and then a claim of one leaves it to the others
 
-    (first,) = claim(connection, worker, most=1)
-    rest = claim(connection, worker)
+    (first,) = connection.claim(worker, most=1)
+    rest = connection.claim(worker)
 
     assert first["notification_id"] == high
     assert [each["notification_id"] for each in rest] == normal
 
 
-def test_a_claim_takes_what_is_due_for_longest_and_no_more_than_it_was_asked_for(
-    connection: psycopg.Connection,
-) -> None:
-    worker = register_worker(connection)
-    ids = [insert(connection) for _ in range(5)]
-    insert(connection, priority="high")
+def test_a_claim_takes_the_oldest_due_up_to_its_limit(connection: Connection, worker: Worker) -> None:
+    ids = [connection.insert() for _ in range(5)]
+    connection.insert(priority="high")
 
-    claimed = claim(connection, worker, most=3)
+    claimed = connection.claim(worker, most=3)
 
     assert {each["notification_id"] for each in claimed} == {ids[0], ids[1], ids[-1] + 1}
 
 
-def test_a_lease_lasts_as_long_as_its_worker_said(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection, timedelta(seconds=77))
-    number = insert(connection)
+def test_a_lease_lasts_as_long_as_its_worker_said(connection: Connection) -> None:
+    worker = connection.register_worker(timedelta(seconds=77))
+    number = connection.insert()
 
-    claimed = claim_one(connection, worker)
+    claimed = connection.claim_one(worker)
 
-    leased = notification(connection, number)
+    leased = connection.notification(number)
     assert (str(leased["lease"]), leased["leased_by"]) == (claimed["lease"], worker.id)
     assert leased["due_at"] - leased["leased_at"] == timedelta(seconds=77)
     assert leased["fanned_out_at"] == leased["leased_at"]
     assert leased["state"] == "pending"
-    assert only_delivery(connection, number)["due_at"] <= leased["leased_at"]
+    assert connection.only_delivery(number)["due_at"] <= leased["leased_at"]
 
 
-def test_what_is_leased_is_not_claimed(connection: psycopg.Connection) -> None:
-    insert(connection)
-    worker = register_worker(connection)
-    claim_one(connection, worker)
+def test_a_leased_notification_is_not_claimed(connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    connection.claim_one(worker)
 
-    assert claim(connection, worker) == []
+    assert connection.claim(worker) == []
 
 
-def test_two_claims_at_once_never_share_a_notification(database: str, connection: psycopg.Connection) -> None:
+def test_two_claims_at_once_never_share_a_notification(database: str, connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title)
@@ -309,9 +277,9 @@ def test_two_claims_at_once_never_share_a_notification(database: str, connection
 
     def claim_all() -> list[int]:
         with connected(database) as session:
-            worker = register_worker(session)
+            worker = session.register_worker()
             taken: list[int] = []
-            while batch := claim(session, worker, most=7):
+            while batch := session.claim(worker, most=7):
                 taken += [each["notification_id"] for each in batch]
             return taken
 
@@ -320,31 +288,29 @@ def test_two_claims_at_once_never_share_a_notification(database: str, connection
     assert len(first + second + third) == len({*first, *second, *third}) == 400
 
 
-def test_a_claim_passes_by_a_row_that_a_business_transaction_holds(
-    database: str, connection: psycopg.Connection
+def test_a_claim_skips_a_row_locked_by_a_business_transaction(
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    locked, free = insert(connection), insert(connection)
-    worker = register_worker(connection)
+    locked, free = connection.insert(), connection.insert()
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications where id = %s for update", [locked])
 
-        assert claim_one(connection, worker)["notification_id"] == free
-    assert claim_one(connection, worker)["notification_id"] == locked
+        assert connection.claim_one(worker)["notification_id"] == free
+    assert connection.claim_one(worker)["notification_id"] == locked
 
 
 @pytest.mark.parametrize("worker_id", ["left", "never entered"])
-def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, worker_id: str) -> None:
-    worker = register_worker(connection)
-    unregister_worker(connection, worker)
-    number = insert(connection)
+def test_only_a_worker_that_is_there_may_claim(connection: Connection, worker_id: str, worker: Worker) -> None:
+    connection.unregister_worker(worker)
+    number = connection.insert()
 
     with pytest.raises(ObjectNotInPrerequisiteState) as refused:
         connection.execute(CLAIM, [worker.id if worker_id == "left" else 4711, uuid4(), 1])
 
     assert refused.value.diag.message_hint
-    assert notification(connection, number)["lease"] is None
+    assert connection.notification(number)["lease"] is None
 
 
 @pytest.mark.parametrize(
@@ -361,78 +327,75 @@ def test_only_a_worker_that_is_there_may_claim(connection: psycopg.Connection, w
         ),
     ],
 )
-def test_a_device_that_was_retired_or_changed_hands_between_two_attempts_gets_nothing(
-    connection: psycopg.Connection, between: LiteralString, because: str
+def test_a_device_retired_or_reassigned_between_attempts_gets_nothing(
+    connection: Connection, between: LiteralString, because: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    number = insert(connection, receiver_id="u_42")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
+    connection.register_device("u_42", "fcm:phone")
+    number = connection.insert(receiver_id="u_42")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="retry", retry_in=0))
     connection.execute(between)
 
-    assert claim(connection, worker) == []
-    assert state(connection, number) == "unreachable"
-    assert only_delivery(connection, number)["last_error"] == because
+    assert connection.claim(worker) == []
+    assert connection.state(number) == "unreachable"
+    assert connection.only_delivery(number)["last_error"] == because
 
 
-def test_the_other_devices_are_tried_on(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    register(connection, "u_42", "fcm:tablet")
-    number = insert(connection, receiver_id="u_42")
-    record(connection, worker, *[outcome(each, verdict="retry", retry_in=0) for each in claim(connection, worker)])
-    register(connection, "u_43", "fcm:phone")
+def test_the_other_devices_are_tried_on(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    connection.register_device("u_42", "fcm:tablet")
+    number = connection.insert(receiver_id="u_42")
+    connection.record(worker, *[outcome(each, verdict="retry", retry_in=0) for each in connection.claim(worker)])
+    connection.register_device("u_43", "fcm:phone")
 
-    again = claim_one(connection, worker)
-    record(connection, worker, outcome(again, verdict="sent"))
+    again = connection.claim_one(worker)
+    connection.record(worker, outcome(again, verdict="sent"))
 
     assert again["address"] == "fcm:tablet"
-    assert state(connection, number) == "sent"
+    assert connection.state(number) == "sent"
 
 
-def test_the_history_has_partitions_three_months_ahead(connection: psycopg.Connection) -> None:
+def test_the_history_has_partitions_three_months_ahead(connection: Connection) -> None:
     months: LiteralString = """
         select 'notify_worker.stored_attempts_' || to_char(month, 'YYYY_MM')
         from (select date_trunc('month', now() at time zone 'utc') + make_interval(months => ahead) as month
             from generate_series(0, 3) as ahead) as months
     """
-    wanted = [next(iter(each.values())) for each in rows(connection, months)]
+    wanted = [next(iter(each.values())) for each in connection.rows(months)]
 
-    assert [next(iter(each.values())) for each in rows(connection, PARTITIONS)] == wanted
+    assert [next(iter(each.values())) for each in connection.rows(PARTITIONS)] == wanted
 
 
-def drop_newest_partition(connection: psycopg.Connection) -> None:
-    newest = rows(connection, PARTITIONS)[-1]["inhrelid"]
+def drop_newest_partition(connection: Connection) -> None:
+    newest = connection.rows(PARTITIONS)[-1]["inhrelid"]
     connection.execute(f"drop table {newest}")
 
 
-def test_a_missing_partition_is_made_while_somebody_records(database: str, connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    claimed = claim_one(connection, worker)
+def test_a_missing_partition_is_created_beside_a_record(database: str, connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    claimed = connection.claim_one(worker)
     drop_newest_partition(connection)
     with connected(database) as recording:
         recording.execute("begin")
-        record(recording, worker, outcome(claimed, verdict="sent"))
+        recording.record(worker, outcome(claimed, verdict="sent"))
 
-        assert value(connection, "select notify_worker.create_partitions()") == 1
-    assert value(connection, "select notify_worker.create_partitions()") == 0
+        assert connection.value("select notify_worker.create_partitions()") == 1
+    assert connection.value("select notify_worker.create_partitions()") == 0
 
 
-def test_two_who_keep_partitions_at_once_make_each_of_them_once(database: str, connection: psycopg.Connection) -> None:
+def test_two_calls_at_once_create_each_partition_once(database: str, connection: Connection) -> None:
     drop_newest_partition(connection)
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
-        made = value(first, "select notify_worker.create_partitions()")
+        made = first.value("select notify_worker.create_partitions()")
 
-        waiting = thread.submit(value, second, "select notify_worker.create_partitions()")
+        waiting = thread.submit(second.value, "select notify_worker.create_partitions()")
         await_lock(connection, second.info.backend_pid)
         first.execute("commit")
 
         assert [made, waiting.result(10)] == [1, 0]
 
 
-def buffers(connection: psycopg.Connection, worker: Worker, most: int = 100) -> int:
+def buffers(connection: Connection, worker: Worker, most: int = 100) -> int:
     """How many pages a claim touches, in a transaction that is rolled back, in a session that has settled on its plans."""
     explain: LiteralString = """
         explain (analyze, buffers, format json)
@@ -440,12 +403,12 @@ def buffers(connection: psycopg.Connection, worker: Worker, most: int = 100) -> 
     """
     for _ in range(6):  # five times a statement is planned for its values, then often for any
         with connection.transaction(force_rollback=True):
-            (plan,) = value(connection, explain, worker.id, most)
+            (plan,) = connection.value(explain, worker.id, most)
     touched = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
     return int(touched)
 
 
-def fill(connection: psycopg.Connection, count: int, state: str = "pending", ahead: str = "0") -> None:
+def fill(connection: Connection, count: int, state: str = "pending", ahead: str = "0") -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, send_at, state)
@@ -455,8 +418,7 @@ def fill(connection: psycopg.Connection, count: int, state: str = "pending", ahe
     )
 
 
-def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_scheduled_and_settled_rows_do_not_slow_a_claim(connection: Connection, worker: Worker) -> None:
     fill(connection, 200)
 
     def beside(scheduled: int, settled: int) -> int:
@@ -477,8 +439,9 @@ def test_what_is_scheduled_and_what_is_settled_costs_a_claim_nothing(connection:
     assert many <= 1.2 * few, (few, many)
 
 
-def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(
+    connection: Connection, worker: Worker
+) -> None:
     fill(connection, 10_000)
     connection.execute("vacuum analyze notify_worker.notifications")
 

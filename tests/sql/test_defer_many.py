@@ -1,18 +1,18 @@
-"""Many wishes by one statement: ids in the order of the rows, one bell, all or none."""
+"""Many notifications in one statement: ids in the order of the rows, one wake-up, all or none."""
 
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 from psycopg.errors import CheckViolation
-from psycopg.rows import RowFactory, dict_row, namedtuple_row, scalar_row
+from psycopg.rows import RowFactory, TupleRow, dict_row, namedtuple_row, scalar_row
 
 from notify_worker.producer import JSON_COLUMNS, Columns, defer, defer_many, defer_many_async
-from tests.support.store_calls import Row, at_once, connected, rows, value
+from tests.support.store_calls import Connection, Row, at_once, connected
 
 AT = datetime(2027, 1, 2, 9, tzinfo=UTC)
 HELLO: Columns = {"receiver_id": "u_42", "title": "Hello"}
@@ -29,27 +29,23 @@ def event(event_id: str | int | None, **columns: Any) -> Columns:
     return {**HELLO, "event_id": event_id, **columns}  # type: ignore[typeddict-item]
 
 
-def outbox(connection: psycopg.Connection[Any]) -> list[Row]:
-    return rows(connection, "select * from notify_worker.notifications order by id")
+def outbox(connection: Connection) -> list[Row]:
+    return connection.rows("select * from notify_worker.notifications order by id")
 
 
-def events(connection: psycopg.Connection[Any]) -> dict[int, str | None]:
+def events(connection: Connection) -> dict[int, str | None]:
     """Which event stands under which id."""
     return {row["id"]: row["event_id"] for row in outbox(connection)}
 
 
-def titles(connection: psycopg.Connection[Any]) -> dict[int, str]:
+def titles(connection: Connection) -> dict[int, str]:
     return {row["id"]: row["title"] for row in outbox(connection)}
-
-
-def bells(connection: psycopg.Connection[Any]) -> int:
-    return int(value(connection, "select count(*) from notify_worker.procrastinate_jobs"))
 
 
 # ── ids ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_ids_come_in_the_order_of_the_rows(connection: psycopg.Connection) -> None:
+def test_ids_come_in_the_order_of_the_rows(connection: Connection) -> None:
     names = [f"order:{number}" for number in range(200)]
     random.Random(7).shuffle(names)
 
@@ -60,7 +56,7 @@ def test_ids_come_in_the_order_of_the_rows(connection: psycopg.Connection) -> No
     assert [stored[id_] for id_ in ids if id_] == names
 
 
-def test_rows_without_an_event_get_ids_in_their_order_among_those_with_one(connection: psycopg.Connection) -> None:
+def test_rows_without_an_event_get_ids_in_their_order_among_those_with_one(connection: Connection) -> None:
     given = [event(f"order:{number}" if number % 3 else None, title=f"no. {number}") for number in range(60)]
     random.Random(7).shuffle(given)
     del given[-1]["event_id"]
@@ -71,7 +67,7 @@ def test_rows_without_an_event_get_ids_in_their_order_among_those_with_one(conne
     assert [stored[id_] for id_ in ids if id_] == [row["title"] for row in given]
 
 
-def test_an_event_that_is_there_already_gives_none_in_its_place(connection: psycopg.Connection) -> None:
+def test_an_event_that_exists_gives_none_in_its_place(connection: Connection) -> None:
     defer(connection, **event("b", title="first"))
 
     ids = defer_many(connection, [event("a"), event("b", title="second"), event("c")])
@@ -81,7 +77,7 @@ def test_an_event_that_is_there_already_gives_none_in_its_place(connection: psyc
     assert titles(connection)[1] == "first"
 
 
-def test_of_one_event_given_several_times_the_first_row_counts(connection: psycopg.Connection) -> None:
+def test_of_one_event_given_several_times_the_first_row_counts(connection: Connection) -> None:
     ids = defer_many(
         connection, [event("b"), event("a", title="one"), event("a", title="two"), event("a", title="three")]
     )
@@ -91,14 +87,14 @@ def test_of_one_event_given_several_times_the_first_row_counts(connection: psyco
 
 
 @pytest.mark.parametrize("name", ["", " ", "null", "ä", "100 %s {x}", 'say "hi"', "a\nb", "🔔"])
-def test_an_event_may_have_any_name(connection: psycopg.Connection, name: str) -> None:
+def test_an_event_may_have_any_name(connection: Connection, name: str) -> None:
     ids = defer_many(connection, [event(None), event(name), event(None), event(name)])
 
     assert ids[3] is None
     assert events(connection) == {ids[0]: None, ids[1]: name, ids[2]: None}
 
 
-def test_an_event_may_be_a_number_as_with_defer(connection: psycopg.Connection) -> None:
+def test_an_event_may_be_a_number_as_with_defer(connection: Connection) -> None:
     assert defer(connection, **event(7)) == 1
 
     ids = defer_many(connection, [event(42), event(7), event(43)])
@@ -111,12 +107,12 @@ def test_no_rows_make_no_statement() -> None:
     assert defer_many(None, []) == []
 
 
-def test_rows_may_come_from_a_generator(connection: psycopg.Connection) -> None:
+def test_rows_may_come_from_a_generator(connection: Connection) -> None:
     assert defer_many(connection, (event(name) for name in "ba")) == [2, 1]
 
 
-def test_defer_many_commits_nothing_by_itself(database: str, connection: psycopg.Connection) -> None:
-    with psycopg.connect(database) as callers:
+def test_defer_many_commits_nothing_by_itself(database: str, connection: Connection) -> None:
+    with Connection.connect(database) as callers:
         defer_many(callers, [event("a"), event("b")])
         callers.rollback()
         defer_many(callers, [event("c")])
@@ -136,7 +132,7 @@ MIXED: list[Columns] = [
 ]
 
 
-def test_each_row_stands_as_defer_would_have_written_it(database: str, connection: psycopg.Connection) -> None:
+def test_each_row_equals_that_of_defer(database: str, connection: Connection) -> None:
     given = MIXED
     assert set(Columns.__annotations__) == {name for row in given for name in row}
 
@@ -147,7 +143,7 @@ def test_each_row_stands_as_defer_would_have_written_it(database: str, connectio
     assert [stored[id_] for id_ in many if id_] == [stored[id_] for id_ in one_by_one if id_]
 
 
-def test_a_row_that_lacks_a_column_keeps_its_default(connection: psycopg.Connection) -> None:
+def test_a_row_that_lacks_a_column_keeps_its_default(connection: Connection) -> None:
     defer_many(connection, [HELLO, {**HELLO, "on_unknown": "hold"}, {**HELLO, "project": "other"}])
 
     assert [(row["on_unknown"], row["project"]) for row in outbox(connection)] == [
@@ -157,14 +153,14 @@ def test_a_row_that_lacks_a_column_keeps_its_default(connection: psycopg.Connect
     ]
 
 
-def test_none_is_null_in_json_columns_too_and_never_the_json_null(connection: psycopg.Connection) -> None:
+def test_none_is_null_in_json_columns_too_and_never_the_json_null(connection: Connection) -> None:
     defer_many(connection, [{**HELLO, "params": None, "data": None, "message": None}, {**HELLO, "params": {"a": 1}}])
 
     assert [[row[name] for name in JSON_COLUMNS] for row in outbox(connection)] == [[None] * 3, [{"a": 1}, None, None]]
-    assert value(connection, "select count(*) from notify_worker.notifications where params is null") == 1
+    assert connection.value("select count(*) from notify_worker.notifications where params is null") == 1
 
 
-def test_a_moment_is_a_moment_and_one_without_a_zone_is_the_sessions(connection: psycopg.Connection) -> None:
+def test_a_moment_is_a_moment_and_one_without_a_zone_is_the_sessions(connection: Connection) -> None:
     connection.execute("set timezone = 'Asia/Tokyo'")
     in_new_york = AT.astimezone(timezone(timedelta(hours=-5)))
     naive = AT.replace(tzinfo=None)
@@ -177,9 +173,7 @@ def test_a_moment_is_a_moment_and_one_without_a_zone_is_the_sessions(connection:
 
 
 @pytest.mark.parametrize("column", JSON_COLUMNS)
-def test_what_defer_can_not_write_as_json_defer_many_can_not_either(
-    connection: psycopg.Connection, column: str
-) -> None:
+def test_defer_many_refuses_the_same_json_as_defer(connection: Connection, column: str) -> None:
     row: Any = {**HELLO, column: {"at": AT}}
 
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -188,7 +182,7 @@ def test_what_defer_can_not_write_as_json_defer_many_can_not_either(
         defer_many(connection, [row])
 
 
-def test_a_value_of_a_wrong_type_is_a_type_error(connection: psycopg.Connection) -> None:
+def test_a_value_of_a_wrong_type_is_a_type_error(connection: Connection) -> None:
     wrong: Any = {**HELLO, "title": object()}
 
     with pytest.raises(TypeError, match="object"):
@@ -198,19 +192,17 @@ def test_a_value_of_a_wrong_type_is_a_type_error(connection: psycopg.Connection)
 # ── all or none ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_rows_ring_one_bell(connection: psycopg.Connection) -> None:
+def test_a_thousand_rows_send_one_wakeup(connection: Connection) -> None:
     ids = defer_many(connection, [event(f"order:{number}") for number in range(1_000)])
 
-    assert (len(set(ids)), bells(connection)) == (1_000, 1)
+    assert (len(set(ids)), connection.wakeups()) == (1_000, 1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [("reciever_id", "Did you mean receiver_id?"), ("due_at", ""), ('title) values (1); drop table "x"; --', "")],
 )
-def test_a_column_that_is_not_the_callers_is_a_type_error_wherever_it_stands(
-    connection: psycopg.Connection, wrong: str, hint: str
-) -> None:
+def test_an_unknown_column_in_any_row_is_a_type_error(connection: Connection, wrong: str, hint: str) -> None:
     given: Any = [HELLO, HELLO, {"title": "Hello", wrong: "x"}]
 
     with pytest.raises(TypeError) as caught:
@@ -235,17 +227,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("bad", "rule"), BAD, ids=[rule for _, rule in BAD])
 def test_a_row_that_is_refused_takes_all_with_it_and_its_rule_is_named(
-    connection: psycopg.Connection, bad: Any, rule: str
+    connection: Connection, bad: Any, rule: str
 ) -> None:
     with pytest.raises(CheckViolation) as caught:
         defer_many(connection, [event("a"), bad, event("z")])
 
     assert caught.value.diag.constraint_name == rule
-    assert (outbox(connection), bells(connection)) == ([], 0)
+    assert (outbox(connection), connection.wakeups()) == ([], 0)
 
 
-def test_after_a_savepoint_the_business_transaction_goes_on(database: str, connection: psycopg.Connection) -> None:
-    with psycopg.connect(database) as callers:
+def test_after_a_savepoint_the_business_transaction_goes_on(database: str, connection: Connection) -> None:
+    with Connection.connect(database) as callers:
         defer(callers, **event("before"))
         with pytest.raises(CheckViolation), callers.transaction():
             defer_many(callers, [event("a"), {"receiver_id": "u_42"}])
@@ -257,8 +249,8 @@ def test_after_a_savepoint_the_business_transaction_goes_on(database: str, conne
 # ── many at once ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_eight_who_publish_the_same_events_in_different_orders_publish_each_once_and_never_deadlock(
-    database: str, connection: psycopg.Connection
+def test_eight_producers_of_the_same_events_publish_each_once_without_deadlock(
+    database: str, connection: Connection
 ) -> None:
     names = [f"order:{number}" for number in range(50)]
 
@@ -279,29 +271,19 @@ def test_eight_who_publish_the_same_events_in_different_orders_publish_each_once
 # ── whose connection ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        dict_row,
-        namedtuple_row,
-        scalar_row,
-    ],
-)
-def test_the_callers_connection_may_make_of_rows_what_it_likes(
-    connection: psycopg.Connection[Any], factory: RowFactory[Any]
-) -> None:
-    connection.row_factory = factory
+@pytest.mark.parametrize("factory", [dict_row, namedtuple_row, scalar_row])
+def test_the_callers_connection_may_have_any_row_factory(connection: Connection, factory: Any) -> None:
+    connection.row_factory = cast("RowFactory[TupleRow]", factory)
 
     ids = defer_many(connection, [event("b"), event(None), event("a"), event("a")])
 
-    connection.row_factory = dict_row
     assert ids[3] is None
     assert events(connection) == {ids[0]: "b", ids[1]: None, ids[2]: "a"}
 
 
 @pytest.mark.parametrize("factory", [None, dict_row])
-async def test_the_asynchronous_twin_does_the_same(
-    async_connection: psycopg.AsyncConnection[Any], connection: psycopg.Connection, factory: Any
+async def test_the_async_function_does_the_same(
+    async_connection: psycopg.AsyncConnection[Any], connection: Connection, factory: Any
 ) -> None:
     if factory:
         async_connection.row_factory = factory
@@ -310,12 +292,12 @@ async def test_the_asynchronous_twin_does_the_same(
 
     assert ids[3] is None
     assert events(connection) == {ids[0]: "b", ids[1]: None, ids[2]: "a"}
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
     assert await defer_many_async(async_connection, []) == []
 
 
-async def test_the_asynchronous_twin_refuses_the_same(
-    async_connection: psycopg.AsyncConnection[Any], connection: psycopg.Connection
+async def test_the_async_function_refuses_the_same(
+    async_connection: psycopg.AsyncConnection[Any], connection: Connection
 ) -> None:
     wrong: Any = {"reciever_id": "u_42"}
 
@@ -328,7 +310,7 @@ async def test_the_asynchronous_twin_refuses_the_same(
 
 
 @pytest.mark.parametrize("cursor", ["cursor", "RealDictCursor", "NamedTupleCursor", "DictCursor"])
-def test_a_connection_of_psycopg2_does_too(database: str, connection: psycopg.Connection, cursor: str) -> None:
+def test_a_connection_of_psycopg2_does_too(database: str, connection: Connection, cursor: str) -> None:
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2 is not here, and no dependency")
     extras = pytest.importorskip("psycopg2.extras")
     factory = getattr(extras, cursor, psycopg2.extensions.cursor)

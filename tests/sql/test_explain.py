@@ -1,8 +1,7 @@
-"""What `explain` tells support staff: one line per thing that happened, in its order, without an address."""
+"""`explain` for support staff: one line per event, in order, without an address."""
 
 import re
 
-import psycopg
 import pytest
 
 from tests.support.store_calls import (
@@ -12,44 +11,35 @@ from tests.support.store_calls import (
     SENT,
     UNKNOWN,
     UNREGISTERED,
-    claim,
-    claim_one,
+    Connection,
+    Worker,
     connected,
-    insert,
     outcome,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    rows,
-    send,
-    value,
 )
 
 ADDRESS = "fcm:a-secret-address-of-a-phone-0815"
 GONE = "the worker was gone before it recorded an outcome"
 
 
-def story(connection: psycopg.Connection, notification_id: int) -> list[str]:
-    told = rows(connection, "select * from notify_worker.explain(%s::bigint)", notification_id)
-    assert [line["at"] for line in told] == sorted(line["at"] for line in told)
-    return [re.sub(r"\d{4}-\d\d-\d\d [\d:.+]+", "<time>", line["what"]) for line in told]
+def story(connection: Connection, notification_id: int) -> list[str]:
+    lines = connection.rows("select * from notify_worker.explain(%s::bigint)", notification_id)
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+    return [re.sub(r"\d{4}-\d\d-\d\d [\d:.+]+", "<time>", line["what"]) for line in lines]
 
 
-def insert_for_phone(connection: psycopg.Connection, **columns: object) -> int:
-    register(connection, "u_42", ADDRESS)
-    return insert(connection, receiver_id="u_42", **columns)
+def insert_for_phone(connection: Connection, **columns: object) -> int:
+    connection.register_device("u_42", ADDRESS)
+    return connection.insert(receiver_id="u_42", **columns)
 
 
-def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_story_of_a_sent_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
-    delivery = send(connection, worker, SENT)[0]["delivery_id"]
+    delivery = connection.send(worker, SENT)[0]["delivery_id"]
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
     phone = f"delivery {delivery} (android …e-0815)"
-    assert told == [
+    assert lines == [
         f"notification {number} (event order:42:paid) was inserted for receiver u_42",
         f"{phone} was created",
         f"{phone}: attempt 1 by {worker.name} came to sent: FCM has accepted it as projects/p/messages/1",
@@ -57,36 +47,34 @@ def test_the_story_of_what_was_sent(connection: psycopg.Connection) -> None:
     ]
 
 
-def test_the_story_of_what_was_retried(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_story_of_a_retried_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
-    send(connection, worker, RETRY)
-    send(connection, worker, LATER)
+    connection.send(worker, RETRY)
+    connection.send(worker, LATER)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    tries = [line for line in told if "attempt" in line]
+    tries = [line for line in lines if "attempt" in line]
     assert [line.partition(": ")[2] for line in tries] == [
         f"attempt 1 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
         f"attempt 2 by {worker.name} came to retry: FCM is busy, to be tried again at <time>",
     ]
-    assert told[-1] == "it is pending, due at <time>"
+    assert lines[-1] == "it is pending, due at <time>"
 
 
-def test_the_story_of_what_failed(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_story_of_a_failed_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
-    send(connection, worker, FAILED)
+    connection.send(worker, FAILED)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    assert told[-2].endswith("ended failed: it is wrong")
-    assert told[-1] == "it ended failed"
+    assert lines[-2].endswith("ended failed: it is wrong")
+    assert lines[-1] == "it ended failed"
 
 
-def test_the_story_of_a_campaign_that_is_not_there(connection: psycopg.Connection) -> None:
-    number = insert(connection, campaign="no_such", address=ADDRESS)
-    claim(connection, register_worker(connection))
+def test_the_story_of_a_missing_campaign(connection: Connection) -> None:
+    number = connection.insert(campaign="no_such", address=ADDRESS)
+    connection.claim(connection.register_worker())
 
     assert story(connection, number) == [
         f"notification {number} was inserted for the token …e-0815",
@@ -94,13 +82,13 @@ def test_the_story_of_a_campaign_that_is_not_there(connection: psycopg.Connectio
     ]
 
 
-def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psycopg.Connection) -> None:
+def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: Connection) -> None:
     number = insert_for_phone(connection)
     with connected(database) as session:
-        dead = register_worker(session)
-        held = claim_one(session, dead)
-    rescue_worker(connection, dead)
-    record(connection, dead, outcome(held, verdict="sent"))
+        dead = session.register_worker()
+        held = session.claim_one(dead)
+    connection.rescue_worker(dead)
+    connection.record(dead, outcome(held, verdict="sent"))
 
     tries = [line.partition(": ")[2] for line in story(connection, number) if "attempt" in line]
     assert tries == [
@@ -109,32 +97,29 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: psyco
     ]
 
 
-def test_the_story_of_what_is_held_says_that_a_person_decides(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_story_of_a_held_notification_says_that_a_person_decides(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection, on_unknown="hold")
-    send(connection, worker, UNKNOWN)
+    connection.send(worker, UNKNOWN)
 
     assert "it is for a person to decide" in story(connection, number)[-1]
 
 
-def test_the_story_of_what_is_leased_says_who_has_it(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_story_of_a_leased_notification_names_its_worker(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
-    claim(connection, worker)
+    connection.claim(worker)
 
     assert (
         story(connection, number)[-1] == f"it is pending: a worker ({worker.name}) holds it until <time> at the latest"
     )
 
 
-def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: psycopg.Connection) -> None:
-    number = value(
-        connection,
+def test_the_story_of_a_scheduled_notification_says_when_it_is_due(connection: Connection) -> None:
+    number = connection.value(
         """
         insert into notify_worker.notifications (receiver_id, title, send_at)
         values ('u_42', 'Hello', now() + interval '1 day')
         returning id
-        """,
+        """
     )
 
     assert story(connection, number) == [
@@ -143,30 +128,29 @@ def test_the_story_of_what_is_scheduled_says_until_when_it_waits(connection: psy
     ]
 
 
-def test_a_story_is_told_by_its_event_too(connection: psycopg.Connection) -> None:
+def test_explain_takes_an_event_id(connection: Connection) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
-    send(connection, register_worker(connection), SENT)
+    connection.send(connection.register_worker(), SENT)
 
-    told = rows(connection, "select * from notify_worker.explain('order:42:paid')")
+    lines = connection.rows("select * from notify_worker.explain('order:42:paid')")
 
-    assert told == rows(connection, "select * from notify_worker.explain(%s::bigint)", number)
+    assert lines == connection.rows("select * from notify_worker.explain(%s::bigint)", number)
 
 
 @pytest.mark.parametrize("columns", [{"receiver_id": "u_42"}, {"address": ADDRESS}], ids=str)
 def test_no_story_shows_more_than_the_end_of_an_address(
-    connection: psycopg.Connection, columns: dict[str, object]
+    connection: Connection, columns: dict[str, object], worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", ADDRESS)
-    number = insert(connection, **columns)
-    send(connection, worker, UNREGISTERED)
+    connection.register_device("u_42", ADDRESS)
+    number = connection.insert(**columns)
+    connection.send(worker, UNREGISTERED)
 
-    told = story(connection, number)
+    lines = story(connection, number)
 
-    assert len(told) == 5
-    assert ADDRESS[-7:] not in " ".join(told)
+    assert len(lines) == 5
+    assert ADDRESS[-7:] not in " ".join(lines)
 
 
-def test_an_event_that_nobody_published_has_no_story(connection: psycopg.Connection) -> None:
-    assert rows(connection, "select * from notify_worker.explain('order:43:paid')") == []
-    assert rows(connection, "select * from notify_worker.explain(4711::bigint)") == []
+def test_an_unknown_event_has_no_story(connection: Connection) -> None:
+    assert connection.rows("select * from notify_worker.explain('order:43:paid')") == []
+    assert connection.rows("select * from notify_worker.explain(4711::bigint)") == []

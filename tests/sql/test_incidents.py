@@ -1,4 +1,4 @@
-"""What workers stop by themselves: it waits and costs nothing, is probed, and goes on where a probe gets through."""
+"""Incidents that workers open: deliveries wait at no cost, are probed, and go on once a probe succeeds."""
 
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,40 +11,9 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.store_calls import (
-    CLAIM,
-    Row,
-    Worker,
-    at_once,
-    attempts,
-    await_lock,
-    begin,
-    claim,
-    claim_one,
-    connected,
-    deliveries,
-    end,
-    insert,
-    let_pass,
-    notification,
-    only_delivery,
-    outcome,
-    paused,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    row,
-    rows,
-    state,
-    unbalanced,
-    value,
-)
+from tests.support.store_calls import CLAIM, Connection, Row, Worker, at_once, await_lock, connected, outcome
 from tests.support.waiting import until
 
-BELLS: LiteralString = (
-    "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
-)
 OPEN: LiteralString = """
     select id, project, scope, by, began_at, nullif(blocked_until, 'infinity') as blocked_until, probe_count, reason
     from notify_worker.open_incidents
@@ -52,34 +21,26 @@ OPEN: LiteralString = """
 """
 
 
-def incident(connection: psycopg.Connection) -> Row:
+def incident(connection: Connection) -> Row:
     """The one that is open."""
-    return row(connection, OPEN)
+    return connection.row(OPEN)
 
 
-def waits_for(connection: psycopg.Connection) -> float:
+def waits_for(connection: Connection) -> float:
     """Seconds until the open incident ends or is probed."""
     left: LiteralString = (
         "select date_part('epoch', blocked_until - clock_timestamp()) from notify_worker.open_incidents"
     )
-    return float(value(connection, left))
+    return float(connection.value(left))
 
 
-def pause(connection: psycopg.Connection, project: str = "default") -> None:
-    connection.execute("select notify_worker.pause(%s, 'maintenance')", [project])
-
-
-def resume(connection: psycopg.Connection, project: str = "default") -> None:
-    connection.execute("select notify_worker.resume(%s)", [project])
-
-
-def project_rate(connection: psycopg.Connection, project: str = "default") -> float:
+def project_rate(connection: Connection, project: str = "default") -> float:
     statement: LiteralString = "select notify_worker.project_rate(projects) from notify_worker.projects where name = %s"
-    return float(value(connection, statement, project))
+    return float(connection.value(statement, project))
 
 
-def told(connection: psycopg.Connection, number: int) -> list[str]:
-    return [line["what"] for line in rows(connection, "select what from notify_worker.explain(%s::bigint)", number)]
+def explained(connection: Connection, number: int) -> list[str]:
+    return [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
 
 def refused(delivery: Row) -> Row:
@@ -87,10 +48,12 @@ def refused(delivery: Row) -> Row:
     return outcome(delivery, verdict="paused", http_status=403, error="FCM is not enabled", retry_in=0, counts=False)
 
 
-def family(connection: psycopg.Connection, receiver_id: str = "u_42", project: str = "default") -> dict[str, int]:
+def family(connection: Connection, receiver_id: str = "u_42", project: str = "default") -> dict[str, int]:
     """A receiver with a device of each platform."""
     return {
-        platform: register(connection, receiver_id, f"fcm:{receiver_id}-{platform}", platform=platform, project=project)
+        platform: connection.register_device(
+            receiver_id, f"fcm:{receiver_id}-{platform}", platform=platform, project=project
+        )
         for platform in ("android", "ios", "web")
     }
 
@@ -98,33 +61,30 @@ def family(connection: psycopg.Connection, receiver_id: str = "u_42", project: s
 # ── a project that is probed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_worker_s_pause_stops_its_project_and_no_other(connection: psycopg.Connection) -> None:
+def test_a_worker_s_pause_blocks_its_project_and_no_other(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker = register_worker(connection)
-    waiting = [insert(connection, project="orders"), insert(connection, project="orders", priority="high")]
-    other = insert(connection)
+    waiting = [connection.insert(project="orders"), connection.insert(project="orders", priority="high")]
+    other = connection.insert()
 
-    begin(connection, project="orders")
+    connection.open_incident(project="orders")
 
-    assert claim_one(connection, worker)["notification_id"] == other
-    assert claim(connection, worker) == []
-    assert [state(connection, number) for number in waiting] == ["pending", "pending"]
-    assert paused(connection, "orders")[1] == "its key was refused"
-    assert paused(connection) == (None, None)
+    assert connection.claim_one(worker)["notification_id"] == other
+    assert connection.claim(worker) == []
+    assert [connection.state(number) for number in waiting] == ["pending", "pending"]
+    assert connection.project_pause("orders")[1] == "its key was refused"
+    assert connection.project_pause() == (None, None)
     assert 9 < waits_for(connection) <= 10
 
 
-def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_exactly_one_of_several_workers_gets_the_probe(database: str, connection: Connection) -> None:
     for _ in range(20):
-        insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+        connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
     def look() -> list[Row]:
         with connected(database) as session:
-            return claim(session, register_worker(session))
+            return session.claim(session.register_worker())
 
     claimed = at_once(look, look, look)
 
@@ -134,69 +94,67 @@ def test_of_several_workers_exactly_one_makes_the_probe_of_one_delivery(
     assert incident(connection)["probe_count"] == 1
 
 
-def test_a_probe_s_turn_is_taken_while_another_worker_has_not_committed(
-    database: str, connection: psycopg.Connection
-) -> None:
-    insert(connection)
-    insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+def test_an_uncommitted_probe_prevents_a_second_one(database: str, connection: Connection) -> None:
+    connection.insert()
+    connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
     with connected(database) as first:
-        worker = register_worker(first)
+        worker = first.register_worker()
         first.execute("begin")
-        assert len(claim(first, worker)) == 1
+        assert len(first.claim(worker)) == 1
         connection.execute("set lock_timeout = '5s'")
 
-        assert claim(connection, register_worker(connection)) == []
+        assert connection.claim(connection.register_worker()) == []
 
 
-def test_of_a_receiver_with_three_devices_one_is_the_probe(connection: psycopg.Connection) -> None:
+def test_one_of_a_receivers_three_devices_is_the_probe(connection: Connection) -> None:
     family(connection)
-    number = insert(connection, receiver_id="u_42")
-    begin(connection)
-    let_pass(connection, seconds=11)
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
-    probe = claim_one(connection, register_worker(connection))
+    probe = connection.claim_one(connection.register_worker())
 
     assert probe["probe"] is True
-    leased = notification(connection, number)
+    leased = connection.notification(number)
     assert str(leased["lease"]) == probe["lease"]
-    others = [each for each in deliveries(connection, number) if each["id"] != probe["delivery_id"]]
+    others = [each for each in connection.deliveries(number) if each["id"] != probe["delivery_id"]]
     assert [each["state"] for each in others] == ["pending", "pending"]
     assert all(each["due_at"] > leased["leased_at"] for each in others)
 
 
-def test_the_others_of_a_probe_s_receiver_go_on_with_the_project(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_the_receivers_other_devices_go_on_with_the_project(connection: Connection, worker: Worker) -> None:
     family(connection)
-    number = insert(connection, receiver_id="u_42")
-    begin(connection)
-    let_pass(connection, minutes=1)
-    probe = claim_one(connection, worker)
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident()
+    connection.let_pass(minutes=1)
+    probe = connection.claim_one(worker)
 
-    end(connection)
-    record(connection, worker, outcome(probe, verdict="sent"))
+    connection.close_incident()
+    connection.record(worker, outcome(probe, verdict="sent"))
 
-    until("the two others are due", lambda: notification(connection, number)["due_at"] <= datetime.now(UTC), within=2)
-    again = claim(connection, worker)
-    assert {each["delivery_id"] for each in again} == {each["id"] for each in deliveries(connection, number)} - {
+    until("the two others are due", lambda: connection.notification(number)["due_at"] <= datetime.now(UTC), within=2)
+    again = connection.claim(worker)
+    assert {each["delivery_id"] for each in again} == {each["id"] for each in connection.deliveries(number)} - {
         probe["delivery_id"]
     }
     assert [each["probe"] for each in again] == [False, False]
 
 
-def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_probes_back_off_to_five_minutes_and_take_a_new_notification_each(
+    connection: Connection, worker: Worker
+) -> None:
     for _ in range(10):
-        insert(connection)
-    begin(connection)
+        connection.insert()
+    connection.open_incident()
     waits, probed = [ceil(waits_for(connection))], []
 
     for _ in range(7):
-        assert claim(connection, worker) == []
-        let_pass(connection, seconds=waits[-1])
-        probe = claim_one(connection, worker)
-        record(connection, worker, refused(probe))
+        assert connection.claim(worker) == []
+        connection.let_pass(seconds=waits[-1])
+        probe = connection.claim_one(worker)
+        connection.record(worker, refused(probe))
         probed.append(probe["notification_id"])
         waits.append(ceil(waits_for(connection)))
 
@@ -205,68 +163,65 @@ def test_probes_grow_rarer_up_to_five_minutes_and_are_another_notification_each(
     assert incident(connection)["probe_count"] == 7
 
 
-def test_the_probes_of_an_outage_burn_no_attempt(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    begin(connection)
+def test_probes_cost_no_attempt(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    connection.open_incident()
 
     for _ in range(15):
-        let_pass(connection, minutes=6)
-        record(connection, worker, refused(claim_one(connection, worker)))
-        let_pass(connection, seconds=1)
+        connection.let_pass(minutes=6)
+        connection.record(worker, refused(connection.claim_one(worker)))
+        connection.let_pass(seconds=1)
 
-    assert (state(connection, number), only_delivery(connection, number)["attempts"]) == ("pending", 0)
-    assert len(attempts(connection, number)) == 15
-    assert unbalanced(connection) == []
+    assert (connection.state(number), connection.only_delivery(number)["attempts"]) == ("pending", 0)
+    assert len(connection.attempts(number)) == 15
+    assert connection.unbalanced() == []
 
 
-def test_a_probe_that_got_through_frees_all_and_rings(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_successful_probe_unblocks_all_and_sends_a_wakeup(connection: Connection, worker: Worker) -> None:
     for _ in range(5):
-        insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
-    probe = claim_one(connection, worker)
-    record(connection, worker, outcome(probe, verdict="sent"))
-    assert value(connection, BELLS) == 0
+        connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
+    probe = connection.claim_one(worker)
+    connection.record(worker, outcome(probe, verdict="sent"))
+    assert connection.wakeups() == 0
 
-    end(connection)
+    connection.close_incident()
 
-    assert paused(connection) == (None, None)
-    assert rows(connection, OPEN) == []
-    assert value(connection, BELLS) == 1
-    freed = claim(connection, worker)
+    assert connection.project_pause() == (None, None)
+    assert connection.rows(OPEN) == []
+    assert connection.wakeups() == 1
+    freed = connection.claim(worker)
     assert (len(freed), {each["probe"] for each in freed}) == (4, {False})
-    record(connection, worker, *[outcome(each, verdict="sent") for each in freed])
-    assert unbalanced(connection) == []
+    connection.record(worker, *[outcome(each, verdict="sent") for each in freed])
+    assert connection.unbalanced() == []
 
 
-def test_the_end_of_what_is_not_stopped_changes_nothing(connection: psycopg.Connection) -> None:
-    end(connection)
+def test_closing_an_incident_that_is_not_open_changes_nothing(connection: Connection) -> None:
+    connection.close_incident()
 
-    assert rows(connection, "select from notify_worker.incidents") == []
-    assert value(connection, BELLS) == 0
+    assert connection.rows("select from notify_worker.incidents") == []
+    assert connection.wakeups() == 0
 
 
-def test_a_straggler_begins_nothing_twice_and_moves_no_probe(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
-    claim_one(connection, worker)
-    before, before_of_project = incident(connection), paused(connection)
+def test_a_late_report_opens_no_second_incident_and_moves_no_probe(connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
+    connection.claim_one(worker)
+    before, before_of_project = incident(connection), connection.project_pause()
 
-    begin(connection, reason="the same, seen by another")
+    connection.open_incident(reason="the same, seen by another")
 
     assert incident(connection) == before
-    assert paused(connection) == before_of_project
+    assert connection.project_pause() == before_of_project
 
 
-def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, connection: psycopg.Connection) -> None:
+def test_two_workers_that_report_at_once_open_one_incident(database: str, connection: Connection) -> None:
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
-        begin(first)
-        waiting = thread.submit(begin, second)
+        first.open_incident()
+        waiting = thread.submit(second.open_incident)
         await_lock(connection, second.info.backend_pid)
 
         first.execute("commit")
@@ -275,42 +230,40 @@ def test_two_workers_that_find_the_same_at_once_begin_it_once(database: str, con
     assert incident(connection)["probe_count"] == 0
 
 
-def test_the_next_probe_comes_though_the_worker_that_made_one_froze(connection: psycopg.Connection) -> None:
-    frozen, other = register_worker(connection), register_worker(connection)
-    insert(connection)
-    insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
-    first = claim_one(connection, frozen)
+def test_a_frozen_worker_delays_the_next_probe_only_by_its_interval(connection: Connection) -> None:
+    frozen, other = connection.register_worker(), connection.register_worker()
+    connection.insert()
+    connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
+    first = connection.claim_one(frozen)
 
-    assert claim(connection, other) == []
-    let_pass(connection, seconds=21)
+    assert connection.claim(other) == []
+    connection.let_pass(seconds=21)
 
-    second = claim_one(connection, other)
+    second = connection.claim_one(other)
     assert (second["probe"], second["notification_id"] != first["notification_id"]) == (True, True)
 
 
-def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_there_was(
-    database: str, connection: psycopg.Connection
-) -> None:
-    number = insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+def test_a_crash_during_the_only_probe_leaves_it_to_be_probed_again(database: str, connection: Connection) -> None:
+    number = connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
     with connected(database) as session:
-        dead = register_worker(session)
-        first = claim_one(session, dead)
-    assert rescue_worker(connection, dead) == 1
-    worker = register_worker(connection)
-    assert claim(connection, worker) == []
+        dead = session.register_worker()
+        first = session.claim_one(dead)
+    assert connection.rescue_worker(dead) == 1
+    worker = connection.register_worker()
+    assert connection.claim(worker) == []
 
-    let_pass(connection, seconds=21)
+    connection.let_pass(seconds=21)
 
-    again = claim_one(connection, worker)
+    again = connection.claim_one(worker)
     assert (again["delivery_id"], again["probe"], again["attempts"]) == (first["delivery_id"], True, 0)
-    record(connection, worker, outcome(again, verdict="sent"))
-    end(connection)
-    assert [each["verdict"] for each in attempts(connection, number)] == ["unknown", "sent"]
-    assert unbalanced(connection) == []
+    connection.record(worker, outcome(again, verdict="sent"))
+    connection.close_incident()
+    assert [each["verdict"] for each in connection.attempts(number)] == ["unknown", "sent"]
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(
@@ -318,57 +271,52 @@ def test_the_next_probe_comes_though_the_worker_that_made_one_crashed_with_all_t
     [{"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, {"campaign": "no_such"}, {"receiver_id": "u_nobody"}],
     ids=["expired", "failed", "unreachable"],
 )
-def test_what_cannot_be_sent_takes_no_probe_s_turn(connection: psycopg.Connection, columns: dict[str, object]) -> None:
-    worker = register_worker(connection)
-    unsendable = [insert(connection, **columns) for _ in range(3)]
-    number = insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+def test_an_unsendable_notification_uses_up_no_probe(
+    connection: Connection, columns: dict[str, object], worker: Worker
+) -> None:
+    unsendable = [connection.insert(**columns) for _ in range(3)]
+    number = connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
-    claimed = [each for _ in range(4) for each in claim(connection, worker)]
+    claimed = [each for _ in range(4) for each in connection.claim(worker)]
 
     assert [(each["notification_id"], each["probe"]) for each in claimed] == [(number, True)]
-    assert "pending" not in {state(connection, each) for each in unsendable}
+    assert "pending" not in {connection.state(each) for each in unsendable}
     assert 19 < waits_for(connection) <= 20
 
 
-def test_what_another_incident_stops_takes_no_probe_s_turn(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    insert(connection, receiver_id="u_42")
-    insert(connection, kind="topic", address="news")
-    number = insert(connection)
-    begin(connection, "apns_web")
-    begin(connection, "topics", lasts=60)
-    begin(connection)
-    let_pass(connection, seconds=11)
+def test_a_delivery_that_another_incident_blocks_uses_up_no_probe(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    connection.insert(receiver_id="u_42")
+    connection.insert(kind="topic", address="news")
+    number = connection.insert()
+    connection.open_incident("apns_web")
+    connection.open_incident("topics", lasts=60)
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
-    claimed = [each for _ in range(3) for each in claim(connection, worker)]
+    claimed = [each for _ in range(3) for each in connection.claim(worker)]
 
     assert [(each["notification_id"], each["probe"]) for each in claimed] == [(number, True)]
 
 
-def waits_or_ended(observer: psycopg.Connection, session: psycopg.Connection, task: Future[list[Row]]) -> bool:
+def waits_or_ended(observer: Connection, session: Connection, task: Future[list[Row]]) -> bool:
     waits: LiteralString = "select exists (select from pg_stat_activity where pid = %s and wait_event_type = 'Lock')"
-    return task.done() or bool(value(observer, waits, session.info.backend_pid))
+    return task.done() or bool(observer.value(waits, session.info.backend_pid))
 
 
 @pytest.mark.parametrize(
     "other",
-    [
-        CLAIM,
-        "select notify_worker.close_incident('default', 'project')",
-        "select notify_worker.resume('default')",
-    ],
+    [CLAIM, "select notify_worker.close_incident('default', 'project')", "select notify_worker.resume('default')"],
     ids=["claim", "close_incident", "resume"],
 )
-def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
-    database: str, connection: psycopg.Connection, other: LiteralString
+def test_opening_and_probing_or_closing_never_deadlock(
+    database: str, connection: Connection, other: LiteralString, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+    connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
     values = [worker.id, uuid4(), 10] if other is CLAIM else []
     with (
         connected(database) as slow,
@@ -377,10 +325,10 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
         ThreadPoolExecutor(2) as threads,
     ):
         slow.execute("begin")
-        begin(slow, "topics", lasts=60)
-        begins = threads.submit(begin, first)
+        slow.open_incident("topics", lasts=60)
+        begins = threads.submit(first.open_incident)
         await_lock(connection, first.info.backend_pid)
-        acts = threads.submit(rows, second, other, *values)
+        acts = threads.submit(second.rows, other, *values)
         until("the other one waits or has ended", lambda: waits_or_ended(connection, second, acts), within=10)
 
         slow.execute("commit")
@@ -389,17 +337,15 @@ def test_who_begins_and_who_probes_or_ends_never_wait_for_each_other(
             assert isinstance(either.exception(10), psycopg.errors.LockNotAvailable | None)
 
 
-def test_a_worker_waits_for_another_one_for_half_a_second_at_most(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_worker_waits_for_another_half_a_second_at_most(database: str, connection: Connection) -> None:
     with connected(database) as slow:
         slow.execute("begin")
-        begin(slow)
+        slow.open_incident()
 
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            begin(connection)
+            connection.open_incident()
 
-    begin(connection)
+    connection.open_incident()
 
 
 @pytest.mark.parametrize(
@@ -412,228 +358,218 @@ def test_a_worker_waits_for_another_one_for_half_a_second_at_most(
     ids=["the project's row", "an open pause", "an open resume"],
 )
 def test_an_operator_s_open_transaction_makes_no_worker_wait(
-    database: str, connection: psycopg.Connection, keeps: LiteralString
+    database: str, connection: Connection, keeps: LiteralString, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     for _ in range(3):
-        insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+        connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
     connection.execute("set lock_timeout = '100ms'")
     with connected(database) as operator:
         operator.execute("begin")
         operator.execute(keeps)
 
-        begin(connection)
-        claim(connection, worker)
-        end(connection)
-        begin(connection, lasts=60)
+        connection.open_incident()
+        connection.claim(worker)
+        connection.close_incident()
+        connection.open_incident(lasts=60)
         operator.execute("rollback")
 
-    assert paused(connection)[1] == "its key was refused"
+    assert connection.project_pause()[1] == "its key was refused"
 
 
-def test_an_operator_who_keeps_the_row_of_a_probed_project_keeps_no_probe_of_it(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_locked_project_row_delays_no_probe(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    probe, number = insert(connection, project="orders"), insert(connection)
-    begin(connection, project="orders")
-    let_pass(connection, seconds=11)
+    probe, number = connection.insert(project="orders"), connection.insert()
+    connection.open_incident(project="orders")
+    connection.let_pass(seconds=11)
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as operator:
         operator.execute("begin")
         operator.execute("update notify_worker.projects set credentials = 'env:KEY' where name = 'orders'")
 
-        claimed = claim(connection, register_worker(connection))
+        claimed = connection.claim(connection.register_worker())
 
     assert {each["notification_id"]: each["probe"] for each in claimed} == {probe: True, number: False}
 
 
 @pytest.mark.parametrize("operator_ends_by", ["commit", "rollback"])
-def test_what_a_worker_finds_during_an_open_resume_is_an_incident_of_its_own(
-    database: str, connection: psycopg.Connection, operator_ends_by: LiteralString
+def test_an_incident_found_during_an_open_resume_is_a_new_one(
+    database: str, connection: Connection, operator_ends_by: LiteralString, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     for _ in range(3):
-        insert(connection)
-    begin(connection, reason="the first")
+        connection.insert()
+    connection.open_incident(reason="the first")
     with connected(database) as operator:
         operator.execute("begin")
-        resume(operator)
-        begin(connection, reason="the second")
+        operator.resume()
+        connection.open_incident(reason="the second")
         operator.execute(operator_ends_by)
 
     left = ["the second"] if operator_ends_by == "commit" else ["the first", "the second"]
-    assert [each["reason"] for each in rows(connection, OPEN)] == left
-    let_pass(connection, seconds=11)
-    (probe,) = claim(connection, worker)
+    assert [each["reason"] for each in connection.rows(OPEN)] == left
+    connection.let_pass(seconds=11)
+    (probe,) = connection.claim(worker)
     assert probe["probe"] is True
-    assert claim(connection, worker) == []
-    end(connection)
-    assert rows(connection, OPEN) == []
-    assert len(claim(connection, worker)) == 2
+    assert connection.claim(worker) == []
+    connection.close_incident()
+    assert connection.rows(OPEN) == []
+    assert len(connection.claim(worker)) == 2
 
 
 def test_an_incident_that_an_open_resume_keeps_is_closed_by_a_later_probe(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
-    begin(connection)
+    connection.open_incident()
     with connected(database) as operator:
         operator.execute("begin")
-        resume(operator)
-        end(connection)
+        operator.resume()
+        connection.close_incident()
         operator.execute("rollback")
-    still_open = rows(connection, OPEN)
+    still_open = connection.rows(OPEN)
 
-    end(connection)
+    connection.close_incident()
 
     assert len(still_open) == 1
-    assert rows(connection, OPEN) == []
+    assert connection.rows(OPEN) == []
 
 
-def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: psycopg.Connection) -> None:
+def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    number = insert(connection, project="orders")
-    pause(connection, "orders")
+    number = connection.insert(project="orders")
+    connection.pause("orders")
     connection.execute("delete from notify_worker.projects where name = 'orders'")
 
-    assert claim(connection, register_worker(connection)) == []
+    assert connection.claim(connection.register_worker()) == []
 
-    assert (notification(connection, number)["state"], notification(connection, number)["settled_reason"]) == (
+    assert (connection.notification(number)["state"], connection.notification(number)["settled_reason"]) == (
         "failed",
         'there is no project "orders"',
     )
-    assert value(connection, "select ended_at from notify_worker.incidents") is None
+    assert connection.value("select ended_at from notify_worker.incidents") is None
 
 
 # ── a probe that decides nothing ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def decide_nothing(connection: psycopg.Connection, scope: str = "project") -> None:
+def decide_nothing(connection: Connection, scope: str = "project") -> None:
     """A probe was answered for its own fault, or not requested at all."""
     connection.execute("select notify_worker.make_probe_due('default', %s)", [scope])
 
 
-def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connection: Connection, worker: Worker) -> None:
     for _ in range(5):
-        insert(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+        connection.insert()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
     probed = set()
     for _ in range(3):
-        probe = claim_one(connection, worker)
+        probe = connection.claim_one(worker)
         decide_nothing(connection)
-        record(connection, worker, outcome(probe, verdict="failed", http_status=400))
+        connection.record(worker, outcome(probe, verdict="failed", http_status=400))
         probed.add((probe["notification_id"], probe["probe"]))
 
     assert len({number for number, is_probe in probed if is_probe}) == 3
-    assert len(rows(connection, OPEN)) == 1
-    record(connection, worker, refused(claim_one(connection, worker)))
-    assert claim(connection, worker) == []
+    assert len(connection.rows(OPEN)) == 1
+    connection.record(worker, refused(connection.claim_one(worker)))
+    assert connection.claim(worker) == []
     assert 19 < waits_for(connection) <= 20  # as after a first probe
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_a_probe_that_decides_nothing_wakes_a_worker(connection: psycopg.Connection) -> None:
-    begin(connection)
-    before = value(connection, BELLS)
+def test_a_probe_that_decides_nothing_wakes_a_worker(connection: Connection) -> None:
+    connection.open_incident()
+    before = connection.wakeups()
 
     decide_nothing(connection)
 
-    assert (before, value(connection, BELLS)) == (0, 1)
+    assert (before, connection.wakeups()) == (0, 1)
 
 
-def test_after_a_probe_of_ios_that_decides_nothing_another_of_what_waits_is_the_next(
-    connection: psycopg.Connection,
-) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
+def test_after_an_undecided_ios_probe_another_delivery_is_probed(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
     for _ in range(4):
-        insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
-    assert claim(connection, worker) == []
-    let_pass(connection, minutes=16)
-    first = claim_one(connection, worker)
+        connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
+    assert connection.claim(worker) == []
+    connection.let_pass(minutes=16)
+    first = connection.claim_one(worker)
 
     decide_nothing(connection, "apns_web")
-    record(connection, worker, outcome(first, verdict="failed", http_status=400))
+    connection.record(worker, outcome(first, verdict="failed", http_status=400))
 
-    second = claim_one(connection, worker)
+    second = connection.claim_one(worker)
     assert (second["probe"], second["notification_id"] != first["notification_id"]) == (True, True)
-    assert claim(connection, worker) == []
-    record(connection, worker, outcome(second, verdict="sent"))
-    end(connection, "apns_web")
-    assert len(claim(connection, worker)) == 2
-    assert unbalanced(connection) == []
+    assert connection.claim(worker) == []
+    connection.record(worker, outcome(second, verdict="sent"))
+    connection.close_incident("apns_web")
+    assert len(connection.claim(worker)) == 2
+    assert connection.unbalanced() == []
 
 
 def test_a_probe_that_decides_nothing_touches_no_pause_of_an_operator_nor_one_with_a_time(
-    connection: psycopg.Connection,
+    connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    pause(connection)
-    begin(connection, lasts=60)
-    before = rows(connection, OPEN)
+    connection.insert()
+    connection.pause()
+    connection.open_incident(lasts=60)
+    before = connection.rows(OPEN)
 
     decide_nothing(connection)
 
-    assert rows(connection, OPEN) == before
-    assert claim(connection, worker) == []
-    assert value(connection, BELLS) == 0
+    assert connection.rows(OPEN) == before
+    assert connection.claim(worker) == []
+    assert connection.wakeups() == 0
 
 
 # ── a claim beside an operator ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_open_resume_makes_no_claim_wait(database: str, connection: psycopg.Connection) -> None:
+def test_an_open_resume_makes_no_claim_wait(database: str, connection: Connection) -> None:
     family(connection)
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as operator:
         operator.execute("begin")
-        resume(operator)
+        operator.resume()
 
-        (android,) = claim(connection, register_worker(connection))
+        (android,) = connection.claim(connection.register_worker())
 
         assert (android["notification_id"], android["platform"]) == (number, "android")
 
 
-def test_what_was_put_off_since_its_incident_was_in_other_hands_is_looked_at_again_soon(
-    database: str, connection: psycopg.Connection
+def test_deliveries_postponed_because_of_a_locked_incident_are_due_again_soon(
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
     with connected(database) as operator:
         operator.execute("begin")
-        resume(operator)
-        assert claim(connection, worker) == []
+        operator.resume()
+        assert connection.claim(worker) == []
         operator.execute("commit")
 
-    until("it is claimed", lambda: bool(claim(connection, worker)), within=5)
+    until("it is claimed", lambda: bool(connection.claim(worker)), within=5)
 
-    assert only_delivery(connection, number)["last_attempt_number"] == 0
+    assert connection.only_delivery(number)["last_attempt_number"] == 0
 
 
-def pages(connection: psycopg.Connection, project: str) -> int:
+def pages(connection: Connection, project: str) -> int:
     """How many pages it touches to pick 100, all of this project, in a session that has settled on its plans."""
     explain: LiteralString = (
         "explain (analyze, buffers, format json) select * from notify_worker.lock_due(100, clock_timestamp(), %s)"
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
-            (plan,) = value(connection, explain, Jsonb({project: 100}))
+            (plan,) = connection.value(explain, Jsonb({project: 100}))
     assert plan["Plan"]["Actual Rows"] == 100, project
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(connection: psycopg.Connection) -> None:
+def test_twenty_thousand_rows_of_a_probed_project_do_not_slow_other_claims(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill: LiteralString = """
         insert into notify_worker.notifications (kind, address, title, project)
@@ -643,7 +579,7 @@ def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(
     connection.execute("analyze notify_worker.notifications")
     alone = pages(connection, "default")
 
-    begin(connection, project="orders")
+    connection.open_incident(project="orders")
     connection.execute(fill, ["orders", 20_000])
     connection.execute("analyze notify_worker.notifications")
 
@@ -653,101 +589,99 @@ def test_twenty_thousand_of_a_probed_project_make_the_claim_of_others_no_dearer(
 # ── an operator, and a pause that ends by itself ─────────────────────────────────────────────────────────────────────
 
 
-def test_an_operator_s_pause_is_lifted_by_no_probe_and_shortened_by_no_worker(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    begin(connection)
-    pause(connection)
+def test_no_probe_ends_and_no_worker_shortens_an_operator_s_pause(connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    connection.open_incident()
+    connection.pause()
 
-    begin(connection, reason="an outage")
-    begin(connection, lasts=1, reason="its quota")
-    end(connection)
-    let_pass(connection, hours=1)
+    connection.open_incident(reason="an outage")
+    connection.open_incident(lasts=1, reason="its quota")
+    connection.close_incident()
+    connection.let_pass(hours=1)
 
-    assert paused(connection) == ("infinity", "maintenance")
-    assert claim(connection, worker) == []
-    assert value(connection, "select count(*) from notify_worker.incidents where ended_at is null") == 1
-
-
-def test_no_probe_is_made_while_an_operator_pauses(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    begin(connection)
-    pause(connection)
-
-    let_pass(connection, hours=1)
-
-    assert claim(connection, worker) == []
-    assert value(connection, "select sum(probe_count) from notify_worker.stored_incidents") == 0
+    assert connection.project_pause() == ("infinity", "maintenance")
+    assert connection.claim(worker) == []
+    assert connection.value("select count(*) from notify_worker.incidents where ended_at is null") == 1
 
 
-def test_resume_ends_all_that_workers_and_operators_began(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_no_probe_is_made_while_an_operator_pauses(connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    connection.open_incident()
+    connection.pause()
+
+    connection.let_pass(hours=1)
+
+    assert connection.claim(worker) == []
+    assert connection.value("select sum(probe_count) from notify_worker.stored_incidents") == 0
+
+
+def test_resume_ends_all_that_workers_and_operators_began(connection: Connection, worker: Worker) -> None:
     family(connection)
-    family_of_deliveries = insert(connection, receiver_id="u_42")
-    topic = insert(connection, kind="topic", address="news")
-    begin(connection, "apns_web")
-    begin(connection, "topics", lasts=300)
-    begin(connection, "devices", reason="many are gone")
-    assert [each["platform"] for each in claim(connection, worker)] == ["android"]
-    begin(connection)
-    pause(connection)
+    family_of_deliveries = connection.insert(receiver_id="u_42")
+    topic = connection.insert(kind="topic", address="news")
+    connection.open_incident("apns_web")
+    connection.open_incident("topics", lasts=300)
+    connection.open_incident("devices", reason="many are gone")
+    assert [each["platform"] for each in connection.claim(worker)] == ["android"]
+    connection.open_incident()
+    connection.pause()
 
-    resume(connection)
+    connection.resume()
 
-    assert rows(connection, OPEN) == []
-    assert paused(connection) == (None, None)
-    assert value(connection, BELLS) == 1
-    assert notification(connection, topic)["due_at"] <= datetime.now(UTC)
-    assert claim_one(connection, worker)["notification_id"] == topic
-    assert state(connection, family_of_deliveries) == "pending"
+    assert connection.rows(OPEN) == []
+    assert connection.project_pause() == (None, None)
+    assert connection.wakeups() == 1
+    assert connection.notification(topic)["due_at"] <= datetime.now(UTC)
+    assert connection.claim_one(worker)["notification_id"] == topic
+    assert connection.state(family_of_deliveries) == "pending"
 
 
-def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(
+    connection: Connection, worker: Worker
+) -> None:
     for _ in range(3):
-        insert(connection)
-    begin(connection, lasts=60, reason="its quota is used up", sent_rate=10_000)
-    assert (claim(connection, worker), paused(connection)[1]) == ([], "its quota is used up")
+        connection.insert()
+    connection.open_incident(lasts=60, reason="its quota is used up", sent_rate=10_000)
+    assert (connection.claim(worker), connection.project_pause()[1]) == ([], "its quota is used up")
 
-    let_pass(connection, seconds=59)
-    assert claim(connection, worker) == []
-    let_pass(connection, seconds=1)
+    connection.let_pass(seconds=59)
+    assert connection.claim(worker) == []
+    connection.let_pass(seconds=1)
 
-    assert [each["probe"] for each in claim(connection, worker)] == [False, False, False]
-    over = row(connection, "select began_at, ended_at from notify_worker.incidents")
+    assert [each["probe"] for each in connection.claim(worker)] == [False, False, False]
+    over = connection.row("select began_at, ended_at from notify_worker.incidents")
     assert over["ended_at"] - over["began_at"] == timedelta(seconds=60)
 
 
-def test_a_probe_that_got_through_ends_no_pause_with_a_time_of_its_own(connection: psycopg.Connection) -> None:
-    begin(connection)
-    begin(connection, lasts=60, reason="its quota")
+def test_a_successful_probe_ends_no_timed_pause(connection: Connection) -> None:
+    connection.open_incident()
+    connection.open_incident(lasts=60, reason="its quota")
 
-    end(connection)
+    connection.close_incident()
 
-    assert paused(connection)[1] == "its quota"
+    assert connection.project_pause()[1] == "its quota"
     assert 59 < waits_for(connection) <= 60
 
 
 @pytest.mark.parametrize(("second", "left"), [(120, 120), (20, 60)], ids=["longer", "shorter"])
 @pytest.mark.parametrize("scope", ["project", "topics"])
 def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
-    connection: psycopg.Connection, scope: str, second: float, left: float
+    connection: Connection, scope: str, second: float, left: float
 ) -> None:
-    begin(connection, scope, lasts=60)
+    connection.open_incident(scope, lasts=60)
 
-    begin(connection, scope, lasts=second)
+    connection.open_incident(scope, lasts=second)
 
     assert left - 1 < waits_for(connection) <= left
 
 
-def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, reason="the first")
-    let_pass(connection, minutes=3)
+def test_a_timed_pause_that_ended_is_opened_anew_and_keeps_its_end(connection: Connection) -> None:
+    connection.open_incident(lasts=60, reason="the first")
+    connection.let_pass(minutes=3)
 
-    begin(connection, lasts=60, reason="the second")
+    connection.open_incident(lasts=60, reason="the second")
 
-    first, second = rows(connection, "select * from notify_worker.incidents order by began_at")
+    first, second = connection.rows("select * from notify_worker.incidents order by began_at")
     assert (first["reason"], second["reason"], second["ended_at"]) == ("the first", "the second", None)
     assert first["ended_at"] - first["began_at"] == timedelta(seconds=60)
 
@@ -755,67 +689,65 @@ def test_a_pause_with_a_time_that_is_over_begins_anew_and_keeps_its_end(connecti
 # ── the rate after an exceeded quota ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_after_an_exceeded_quota_all_go_on_with_half_of_what_they_sent_together(connection: psycopg.Connection) -> None:
+def test_after_an_exceeded_quota_the_project_goes_on_at_half_its_rate(connection: Connection) -> None:
     for _ in range(2):
-        register_worker(connection)
-    begin(connection, lasts=60, sent_rate=50)
+        connection.register_worker()
+    connection.open_incident(lasts=60, sent_rate=50)
 
     assert project_rate(connection) == pytest.approx(50)
 
 
-def test_a_worker_alone_goes_on_with_half_and_never_with_less_than_one_a_second(connection: psycopg.Connection) -> None:
-    begin(connection, lasts=60, sent_rate=30)
+def test_a_single_worker_keeps_half_and_at_least_one_a_second(connection: Connection) -> None:
+    connection.open_incident(lasts=60, sent_rate=30)
     half = project_rate(connection)
-    let_pass(connection, hours=2)
-    begin(connection, lasts=60, sent_rate=1)
+    connection.let_pass(hours=2)
+    connection.open_incident(lasts=60, sent_rate=1)
 
     assert (half, project_rate(connection)) == (15, 1)
 
 
-def test_who_is_refused_at_once_goes_on_with_half_of_what_was_allowed(connection: psycopg.Connection) -> None:
+def test_a_quota_exceeded_at_once_halves_the_allowed_rate(connection: Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, sent_rate=0)
+    connection.open_incident(lasts=60, sent_rate=0)
 
     assert project_rate(connection) == 35
 
 
 @pytest.mark.parametrize("sent", [0, 3])
-def test_who_is_refused_again_soon_after_a_pause_goes_on_with_half_of_that(
-    connection: psycopg.Connection, sent: float
-) -> None:
-    begin(connection, lasts=60, sent_rate=3_000)
-    let_pass(connection, seconds=61)
-    begin(connection, lasts=60, sent_rate=sent)
+def test_a_quota_exceeded_again_soon_halves_the_rate_again(connection: Connection, sent: float) -> None:
+    connection.open_incident(lasts=60, sent_rate=3_000)
+    connection.let_pass(seconds=61)
+    connection.open_incident(lasts=60, sent_rate=sent)
 
     assert project_rate(connection) == pytest.approx(750, rel=0.1)
 
 
 @pytest.mark.parametrize(("minutes", "times"), [(0.5, 2**0.5), (1, 2), (2, 4), (5, 32)])
 def test_the_rate_after_an_exceeded_quota_doubles_each_minute(
-    connection: psycopg.Connection, minutes: float, times: float
+    connection: Connection, minutes: float, times: float
 ) -> None:
-    begin(connection, lasts=60, sent_rate=20)
-    let_pass(connection, minutes=1)
+    connection.open_incident(lasts=60, sent_rate=20)
+    connection.let_pass(minutes=1)
     assert project_rate(connection) == pytest.approx(10, rel=0.05)
 
-    let_pass(connection, minutes=minutes)
+    connection.let_pass(minutes=minutes)
 
     assert project_rate(connection) == pytest.approx(10 * times, rel=0.05)
 
 
-def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: psycopg.Connection) -> None:
+def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
-    begin(connection, lasts=60, sent_rate=40)
-    let_pass(connection, days=400)
+    connection.open_incident(lasts=60, sent_rate=40)
+    connection.let_pass(days=400)
 
     assert project_rate(connection) == 70
 
 
 @pytest.mark.parametrize(("scope", "lasts"), [("project", None), ("apns_web", None), ("topics", 60), ("devices", None)])
-def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
-    connection: psycopg.Connection, scope: str, lasts: float | None
+def test_an_incident_without_a_rate_leaves_the_rate_unchanged(
+    connection: Connection, scope: str, lasts: float | None
 ) -> None:
-    begin(connection, scope, lasts=lasts)
+    connection.open_incident(scope, lasts=lasts)
 
     assert project_rate(connection) == 10_000
 
@@ -823,79 +755,74 @@ def test_what_says_nothing_of_the_rate_leaves_it_as_it_is(
 # ── iOS and web ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_ios_and_web_wait_and_android_goes_now(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_ios_and_web_wait_and_android_goes_now(connection: Connection, worker: Worker) -> None:
     family(connection)
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
 
-    (android,) = claim(connection, worker)
-    record(connection, worker, outcome(android, verdict="sent"))
+    (android,) = connection.claim(worker)
+    connection.record(worker, outcome(android, verdict="sent"))
 
     assert (android["platform"], android["probe"]) == ("android", False)
     open_until = incident(connection)["blocked_until"]
-    waiting = [each for each in deliveries(connection, number) if each["state"] == "pending"]
+    waiting = [each for each in connection.deliveries(number) if each["state"] == "pending"]
     assert [(each["platform"], each["due_at"]) for each in waiting] == [("ios", open_until), ("web", open_until)]
-    assert notification(connection, number)["due_at"] == open_until
-    assert notification(connection, number)["lease"] is None
+    assert connection.notification(number)["due_at"] == open_until
+    assert connection.notification(number)["lease"] is None
     assert 14 * 60 < waits_for(connection) <= 15 * 60
-    assert claim(connection, worker) == []
+    assert connection.claim(worker) == []
 
 
-def test_what_was_put_off_is_a_row_of_the_claim_without_a_delivery(
-    connection: psycopg.Connection,
-) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
+def test_a_postponed_notification_is_a_claim_row_without_a_delivery(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
 
-    (told,) = rows(connection, CLAIM, worker.id, uuid4(), 1)
+    (explained,) = connection.rows(CLAIM, worker.id, uuid4(), 1)
 
-    assert (told["notification_id"], told["delivery_id"], told["state"]) == (number, None, "pending")
-    assert rows(connection, CLAIM, worker.id, uuid4(), 1) == []
+    assert (explained["notification_id"], explained["delivery_id"], explained["state"]) == (number, None, "pending")
+    assert connection.rows(CLAIM, worker.id, uuid4(), 1) == []
 
 
-def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connection: Connection, worker: Worker) -> None:
     for receiver in ("u_1", "u_2", "u_3"):
         family(connection, receiver)
-        insert(connection, receiver_id=receiver)
-    begin(connection, "apns_web")
-    for each in claim(connection, worker):
-        record(connection, worker, outcome(each, verdict="sent"))
+        connection.insert(receiver_id=receiver)
+    connection.open_incident("apns_web")
+    for each in connection.claim(worker):
+        connection.record(worker, outcome(each, verdict="sent"))
 
     for probes in (1, 2, 3):
-        let_pass(connection, minutes=15)
-        (probe,) = claim(connection, worker)
+        connection.let_pass(minutes=15)
+        (probe,) = connection.claim(worker)
         assert probe["probe"] is True
         assert probe["platform"] in ("ios", "web")
-        record(connection, worker, refused(probe))
-        assert claim(connection, worker) == []
+        connection.record(worker, refused(probe))
+        assert connection.claim(worker) == []
         assert incident(connection)["probe_count"] == probes
         assert 14 * 60 < waits_for(connection) <= 15 * 60
-    assert {each["platform"] for each in rows(connection, "select * from notify_worker.stored_deliveries")} == {
+    assert {each["platform"] for each in connection.rows("select * from notify_worker.stored_deliveries")} == {
         "android",
         "ios",
         "web",
     }
     assert (
-        value(connection, "select sum(attempts) from notify_worker.stored_deliveries where platform <> 'android'") == 0
+        connection.value("select sum(attempts) from notify_worker.stored_deliveries where platform <> 'android'") == 0
     )
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_of_several_workers_one_probes_ios_and_web(database: str, connection: psycopg.Connection) -> None:
-    register(connection, "u_42", "fcm:phone", platform="ios")
+def test_of_several_workers_one_probes_ios_and_web(database: str, connection: Connection) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
     for _ in range(9):
-        insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
-    let_pass(connection, minutes=16)
+        connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
+    connection.let_pass(minutes=16)
     claimed: list[Row] = []
 
     def look() -> list[Row]:
         with connected(database) as session:
-            return claim(session, register_worker(session), most=3)
+            return session.claim(session.register_worker(), most=3)
 
     def somebody_probes() -> bool:
         claimed.extend(each for taken in at_once(look, look, look) for each in taken)
@@ -907,127 +834,119 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: ps
     assert incident(connection)["probe_count"] == 1
 
 
-def test_a_probe_of_ios_that_got_through_brings_forward_what_waited(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_successful_ios_probe_resumes_postponed_deliveries(connection: Connection, worker: Worker) -> None:
     family(connection)
     for _ in range(4):
-        insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
-    for each in claim(connection, worker):
-        record(connection, worker, outcome(each, verdict="sent"))
-    let_pass(connection, minutes=15)
-    probe = claim_one(connection, worker)
-    record(connection, worker, outcome(probe, verdict="sent"))
+        connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
+    for each in connection.claim(worker):
+        connection.record(worker, outcome(each, verdict="sent"))
+    connection.let_pass(minutes=15)
+    probe = connection.claim_one(worker)
+    connection.record(worker, outcome(probe, verdict="sent"))
 
-    end(connection, "apns_web")
+    connection.close_incident("apns_web")
 
-    assert value(connection, BELLS) == 1
-    freed = claim(connection, worker)
+    assert connection.wakeups() == 1
+    freed = connection.claim(worker)
     assert len(freed) == 4 * 2 - 1
     assert [each["probe"] for each in freed] == [False] * 7
-    record(connection, worker, *[outcome(each, verdict="sent") for each in freed])
-    assert value(connection, "select count(*) from notify_worker.notifications where state = 'sent'") == 4
-    assert unbalanced(connection) == []
+    connection.record(worker, *[outcome(each, verdict="sent") for each in freed])
+    assert connection.value("select count(*) from notify_worker.notifications where state = 'sent'") == 4
+    assert connection.unbalanced() == []
 
 
-def test_who_has_only_ios_is_told_after_all(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
-    assert claim(connection, worker) == []
+def test_a_receiver_with_only_ios_gets_the_message_later(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
+    assert connection.claim(worker) == []
 
-    end(connection, "apns_web")
+    connection.close_incident("apns_web")
 
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))
-    assert (state(connection, number), len(deliveries(connection, number))) == ("sent", 1)
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
+    assert (connection.state(number), len(connection.deliveries(number))) == ("sent", 1)
 
 
-def test_what_waits_for_a_retry_or_its_hour_is_not_brought_forward(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    retried = insert(connection, receiver_id="u_42")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", error="busy", retry_in=600))
-    scheduled = insert(connection, receiver_id="u_42", send_at=datetime.now(UTC) + timedelta(minutes=10))
-    begin(connection, "apns_web")
-    before = [notification(connection, number)["due_at"] for number in (retried, scheduled)]
+def test_retries_and_scheduled_deliveries_are_not_resumed_early(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    retried = connection.insert(receiver_id="u_42")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="retry", error="busy", retry_in=600))
+    scheduled = connection.insert(receiver_id="u_42", send_at=datetime.now(UTC) + timedelta(minutes=10))
+    connection.open_incident("apns_web")
+    before = [connection.notification(number)["due_at"] for number in (retried, scheduled)]
 
-    end(connection, "apns_web")
+    connection.close_incident("apns_web")
 
-    assert [notification(connection, number)["due_at"] for number in (retried, scheduled)] == before
+    assert [connection.notification(number)["due_at"] for number in (retried, scheduled)] == before
 
 
 @pytest.mark.parametrize("by", ["a probe", "resume"])
-def test_what_would_have_expired_before_the_next_probe_is_brought_forward_too(
-    connection: psycopg.Connection, by: str
+def test_deliveries_that_would_expire_before_the_next_probe_are_resumed(
+    connection: Connection, by: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    number = insert(connection, receiver_id="u_42", expires_at=datetime.now(UTC) + timedelta(minutes=10))
-    begin(connection, "apns_web")
-    assert claim(connection, worker) == []
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    number = connection.insert(receiver_id="u_42", expires_at=datetime.now(UTC) + timedelta(minutes=10))
+    connection.open_incident("apns_web")
+    assert connection.claim(worker) == []
 
     if by == "resume":
-        resume(connection)
+        connection.resume()
     else:
-        end(connection, "apns_web")
+        connection.close_incident("apns_web")
 
-    assert claim_one(connection, worker)["notification_id"] == number
+    assert connection.claim_one(worker)["notification_id"] == number
 
 
-def test_what_expires_while_ios_waits_ends_expired_at_its_expiry_unsent(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_an_ios_delivery_that_expires_while_blocked_ends_expired(connection: Connection, worker: Worker) -> None:
     family(connection)
     soon = datetime.now(UTC) + timedelta(minutes=5)
-    number = insert(connection, receiver_id="u_42", expires_at=soon)
-    begin(connection, "apns_web")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))
-    assert notification(connection, number)["due_at"] == soon
+    number = connection.insert(receiver_id="u_42", expires_at=soon)
+    connection.open_incident("apns_web")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
+    assert connection.notification(number)["due_at"] == soon
 
-    let_pass(connection, minutes=4, seconds=50)
-    assert (claim(connection, worker), state(connection, number)) == ([], "pending")
-    let_pass(connection, seconds=11)
-    assert claim(connection, worker) == []
+    connection.let_pass(minutes=4, seconds=50)
+    assert (connection.claim(worker), connection.state(number)) == ([], "pending")
+    connection.let_pass(seconds=11)
+    assert connection.claim(worker) == []
 
-    ended = {each["platform"]: (each["state"], each["last_error"]) for each in deliveries(connection, number)}
+    ended = {each["platform"]: (each["state"], each["last_error"]) for each in connection.deliveries(number)}
     assert ended["ios"] == ended["web"] == ("expired", "it expired before it could be sent")
-    assert (state(connection, number), len(attempts(connection, number))) == ("sent", 1)
+    assert (connection.state(number), len(connection.attempts(number))) == ("sent", 1)
     assert incident(connection)["probe_count"] == 0
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_a_delivery_of_which_nobody_knows_the_platform_is_not_stopped(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_delivery_of_unknown_platform_is_not_blocked(connection: Connection, worker: Worker) -> None:
     connection.execute("select notify_worker.register_device('u_42', 'token', 'fcm:thing')")
     expected = [
-        insert(connection, receiver_id="u_42"),
-        insert(connection),
-        insert(connection, kind="topic", address="a"),
+        connection.insert(receiver_id="u_42"),
+        connection.insert(),
+        connection.insert(kind="topic", address="a"),
     ]
-    begin(connection, "apns_web")
+    connection.open_incident("apns_web")
 
-    claimed = claim(connection, worker)
+    claimed = connection.claim(worker)
 
     assert [each["notification_id"] for each in claimed] == expected
     assert [each["probe"] for each in claimed] == [False, False, False]
 
 
-def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_soon(
-    database: str, connection: psycopg.Connection
-) -> None:
-    register(connection, "u_42", "fcm:phone", platform="ios")
-    insert(connection, receiver_id="u_42")
-    begin(connection, "apns_web")
-    let_pass(connection, minutes=16)
+def test_a_claim_beside_another_with_the_incident_locked_probes_soon(database: str, connection: Connection) -> None:
+    connection.register_device("u_42", "fcm:phone", platform="ios")
+    connection.insert(receiver_id="u_42")
+    connection.open_incident("apns_web")
+    connection.let_pass(minutes=16)
     with connected(database) as session, connected(database) as other, ThreadPoolExecutor(1) as thread:
         session.execute("begin")
         session.execute("select from notify_worker.stored_incidents for share")
-        looks = thread.submit(claim, other, register_worker(other))
+        looks = thread.submit(other.claim, other.register_worker())
         until("it waits or has ended", lambda: waits_or_ended(connection, other, looks), within=10)
         session.execute("commit")
         claimed = looks.result(10)
 
-        until("the probe is made", lambda: bool(claimed or claim(connection, register_worker(connection))), within=3)
+        until("the probe is made", lambda: bool(claimed or connection.claim(connection.register_worker())), within=3)
 
     assert incident(connection)["probe_count"] == 1
 
@@ -1035,128 +954,119 @@ def test_who_looks_while_another_one_looks_at_the_same_incident_makes_the_probe_
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_topics_and_conditions_wait_for_their_time_and_nothing_else_does(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    stopped = [insert(connection, kind=kind, address="news") for kind in ("topic", "condition")]
-    going = [insert(connection, kind=kind, address="fcm:phone") for kind in ("token", "fid")]
-    begin(connection, "topics", lasts=60)
+def test_a_topics_pause_blocks_topics_and_conditions_only(connection: Connection, worker: Worker) -> None:
+    stopped = [connection.insert(kind=kind, address="news") for kind in ("topic", "condition")]
+    going = [connection.insert(kind=kind, address="fcm:phone") for kind in ("token", "fid")]
+    connection.open_incident("topics", lasts=60)
 
-    assert [each["notification_id"] for each in claim(connection, worker)] == going
-    assert paused(connection) == (None, None)
-    assert {notification(connection, number)["due_at"] for number in stopped} == {incident(connection)["blocked_until"]}
-    let_pass(connection, seconds=61)
-    later = claim(connection, worker)
+    assert [each["notification_id"] for each in connection.claim(worker)] == going
+    assert connection.project_pause() == (None, None)
+    assert {connection.notification(number)["due_at"] for number in stopped} == {incident(connection)["blocked_until"]}
+    connection.let_pass(seconds=61)
+    later = connection.claim(worker)
 
     assert [each["notification_id"] for each in later] == stopped
     assert [(each["probe"], each["attempts"], each["last_attempt_number"]) for each in later] == [(False, 0, 0)] * 2
-    record(connection, worker, *[outcome(each, verdict="sent") for each in later])
-    assert unbalanced(connection) == []
+    connection.record(worker, *[outcome(each, verdict="sent") for each in later])
+    assert connection.unbalanced() == []
 
 
-def test_topics_that_wait_longer_after_all_are_put_off_again(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, kind="topic", address="news")
-    begin(connection, "topics", lasts=60)
-    assert claim(connection, worker) == []
-    begin(connection, "topics", lasts=300)
+def test_topics_are_postponed_again_if_their_pause_is_extended(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(kind="topic", address="news")
+    connection.open_incident("topics", lasts=60)
+    assert connection.claim(worker) == []
+    connection.open_incident("topics", lasts=300)
 
-    let_pass(connection, seconds=61)
+    connection.let_pass(seconds=61)
 
-    assert claim(connection, worker) == []
-    assert notification(connection, number)["due_at"] == incident(connection)["blocked_until"]
+    assert connection.claim(worker) == []
+    assert connection.notification(number)["due_at"] == incident(connection)["blocked_until"]
 
 
-def test_a_topic_that_was_put_off_before_it_ever_went_is_sent_once(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, kind="topic", address="news")
-    begin(connection, "topics", lasts=60)
-    assert claim(connection, worker) == []
-    let_pass(connection, seconds=61)
+def test_a_topic_postponed_at_its_first_claim_is_sent_once(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(kind="topic", address="news")
+    connection.open_incident("topics", lasts=60)
+    assert connection.claim(worker) == []
+    connection.let_pass(seconds=61)
 
-    claimed = claim(connection, worker)
+    claimed = connection.claim(worker)
 
     assert [each["notification_id"] for each in claimed] == [number]
-    assert len(deliveries(connection, number)) == 1
+    assert len(connection.deliveries(number)) == 1
 
 
-def test_a_topic_expires_while_it_waits(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, kind="topic", address="news", expires_at=datetime.now(UTC) + timedelta(seconds=30))
-    begin(connection, "topics", lasts=60)
-    assert claim(connection, worker) == []
+def test_a_topic_expires_while_it_waits(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(kind="topic", address="news", expires_at=datetime.now(UTC) + timedelta(seconds=30))
+    connection.open_incident("topics", lasts=60)
+    assert connection.claim(worker) == []
 
-    let_pass(connection, seconds=31)
+    connection.let_pass(seconds=31)
 
-    assert (claim(connection, worker), state(connection, number)) == ([], "expired")
-    assert attempts(connection, number) == []
+    assert (connection.claim(worker), connection.state(number)) == ([], "expired")
+    assert connection.attempts(number) == []
 
 
 # ── the breaker for devices ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def lose(connection: psycopg.Connection, worker: Worker, address: str, project: str = "default") -> int:
+def lose(connection: Connection, worker: Worker, address: str, project: str = "default") -> int:
     """FCM calls an address unregistered."""
-    register(connection, f"u_{address}", address, project=project)
-    number = insert(connection, receiver_id=f"u_{address}", project=project)
-    let_pass(connection, seconds=1)
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="unregistered", error="UNREGISTERED"))
+    connection.register_device(f"u_{address}", address, project=project)
+    number = connection.insert(receiver_id=f"u_{address}", project=project)
+    connection.let_pass(seconds=1)
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="unregistered", error="UNREGISTERED"))
     return number
 
 
-def retired(connection: psycopg.Connection) -> set[str]:
+def retired(connection: Connection) -> set[str]:
     statement: LiteralString = "select address from notify_worker.devices where retired_at is not null"
-    return {each["address"] for each in rows(connection, statement)}
+    return {each["address"] for each in connection.rows(statement)}
 
 
-def test_while_a_breaker_is_open_deliveries_settle_and_devices_stay(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_an_open_devices_breaker_retires_no_device(connection: Connection, worker: Worker) -> None:
     lose(connection, worker, "fcm:before")
-    begin(connection, "devices", reason="more than a fifth of the answers say unregistered")
+    connection.open_incident("devices", reason="more than a fifth of the answers say unregistered")
 
     number = lose(connection, worker, "fcm:while")
 
-    assert (state(connection, number), only_delivery(connection, number)["state"]) == ("unreachable", "failed")
+    assert (connection.state(number), connection.only_delivery(number)["state"]) == ("unreachable", "failed")
     assert retired(connection) == {"fcm:before"}
-    resume(connection)
+    connection.resume()
     lose(connection, worker, "fcm:after")
     assert retired(connection) == {"fcm:before", "fcm:after"}
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_a_breaker_for_devices_stops_nothing_else_no_other_project_and_ends_at_no_time(
-    connection: psycopg.Connection,
-) -> None:
+def test_a_devices_breaker_blocks_no_delivery_and_no_other_project(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker = register_worker(connection)
-    begin(connection, "devices")
+    connection.open_incident("devices")
 
     lose(connection, worker, "fcm:hers", project="orders")
-    register(connection, "u_42", "fcm:mine")
-    insert(connection, receiver_id="u_42")
-    let_pass(connection, days=10)
-    record(connection, worker, *[outcome(each, verdict="sent") for each in claim(connection, worker)])
-    end(connection, "devices")
+    connection.register_device("u_42", "fcm:mine")
+    connection.insert(receiver_id="u_42")
+    connection.let_pass(days=10)
+    connection.record(worker, *[outcome(each, verdict="sent") for each in connection.claim(worker)])
+    connection.close_incident("devices")
 
     assert retired(connection) == {"fcm:hers"}
-    assert value(connection, "select ends_at::text from notify_worker.stored_incidents") == "infinity"
-    assert paused(connection) == (None, None)
+    assert connection.value("select ends_at::text from notify_worker.stored_incidents") == "infinity"
+    assert connection.project_pause() == (None, None)
 
 
-def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_prints(
-    connection: psycopg.Connection,
+def test_the_statement_of_the_incident_restores_the_devices_of_that_minute(
+    connection: Connection, worker: Worker
 ) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('it''s 100%')")
-    worker = register_worker(connection)
     mine = "it's 100%"
     lose(connection, worker, "fcm:long-ago", mine)
-    let_pass(connection, minutes=2)
+    connection.let_pass(minutes=2)
     lose(connection, worker, "fcm:now-1", mine)
     lose(connection, worker, "fcm:now-2", mine)
     lose(connection, worker, "fcm:hers")
-    register(connection, "u_42", "fcm:lost", project=mine)
+    connection.register_device("u_42", "fcm:lost", project=mine)
     connection.execute("select notify_worker.retire_device('token', 'fcm:lost', %s)", [mine])
-    begin(connection, "devices", mine, reason="more than a fifth of the answers say unregistered")
-    reason = value(connection, "select reason from notify_worker.incidents")
+    connection.open_incident("devices", mine, reason="more than a fifth of the answers say unregistered")
+    reason = connection.value("select reason from notify_worker.incidents")
 
     (statement,) = re.findall(r"update .*$", reason)
     connection.execute(cast(LiteralString, statement))
@@ -1165,14 +1075,13 @@ def test_what_a_minute_retired_comes_back_by_the_statement_that_the_incident_pri
     assert retired(connection) == {"fcm:long-ago", "fcm:hers", "fcm:lost"}
 
 
-def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
-    database: str, connection: psycopg.Connection
+def test_the_statement_restores_the_same_in_any_time_zone(
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     lose(connection, worker, "fcm:now")
     connection.execute("set timezone = 'Asia/Seoul'")
-    begin(connection, "devices")
-    (statement,) = re.findall(r"update .*$", value(connection, "select reason from notify_worker.incidents"))
+    connection.open_incident("devices")
+    (statement,) = re.findall(r"update .*$", connection.value("select reason from notify_worker.incidents"))
     with connected(database) as session:
         session.execute("set timezone = 'America/New_York'")
 
@@ -1181,53 +1090,52 @@ def test_the_statement_brings_back_the_same_in_whatever_time_zone_it_is_run(
     assert retired(connection) == set()
 
 
-# ── what people are told ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what people are explained ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_views_and_the_history_tell_of_a_project_that_is_probed(connection: psycopg.Connection) -> None:
+def test_views_and_history_show_a_project_that_is_probed(connection: Connection) -> None:
     family(connection)
-    number = insert(connection, receiver_id="u_42")
-    begin(connection, reason="its key was refused")
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident(reason="its key was refused")
 
-    listed = row(connection, "select * from notify_worker.incidents")
+    listed = connection.row("select * from notify_worker.incidents")
     assert (listed["project"], listed["scope"], listed["by"]) == ("default", "project", "worker")
     assert (listed["reason"], listed["ended_at"]) == ("its key was refused", None)
-    assert value(connection, "select paused_projects from notify_worker.status") == 1
-    assert value(connection, "select due from notify_worker.status") == 0
-    assert value(connection, "select reason from notify_worker.history('u_42')") == (
+    assert connection.value("select paused_projects from notify_worker.status") == 1
+    assert connection.value("select due from notify_worker.status") == 0
+    assert connection.value("select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
-    assert told(connection, number)[1] == "project default was paused by a worker: its key was refused"
+    assert explained(connection, number)[1] == "project default was paused by a worker: its key was refused"
     stands = r"it is pending, and its project is paused until a probe gets through, the next one at 20\S+ \S+: (.*)"
-    told_last = re.fullmatch(stands, told(connection, number)[-1])
+    told_last = re.fullmatch(stands, explained(connection, number)[-1])
     assert told_last
     assert told_last[1] == "its key was refused"
 
 
-def test_between_two_probes_a_project_is_still_paused_in_all_that_people_read(connection: psycopg.Connection) -> None:
-    number = insert(connection, receiver_id="u_42")
-    begin(connection)
-    let_pass(connection, hours=1)
+def test_a_project_is_shown_as_paused_between_probes(connection: Connection) -> None:
+    number = connection.insert(receiver_id="u_42")
+    connection.open_incident()
+    connection.let_pass(hours=1)
 
-    status = row(connection, "select paused_projects, due, oldest_due_for from notify_worker.status")
+    status = connection.row("select paused_projects, due, oldest_due_for from notify_worker.status")
     assert status["paused_projects"] == 1
-    assert "its project is paused until a probe gets through" in told(connection, number)[-1]
-    assert value(connection, "select reason from notify_worker.history('u_42')") == (
+    assert "its project is paused until a probe gets through" in explained(connection, number)[-1]
+    assert connection.value("select reason from notify_worker.history('u_42')") == (
         "its project is paused: its key was refused"
     )
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    begin(connection, reason="its key was refused")
-    let_pass(connection, seconds=11)
-    probe = claim_one(connection, worker)
-    end(connection)
-    record(connection, worker, outcome(probe, verdict="sent", provider_message_id="projects/a/messages/1"))
+def test_explain_says_when_a_project_was_paused_and_resumed(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    connection.open_incident(reason="its key was refused")
+    connection.let_pass(seconds=11)
+    probe = connection.claim_one(worker)
+    connection.close_incident()
+    connection.record(worker, outcome(probe, verdict="sent", provider_message_id="projects/a/messages/1"))
 
-    lines = told(connection, number)
+    lines = explained(connection, number)
 
     assert [line for line in lines if "project" in line and "delivery" not in line] == [
         "project default was paused by a worker: its key was refused",
@@ -1237,28 +1145,28 @@ def test_the_story_says_when_a_project_was_paused_and_when_it_went_on(connection
 
 
 @pytest.mark.parametrize("platform", ["ios", "web"])
-def test_the_story_and_the_history_of_what_waits_for_ios_say_so(connection: psycopg.Connection, platform: str) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone", platform=platform)
-    register(connection, "u_43", "fcm:other", platform="android")
-    stopped, going = insert(connection, receiver_id="u_42"), insert(connection, receiver_id="u_43")
-    begin(connection, "apns_web", reason="Apple refuses the key")
-    claim(connection, worker)
+def test_explain_and_history_say_that_ios_is_blocked(connection: Connection, platform: str, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone", platform=platform)
+    connection.register_device("u_43", "fcm:other", platform="android")
+    stopped, going = connection.insert(receiver_id="u_42"), connection.insert(receiver_id="u_43")
+    connection.open_incident("apns_web", reason="Apple refuses the key")
+    connection.claim(worker)
 
-    assert "iOS and web of project default were paused by a worker: Apple refuses the key" in told(connection, stopped)
-    assert not any("iOS" in line for line in told(connection, going))
-    assert "Apple refuses the key" in value(connection, "select reason from notify_worker.history('u_42')")
+    assert "iOS and web of project default were paused by a worker: Apple refuses the key" in explained(
+        connection, stopped
+    )
+    assert not any("iOS" in line for line in explained(connection, going))
+    assert "Apple refuses the key" in connection.value("select reason from notify_worker.history('u_42')")
 
 
-def test_the_story_of_a_topic_says_why_it_waits(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, kind="topic", address="news")
-    begin(connection, "topics", reason="its quota of topics is used up", lasts=60)
-    claim(connection, worker)
-    let_pass(connection, seconds=61)
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))
+def test_explain_says_why_a_topic_waits(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(kind="topic", address="news")
+    connection.open_incident("topics", reason="its quota of topics is used up", lasts=60)
+    connection.claim(worker)
+    connection.let_pass(seconds=61)
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
 
-    lines = [line for line in told(connection, number) if line.startswith("topics")]
+    lines = [line for line in explained(connection, number) if line.startswith("topics")]
 
     assert lines == [
         "topics of project default were paused by a worker: its quota of topics is used up",

@@ -1,15 +1,14 @@
-"""What an INSERT refuses, by a rule with a name, and what it lets through: only what the row alone shows fails an order."""
+"""An INSERT is refused by a named rule, and only for reasons that the row itself shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 
-from tests.support.store_calls import at_once, await_lock, connected, insert, notification, rows, value
+from tests.support.store_calls import Connection, at_once, await_lock, connected
 
 ADDRESS = "fcm:a-secret-address"
 NINE = datetime(2100, 1, 1, 9, tzinfo=UTC)
@@ -62,10 +61,10 @@ PUBLISH: LiteralString = """
     ],
 )
 def test_a_bad_row_is_refused_by_a_named_rule_with_a_hint_and_without_its_address(
-    connection: psycopg.Connection, rule: str, columns: dict[str, object]
+    connection: Connection, rule: str, columns: dict[str, object]
 ) -> None:
     with pytest.raises(CheckViolation) as refused:
-        insert(connection, **columns)
+        connection.insert(**columns)
 
     diagnosis = refused.value.diag
     assert diagnosis.constraint_name == rule
@@ -101,101 +100,97 @@ def test_a_bad_row_is_refused_by_a_named_rule_with_a_hint_and_without_its_addres
     ],
     ids=str,
 )
-def test_what_is_fine_is_taken_as_it_is(connection: psycopg.Connection, columns: dict[str, object]) -> None:
-    stored = notification(connection, insert(connection, **columns))
+def test_a_valid_row_is_accepted_unchanged(connection: Connection, columns: dict[str, object]) -> None:
+    stored = connection.notification(connection.insert(**columns))
 
     assert {name: stored[name] for name in columns} == columns
     assert stored["state"] == "pending"
 
 
-def test_only_high_priority_has_the_fast_lane(connection: psycopg.Connection) -> None:
+def test_only_high_priority_has_the_fast_lane(connection: Connection) -> None:
     priorities = ("high", "normal", None)
 
-    lanes = [notification(connection, insert(connection, priority=priority))["lane"] for priority in priorities]
+    lanes = [connection.notification(connection.insert(priority=priority))["lane"] for priority in priorities]
 
     assert lanes == [0, 1, 1]
 
 
-def test_a_notification_is_due_when_it_is_to_be_sent(connection: psycopg.Connection) -> None:
-    later = notification(connection, insert(connection, send_at=NINE))
-    at_once = notification(connection, insert(connection))
+def test_a_notification_is_due_when_it_is_to_be_sent(connection: Connection) -> None:
+    later = connection.notification(connection.insert(send_at=NINE))
+    at_once = connection.notification(connection.insert())
 
     assert later["due_at"] == NINE
     assert at_once["due_at"] == at_once["created_at"]
 
 
-def test_after_a_savepoint_the_business_transaction_goes_on(connection: psycopg.Connection) -> None:
+def test_after_a_savepoint_the_business_transaction_goes_on(connection: Connection) -> None:
     connection.execute("create table orders (id int)")
 
     with connection.transaction():
         connection.execute("insert into orders values (42)")
         with suppress(CheckViolation), connection.transaction():
-            insert(connection, priority="urgent")
+            connection.insert(priority="urgent")
         connection.execute("insert into orders values (43)")
 
-    assert value(connection, "select count(*) from orders") == 2
-    assert value(connection, "select count(*) from notify_worker.notifications") == 0
+    assert connection.value("select count(*) from orders") == 2
+    assert connection.value("select count(*) from notify_worker.notifications") == 0
 
 
-def test_an_order_that_names_a_missing_campaign_commits(connection: psycopg.Connection) -> None:
+def test_an_order_that_names_a_missing_campaign_commits(connection: Connection) -> None:
     connection.execute("create table orders (id int)")
 
     with connection.transaction():
         connection.execute("insert into orders values (42)")
-        insert(connection, receiver_id="u_42", campaign="no_such", project="no_such")
+        connection.insert(receiver_id="u_42", campaign="no_such", project="no_such")
 
-    assert value(connection, "select count(*) from orders") == 1
+    assert connection.value("select count(*) from orders") == 1
 
 
-def test_one_bad_row_refuses_its_statement_whole(connection: psycopg.Connection) -> None:
+def test_one_bad_row_refuses_its_statement_whole(connection: Connection) -> None:
     with pytest.raises(CheckViolation):
         connection.execute(
             "insert into notify_worker.notifications (receiver_id, title) values ('u_1', 'Paid'), ('u_2', null)"
         )
 
-    assert value(connection, "select count(*) from notify_worker.notifications") == 0
+    assert connection.value("select count(*) from notify_worker.notifications") == 0
 
 
-def test_copy_is_checked_as_insert_is(connection: psycopg.Connection) -> None:
+def test_copy_is_checked_as_insert_is(connection: Connection) -> None:
     copy = "copy notify_worker.notifications (receiver_id, title, priority) from stdin"
 
-    with (
-        pytest.raises(CheckViolation) as refused,
-        connection.cursor() as cursor,
-        cursor.copy(copy) as rows_to_copy,
-    ):
+    with pytest.raises(CheckViolation) as refused, connection.cursor() as cursor, cursor.copy(copy) as rows_to_copy:
         rows_to_copy.write_row(("u_1", "Paid", "urgent"))
 
     assert refused.value.diag.constraint_name == "notifications_priority"
 
 
-def test_an_event_that_is_published_again_changes_nothing(connection: psycopg.Connection) -> None:
-    first = rows(connection, PUBLISH, "order:42:paid")
+def test_an_event_that_is_published_again_changes_nothing(connection: Connection) -> None:
+    first = connection.rows(PUBLISH, "order:42:paid")
 
-    again = rows(connection, PUBLISH, "order:42:paid")
+    again = connection.rows(PUBLISH, "order:42:paid")
 
     assert len(first) == 1
     assert again == []
-    assert value(connection, "select count(*) from notify_worker.notifications") == 1
+    assert connection.value("select count(*) from notify_worker.notifications") == 1
 
 
-def test_without_on_conflict_a_second_event_is_an_error_with_a_name(connection: psycopg.Connection) -> None:
-    insert(connection, event_id="order:42:paid")
+def test_without_on_conflict_a_second_event_is_an_error_with_a_name(connection: Connection) -> None:
+    connection.insert(event_id="order:42:paid")
 
     with pytest.raises(UniqueViolation) as refused:
-        insert(connection, event_id="order:42:paid")
+        connection.insert(event_id="order:42:paid")
 
     assert refused.value.diag.constraint_name == "notifications_event_once"
 
 
-def test_rows_without_an_event_are_not_deduplicated(connection: psycopg.Connection) -> None:
-    assert insert(connection) != insert(connection)
+def test_rows_without_an_event_are_not_deduplicated(connection: Connection) -> None:
+    assert connection.insert() != connection.insert()
 
 
 def test_the_same_event_from_eight_connections_at_once_is_one_row(database: str) -> None:
     def publish() -> int:
-        with psycopg.connect(database) as producer:
-            return len(rows(producer, PUBLISH, "order:42:paid"))
+        with Connection.connect(database) as producer:
+            return len(producer.rows(PUBLISH, "order:42:paid"))
 
     published = at_once(*[publish] * 8)
 
@@ -204,15 +199,15 @@ def test_the_same_event_from_eight_connections_at_once_is_one_row(database: str)
 
 @pytest.mark.parametrize(("first_ends", "published"), [("commit", 0), ("rollback", 1)])
 def test_the_second_of_two_transactions_with_one_event_waits_for_the_first(
-    database: str, connection: psycopg.Connection, first_ends: LiteralString, published: int
+    database: str, connection: Connection, first_ends: LiteralString, published: int
 ) -> None:
     with connected(database) as first, connected(database) as second, ThreadPoolExecutor(1) as thread:
         first.execute("begin")
-        rows(first, PUBLISH, "order:42:paid")
+        first.rows(PUBLISH, "order:42:paid")
 
-        waiting = thread.submit(rows, second, PUBLISH, "order:42:paid")
+        waiting = thread.submit(second.rows, PUBLISH, "order:42:paid")
         await_lock(connection, second.info.backend_pid)
         first.execute(first_ends)
 
         assert len(waiting.result(10)) == published
-    assert value(connection, "select count(*) from notify_worker.notifications") == 1
+    assert connection.value("select count(*) from notify_worker.notifications") == 1

@@ -1,52 +1,36 @@
-"""The ledger balances after any story, and does not when a row is not what it should be."""
+"""The ledger balances after any history, and does not when a row is wrong."""
 
 from typing import LiteralString
 
-import psycopg
 import pytest
 
-from tests.support.store_calls import (
-    FAILED,
-    LATER,
-    UNKNOWN,
-    claim,
-    connected,
-    insert,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    rows,
-    send_all,
-    unbalanced,
-)
+from tests.support.store_calls import FAILED, LATER, UNKNOWN, Connection, connected, outcome
 
 
-def live_through_everything(database: str, connection: psycopg.Connection) -> None:
+def live_through_everything(database: str, connection: Connection) -> None:
     """Two devices sent to, one failed, one to be retried, one held, a crash, a late answer, what never came to a delivery,
     what is leased and what is scheduled.
     """
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    register(connection, "u_42", "fcm:tablet")
-    insert(connection, receiver_id="u_42")
-    insert(connection, address="fails")
-    insert(connection, address="is retried")
-    insert(connection, address="is held", on_unknown="hold")
-    insert(connection, receiver_id="nobody")
-    insert(connection, campaign="no_such")
-    send_all(connection, worker, **{"fails": FAILED, "is retried": LATER, "is held": UNKNOWN})
+    worker = connection.register_worker()
+    connection.register_device("u_42", "fcm:phone")
+    connection.register_device("u_42", "fcm:tablet")
+    connection.insert(receiver_id="u_42")
+    connection.insert(address="fails")
+    connection.insert(address="is retried")
+    connection.insert(address="is held", on_unknown="hold")
+    connection.insert(receiver_id="nobody")
+    connection.insert(campaign="no_such")
+    connection.send_all(worker, **{"fails": FAILED, "is retried": LATER, "is held": UNKNOWN})
 
-    insert(connection, address="is crashed")
+    connection.insert(address="is crashed")
     with connected(database) as session:
-        dead = register_worker(session)
-        held = claim(session, dead)
-    rescue_worker(connection, dead)
-    record(connection, dead, *[outcome(each, verdict="sent") for each in held])
+        dead = session.register_worker()
+        held = session.claim(dead)
+    connection.rescue_worker(dead)
+    connection.record(dead, *[outcome(each, verdict="sent") for each in held])
 
-    insert(connection, address="is leased")
-    assert len(claim(connection, worker)) == 1
+    connection.insert(address="is leased")
+    assert len(connection.claim(worker)) == 1
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, send_at)
@@ -55,16 +39,16 @@ def live_through_everything(database: str, connection: psycopg.Connection) -> No
     )
 
 
-def test_the_ledger_balances_after_any_story(database: str, connection: psycopg.Connection) -> None:
+def test_the_ledger_balances_after_any_story(database: str, connection: Connection) -> None:
     live_through_everything(database, connection)
 
-    lines = rows(connection, "select * from notify_worker.ledger")
+    lines = connection.rows("select * from notify_worker.ledger")
     assert len(lines) == 7
     assert [line["what"] for line in lines if not line["balanced"]] == []
 
 
-def test_an_empty_ledger_balances(connection: psycopg.Connection) -> None:
-    assert unbalanced(connection) == []
+def test_an_empty_ledger_balances(connection: Connection) -> None:
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(
@@ -113,11 +97,11 @@ def test_an_empty_ledger_balances(connection: psycopg.Connection) -> None:
     ],
 )
 def test_a_hand_in_the_tables_is_seen(
-    database: str, connection: psycopg.Connection, hand_in_the_tables: LiteralString, lines: list[str]
+    database: str, connection: Connection, hand_in_the_tables: LiteralString, lines: list[str]
 ) -> None:
     live_through_everything(database, connection)
     connection.execute("set search_path = notify_worker")
 
     connection.execute(hand_in_the_tables)
 
-    assert unbalanced(connection) == lines
+    assert connection.unbalanced() == lines

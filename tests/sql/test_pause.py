@@ -1,51 +1,24 @@
-"""A project that is paused sends nothing and is in nobody's way; its incidents, and the end of them."""
+"""A paused project sends nothing and delays no other; its incidents, and their end."""
 
 from datetime import timedelta
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import UndefinedObject
 
-from tests.support.store_calls import (
-    attempts,
-    begin,
-    claim,
-    claim_one,
-    insert,
-    let_pass,
-    only_delivery,
-    outcome,
-    paused,
-    record,
-    register_worker,
-    rows,
-    state,
-    value,
-)
+from tests.support.store_calls import Connection, Worker, outcome
 
 INCIDENTS: LiteralString = "select * from notify_worker.incidents order by began_at, project"
-BELLS: LiteralString = (
-    "select count(*) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain' and status = 'todo'"
-)
 
 
 @pytest.fixture
-def connection(connection: psycopg.Connection) -> psycopg.Connection:
+def connection(connection: Connection) -> Connection:
     """Two projects."""
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     return connection
 
 
-def pause(connection: psycopg.Connection, project: str, reason: str | None = "maintenance") -> None:
-    connection.execute("select notify_worker.pause(%s, %s)", [project, reason])
-
-
-def resume(connection: psycopg.Connection, project: str) -> None:
-    connection.execute("select notify_worker.resume(%s)", [project])
-
-
-def breaker(connection: psycopg.Connection, scope: str, until: str = "infinity") -> None:
+def breaker(connection: Connection, scope: str, until: str = "infinity") -> None:
     """What a worker writes down when it stops something by itself."""
     connection.execute(
         """
@@ -56,72 +29,68 @@ def breaker(connection: psycopg.Connection, scope: str, until: str = "infinity")
     )
 
 
-def test_nothing_of_a_paused_project_is_claimed_and_everything_of_the_others(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    waiting = [insert(connection, project="orders"), insert(connection, project="orders", priority="high")]
-    other = insert(connection)
+def test_a_paused_project_is_not_claimed_and_the_others_are(connection: Connection, worker: Worker) -> None:
+    waiting = [connection.insert(project="orders"), connection.insert(project="orders", priority="high")]
+    other = connection.insert()
 
-    pause(connection, "orders")
+    connection.pause("orders")
 
-    assert claim_one(connection, worker)["notification_id"] == other
-    assert claim(connection, worker) == []
-    assert [state(connection, number) for number in waiting] == ["pending", "pending"]
-    assert paused(connection, "orders") == ("infinity", "maintenance")
+    assert connection.claim_one(worker)["notification_id"] == other
+    assert connection.claim(worker) == []
+    assert [connection.state(number) for number in waiting] == ["pending", "pending"]
+    assert connection.project_pause("orders") == ("infinity", "maintenance")
 
 
-def test_what_a_paused_project_has_due_is_no_reason_to_look_again(connection: psycopg.Connection) -> None:
-    insert(connection, project="orders")
-    pause(connection, "orders")
-    alone = value(connection, "select notify_worker.has_due()")
+def test_due_notifications_of_a_paused_project_cause_no_poll(connection: Connection) -> None:
+    connection.insert(project="orders")
+    connection.pause("orders")
+    alone = connection.value("select notify_worker.has_due()")
     connection.execute(
         "insert into notify_worker.notifications (receiver_id, title, send_at) values ('u_42', 'Hello', 'infinity')"
     )
 
-    beside_what_is_scheduled = value(connection, "select notify_worker.has_due()")
+    beside_what_is_scheduled = connection.value("select notify_worker.has_due()")
 
     assert (alone, beside_what_is_scheduled) == (False, False)
 
 
-def test_what_a_worker_holds_at_the_pause_ends_as_it_ends(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    sent, retried = insert(connection, project="orders"), insert(connection, project="orders")
-    first, second = claim(connection, worker)
+def test_a_leased_notification_finishes_during_a_pause(connection: Connection, worker: Worker) -> None:
+    sent, retried = connection.insert(project="orders"), connection.insert(project="orders")
+    first, second = connection.claim(worker)
 
-    pause(connection, "orders")
-    record(
-        connection, worker, outcome(first, verdict="sent"), outcome(second, verdict="retry", error="busy", retry_in=0)
+    connection.pause("orders")
+    connection.record(
+        worker, outcome(first, verdict="sent"), outcome(second, verdict="retry", error="busy", retry_in=0)
     )
 
-    assert [state(connection, number) for number in (sent, retried)] == ["sent", "pending"]
-    assert claim(connection, worker) == []
+    assert [connection.state(number) for number in (sent, retried)] == ["sent", "pending"]
+    assert connection.claim(worker) == []
 
 
-def test_a_pause_costs_no_attempt(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, project="orders")
-    pause(connection, "orders")
-    assert claim(connection, worker) == []
+def test_a_pause_costs_no_attempt(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(project="orders")
+    connection.pause("orders")
+    assert connection.claim(worker) == []
 
-    resume(connection, "orders")
+    connection.resume("orders")
 
-    claimed = claim_one(connection, worker)
+    claimed = connection.claim_one(worker)
     assert (claimed["notification_id"], claimed["attempts"], claimed["last_attempt_number"]) == (number, 0, 0)
-    assert attempts(connection, number) == []
-    assert only_delivery(connection, number)["attempts"] == 0
+    assert connection.attempts(number) == []
+    assert connection.only_delivery(number)["attempts"] == 0
 
 
-def test_a_pause_of_a_worker_ends_by_itself(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, project="orders")
-    begin(connection, project="orders", lasts=3600)
-    assert claim(connection, worker) == []
+def test_a_pause_of_a_worker_ends_by_itself(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(project="orders")
+    connection.open_incident(project="orders", lasts=3600)
+    assert connection.claim(worker) == []
 
-    let_pass(connection, hours=1)
+    connection.let_pass(hours=1)
 
-    assert claim_one(connection, worker)["notification_id"] == number
+    assert connection.claim_one(worker)["notification_id"] == number
 
 
-def pages(connection: psycopg.Connection) -> int:
+def pages(connection: Connection) -> int:
     """How many pages it touches to pick 100, in a session that has settled on its plans."""
     explain = (
         "explain (analyze, buffers, format json) "
@@ -129,12 +98,12 @@ def pages(connection: psycopg.Connection) -> int:
     )
     for _ in range(6):
         with connection.transaction(force_rollback=True):
-            (plan,) = value(connection, explain)
+            (plan,) = connection.value(explain)
     assert plan["Plan"]["Actual Rows"] == 100
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def test_twenty_thousand_that_are_paused_make_the_claim_of_others_no_dearer(connection: psycopg.Connection) -> None:
+def test_twenty_thousand_paused_rows_do_not_slow_other_claims(connection: Connection) -> None:
     fill: LiteralString = """
         insert into notify_worker.notifications (kind, address, title, project)
         select 'topic', 'news', 'Hello', %s from generate_series(1, %s)
@@ -143,120 +112,116 @@ def test_twenty_thousand_that_are_paused_make_the_claim_of_others_no_dearer(conn
     connection.execute("analyze notify_worker.notifications")
     alone = pages(connection)
 
-    pause(connection, "orders")
+    connection.pause("orders")
     connection.execute(fill, ["orders", 20_000])
     connection.execute("analyze notify_worker.notifications")
 
     assert pages(connection) <= 1.5 * alone
 
 
-def test_a_pause_is_an_incident_until_somebody_resumes(connection: psycopg.Connection) -> None:
-    pause(connection, "orders", "their certificate has expired")
-    (open_one,) = rows(connection, INCIDENTS)
+def test_a_pause_is_an_incident_until_resume(connection: Connection) -> None:
+    connection.pause("orders", "their certificate has expired")
+    (open_one,) = connection.rows(INCIDENTS)
 
-    resume(connection, "orders")
+    connection.resume("orders")
 
-    (ended,) = rows(connection, INCIDENTS)
+    (ended,) = connection.rows(INCIDENTS)
     assert (open_one["project"], open_one["scope"], open_one["by"]) == ("orders", "project", "operator")
     assert (open_one["reason"], open_one["ended_at"]) == ("their certificate has expired", None)
     assert ended["began_at"] == open_one["began_at"] < ended["ended_at"]
-    assert paused(connection, "orders") == (None, None)
+    assert connection.project_pause("orders") == (None, None)
 
 
-def test_a_resume_ends_every_pause_and_breaker_of_its_project_alone_and_rings(connection: psycopg.Connection) -> None:
+def test_resume_ends_every_incident_of_its_project_and_sends_a_wakeup(connection: Connection) -> None:
     for scope in ("project", "apns_web", "topics", "devices"):
         breaker(connection, scope)
-    pause(connection, "orders")
-    pause(connection, "orders", "once more")
-    pause(connection, "default")
+    connection.pause("orders")
+    connection.pause("orders", "once more")
+    connection.pause("default")
 
-    resume(connection, "orders")
+    connection.resume("orders")
 
-    left = [each for each in rows(connection, INCIDENTS) if each["ended_at"] is None]
+    left = [each for each in connection.rows(INCIDENTS) if each["ended_at"] is None]
     assert [(each["project"], each["by"]) for each in left] == [("default", "operator")]
-    assert len(rows(connection, INCIDENTS)) == 7
-    assert value(connection, BELLS) == 1
+    assert len(connection.rows(INCIDENTS)) == 7
+    assert connection.wakeups() == 1
 
 
-def test_an_incident_that_ended_by_itself_keeps_its_end_when_somebody_resumes(connection: psycopg.Connection) -> None:
-    breaker(connection, "project", value(connection, "select (now() - interval '2 hours')::text"))
-    (before,) = rows(connection, INCIDENTS)
-    pause(connection, "orders")
+def test_resume_does_not_move_the_end_of_an_earlier_incident(connection: Connection) -> None:
+    breaker(connection, "project", connection.value("select (now() - interval '2 hours')::text"))
+    (before,) = connection.rows(INCIDENTS)
+    connection.pause("orders")
 
-    resume(connection, "orders")
+    connection.resume("orders")
 
-    ended = rows(connection, INCIDENTS)[0]
+    ended = connection.rows(INCIDENTS)[0]
     assert timedelta(minutes=59) < before["ended_at"] - before["began_at"] < timedelta(minutes=61)
     assert ended == before
 
 
-def test_who_resumes_what_is_not_paused_changes_nothing(connection: psycopg.Connection) -> None:
-    resume(connection, "orders")
+def test_resuming_a_running_project_changes_nothing(connection: Connection) -> None:
+    connection.resume("orders")
 
-    assert rows(connection, INCIDENTS) == []
-    assert paused(connection, "orders") == (None, None)
+    assert connection.rows(INCIDENTS) == []
+    assert connection.project_pause("orders") == (None, None)
 
 
 @pytest.mark.parametrize(
     ("project", "message"),
-    [
-        ("order", 'there is no project "order"; did you mean "orders"?'),
-        ("xyz", 'there is no project "xyz"'),
-    ],
+    [("order", 'there is no project "order"; did you mean "orders"?'), ("xyz", 'there is no project "xyz"')],
 )
 @pytest.mark.parametrize("statement", ["select notify_worker.pause(%s, 'x')", "select notify_worker.resume(%s)"])
-def test_a_project_that_is_not_there_is_refused_with_the_nearest_name(
-    connection: psycopg.Connection, statement: LiteralString, project: str, message: str
+def test_an_unknown_project_is_refused_with_the_closest_name(
+    connection: Connection, statement: LiteralString, project: str, message: str
 ) -> None:
     with pytest.raises(UndefinedObject) as refused:
         connection.execute(statement, [project])
 
     assert refused.value.diag.message_primary == message
-    assert rows(connection, INCIDENTS) == []
+    assert connection.rows(INCIDENTS) == []
 
 
-def test_a_pause_that_is_rolled_back_was_never_there(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, project="orders")
+def test_a_pause_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
+    number = connection.insert(project="orders")
 
     with connection.transaction(force_rollback=True):
-        pause(connection, "orders")
+        connection.pause("orders")
 
-    assert claim_one(connection, worker)["notification_id"] == number
-    assert rows(connection, INCIDENTS) == []
+    assert connection.claim_one(worker)["notification_id"] == number
+    assert connection.rows(INCIDENTS) == []
 
 
 @pytest.mark.parametrize(
     ("reason", "said"), [("maintenance", "maintenance"), (None, "no reason given")], ids=["reason", "none"]
 )
-def test_the_story_and_the_history_of_what_waits_say_that_its_project_is_paused(
-    connection: psycopg.Connection, reason: str | None, said: str
+def test_explain_and_history_say_that_the_project_is_paused(
+    connection: Connection, reason: str | None, said: str
 ) -> None:
-    number = insert(connection, receiver_id="u_42", project="orders")
-    pause(connection, "orders", reason)
+    number = connection.insert(receiver_id="u_42", project="orders")
+    connection.pause("orders", reason)
 
-    told = [line["what"] for line in rows(connection, "select what from notify_worker.explain(%s::bigint)", number)]
+    explained = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
-    assert told[1].startswith("project orders was paused by an operator")
-    assert told[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
-    assert value(connection, "select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
+    assert explained[1].startswith("project orders was paused by an operator")
+    assert explained[2:] == [f"it is pending, and its project is paused until somebody resumes it: {said}"]
+    assert connection.value("select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 
-def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: psycopg.Connection) -> None:
-    pause(connection, "orders", "too early")
-    resume(connection, "orders")
-    worker = register_worker(connection)
-    number = insert(connection, project="orders")
-    pause(connection, "orders", "in its time")
-    pause(connection, "default", "another project")
-    resume(connection, "orders")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="sent"))
-    pause(connection, "orders", "too late")
+def test_explain_shows_only_the_pauses_of_its_own_time(connection: Connection) -> None:
+    connection.pause("orders", "too early")
+    connection.resume("orders")
+    worker = connection.register_worker()
+    number = connection.insert(project="orders")
+    connection.pause("orders", "in its time")
+    connection.pause("default", "another project")
+    connection.resume("orders")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="sent"))
+    connection.pause("orders", "too late")
 
-    told = [line["what"] for line in rows(connection, "select what from notify_worker.explain(%s::bigint)", number)]
+    explained = [line["what"] for line in connection.rows("select what from notify_worker.explain(%s::bigint)", number)]
 
-    assert [line.partition(": ")[2] for line in told if "paused" in line] == ["in its time"]
-    assert told[-1] == "it ended sent"
+    assert [line.partition(": ")[2] for line in explained if "paused" in line] == ["in its time"]
+    assert explained[-1] == "it ended sent"
 
 
 @pytest.mark.parametrize(
@@ -266,10 +231,10 @@ def test_the_story_tells_of_the_pauses_of_its_own_time_alone(connection: psycopg
         (None, "project orders was paused by an operator"),
     ],
 )
-def test_the_line_of_a_pause_reads_well(connection: psycopg.Connection, reason: str | None, line: str) -> None:
-    number = insert(connection, project="orders")
-    pause(connection, "orders", reason)
+def test_the_line_of_a_pause_reads_well(connection: Connection, reason: str | None, line: str) -> None:
+    number = connection.insert(project="orders")
+    connection.pause("orders", reason)
 
-    told = rows(connection, "select what from notify_worker.explain(%s::bigint)", number)
+    explained = connection.rows("select what from notify_worker.explain(%s::bigint)", number)
 
-    assert told[1]["what"] == line
+    assert explained[1]["what"] == line

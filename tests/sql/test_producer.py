@@ -1,4 +1,4 @@
-"""The Python door, on a real database: one INSERT in the caller's own transaction, whatever connection the caller has."""
+"""`defer` on a real database: one INSERT in the caller's own transaction, on any kind of connection."""
 
 import datetime
 from collections.abc import AsyncIterator
@@ -33,9 +33,7 @@ def test_defer_returns_the_id_of_the_notification(connection: psycopg.Connection
     assert rows(connection) == [(first,), (second,)]
 
 
-def test_an_event_that_is_there_already_gives_none_and_leaves_the_first_as_it_is(
-    connection: psycopg.Connection,
-) -> None:
+def test_an_event_that_exists_gives_none_and_changes_nothing(connection: psycopg.Connection) -> None:
     first = defer(connection, event_id="order:42:paid", receiver_id="u_42", title="Hello")
 
     again = defer(connection, event_id="order:42:paid", receiver_id="u_43", title="Goodbye")
@@ -44,9 +42,7 @@ def test_an_event_that_is_there_already_gives_none_and_leaves_the_first_as_it_is
     assert rows(connection, "id, receiver_id, title") == [(first, "u_42", "Hello")]
 
 
-def test_what_is_rolled_back_was_never_wished_for_and_rings_no_bell(
-    connection: psycopg.Connection,
-) -> None:
+def test_a_rollback_leaves_no_notification_and_no_wakeup(connection: psycopg.Connection) -> None:
     with connection.transaction(force_rollback=True):
         assert defer(connection, receiver_id="u_42", title="Hello") is not None
         assert len(rows(connection)) == 1
@@ -65,7 +61,7 @@ def test_defer_commits_nothing_by_itself(database: str, connection: psycopg.Conn
     assert len(rows(connection)) == 1
 
 
-async def test_the_asynchronous_twin_does_the_same(
+async def test_the_async_function_does_the_same(
     async_connection: psycopg.AsyncConnection, connection: psycopg.Connection
 ) -> None:
     first = await defer_async(async_connection, event_id="e", receiver_id="u_42", title="Hello", data={"a": "1"})
@@ -77,22 +73,15 @@ async def test_the_asynchronous_twin_does_the_same(
     assert rows(connection, "id, title, data") == [(first, "Hello", {"a": "1"})]
 
 
-async def test_the_asynchronous_twin_refuses_the_same(async_connection: psycopg.AsyncConnection) -> None:
+async def test_the_async_function_refuses_the_same(async_connection: psycopg.AsyncConnection) -> None:
     with pytest.raises(TypeError, match="Did you mean receiver_id"):
         await defer_async(async_connection, reciever_id="u_42", title="Hello")  # type: ignore[call-arg]
     with pytest.raises(CheckViolation, match="says nothing"):
         await defer_async(async_connection, receiver_id="u_42")
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        dict_row,
-        namedtuple_row,
-        scalar_row,
-    ],
-)
-def test_the_callers_connection_may_make_of_rows_what_it_likes(
+@pytest.mark.parametrize("factory", [dict_row, namedtuple_row, scalar_row])
+def test_the_callers_connection_may_have_any_row_factory(
     connection: psycopg.Connection, factory: RowFactory[Any]
 ) -> None:
     connection.row_factory = factory
@@ -121,7 +110,7 @@ async def test_the_asynchronous_connection_may_too(async_connection: psycopg.Asy
         ('title) values (1); drop table "x"; --', ""),
     ],
 )
-def test_a_column_that_is_not_the_callers_is_a_type_error_with_the_nearest_name(
+def test_an_unknown_column_is_a_type_error_with_the_closest_name(
     connection: psycopg.Connection, wrong: str, hint: str
 ) -> None:
     with pytest.raises(TypeError) as caught:
@@ -144,7 +133,7 @@ def test_a_column_that_is_not_the_callers_is_a_type_error_with_the_nearest_name(
         ({"receiver_id": "u_42", "title": "Hello", "params": [1]}, "notifications_params"),
     ],
 )
-def test_what_the_database_refuses_carries_the_name_of_its_rule_and_no_address(
+def test_a_refused_row_names_its_rule_and_no_address(
     connection: psycopg.Connection, columns: Columns, rule: str
 ) -> None:
     with pytest.raises(CheckViolation) as caught:
@@ -155,12 +144,12 @@ def test_what_the_database_refuses_carries_the_name_of_its_rule_and_no_address(
     assert caught.value.diag.message_detail is None
 
 
-def test_a_wish_without_any_column_is_refused_by_the_same_rule(connection: psycopg.Connection) -> None:
+def test_a_notification_without_columns_is_refused_by_the_same_rule(connection: psycopg.Connection) -> None:
     with pytest.raises(CheckViolation):
         defer(connection)
 
 
-def test_json_columns_take_what_python_has(connection: psycopg.Connection) -> None:
+def test_json_columns_take_python_values(connection: psycopg.Connection) -> None:
     defer(
         connection,
         receiver_id="u_42",
@@ -215,11 +204,7 @@ def test_every_column_of_the_caller_is_a_column_of_the_table(connection: psycopg
 
 @pytest.mark.parametrize(
     ("module", "cursor"),
-    [
-        ("psycopg2.extensions", "cursor"),
-        ("psycopg2.extras", "RealDictCursor"),
-        ("psycopg2.extras", "NamedTupleCursor"),
-    ],
+    [("psycopg2.extensions", "cursor"), ("psycopg2.extras", "RealDictCursor"), ("psycopg2.extras", "NamedTupleCursor")],
 )
 def test_a_connection_of_psycopg2_does_too(
     database: str, connection: psycopg.Connection, module: str, cursor: str

@@ -1,66 +1,48 @@
-"""What is deleted when it is old: settled notifications, whole months of the history, jobs of dead processes."""
+"""Old data is deleted: settled notifications, whole months of the history, jobs of dead processes."""
 
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import LockNotAvailable
 
-from tests.support.store_calls import (
-    FAILED,
-    LATER,
-    SENT,
-    UNKNOWN,
-    at_once,
-    connected,
-    deliveries,
-    insert,
-    register,
-    register_worker,
-    rows,
-    send,
-    send_all,
-    unbalanced,
-    value,
-)
+from tests.support.store_calls import FAILED, LATER, SENT, UNKNOWN, Connection, Worker, at_once, connected
 
 
-def prune(connection: psycopg.Connection, older_than: str = "30 days", most: int = 1_000) -> int:
-    return int(value(connection, "select notify_worker.prune(%s::interval, %s)", older_than, most))
+def prune(connection: Connection, older_than: str = "30 days", most: int = 1_000) -> int:
+    return int(connection.value("select notify_worker.prune(%s::interval, %s)", older_than, most))
 
 
-def notifications(connection: psycopg.Connection) -> list[int]:
-    return [each["id"] for each in rows(connection, "select id from notify_worker.notifications order by id")]
+def notifications(connection: Connection) -> list[int]:
+    return [each["id"] for each in connection.rows("select id from notify_worker.notifications order by id")]
 
 
-def grow_old(connection: psycopg.Connection, by: str = "31 days") -> None:
+def grow_old(connection: Connection, by: str = "31 days") -> None:
     """Everything happened so much earlier."""
     for column in ("created_at", "due_at", "settled_at"):
         for table in ("notifications", "stored_deliveries"):
             connection.execute(f"update notify_worker.{table} set {column} = {column} - interval '{by}'")
 
 
-def test_only_what_settled_longer_ago_is_deleted_with_its_deliveries(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    register(connection, "u_42", "fcm:tablet")
-    sent, failed = insert(connection, receiver_id="u_42"), insert(connection, address="fails")
-    waits, held = insert(connection, address="waits"), insert(connection, address="is held", on_unknown="hold")
-    unsendable = insert(connection, campaign="no_such")
-    send_all(connection, worker, **{"fails": FAILED, "waits": LATER, "is held": UNKNOWN})
+def test_prune_deletes_old_settled_notifications_with_their_deliveries(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    connection.register_device("u_42", "fcm:tablet")
+    sent, failed = connection.insert(receiver_id="u_42"), connection.insert(address="fails")
+    waits, held = connection.insert(address="waits"), connection.insert(address="is held", on_unknown="hold")
+    unsendable = connection.insert(campaign="no_such")
+    connection.send_all(worker, **{"fails": FAILED, "waits": LATER, "is held": UNKNOWN})
     grow_old(connection)
-    young = insert(connection)
-    send_all(connection, worker)
+    young = connection.insert()
+    connection.send_all(worker)
 
     deleted = prune(connection)
 
     assert deleted == 3
     assert notifications(connection) == [waits, held, young]
-    assert [len(deliveries(connection, number)) for number in (sent, failed, unsendable)] == [0, 0, 0]
-    assert [len(deliveries(connection, number)) for number in (waits, held, young)] == [1, 1, 1]
+    assert [len(connection.deliveries(number)) for number in (sent, failed, unsendable)] == [0, 0, 0]
+    assert [len(connection.deliveries(number)) for number in (waits, held, young)] == [1, 1, 1]
 
 
-def settle_many(connection: psycopg.Connection, count: int) -> None:
+def settle_many(connection: Connection, count: int) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, state, settled_at, settled_reason)
@@ -71,7 +53,7 @@ def settle_many(connection: psycopg.Connection, count: int) -> None:
     )
 
 
-def test_it_is_deleted_in_batches_the_oldest_first(connection: psycopg.Connection) -> None:
+def test_it_is_deleted_in_batches_the_oldest_first(connection: Connection) -> None:
     settle_many(connection, 60)  # the first a day ago, the last two months
     numbers = notifications(connection)
 
@@ -84,13 +66,13 @@ def test_it_is_deleted_in_batches_the_oldest_first(connection: psycopg.Connectio
     assert notifications(connection) == numbers[:20]
 
 
-def test_a_batch_is_a_thousand_where_nobody_says_how_many(connection: psycopg.Connection) -> None:
+def test_a_batch_is_a_thousand_by_default(connection: Connection) -> None:
     settle_many(connection, 1_100)
 
-    assert value(connection, "select notify_worker.prune('0')") == 1_000
+    assert connection.value("select notify_worker.prune('0')") == 1_000
 
 
-def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, connection: psycopg.Connection) -> None:
+def test_two_prunes_at_once_share_the_work_without_waiting(database: str, connection: Connection) -> None:
     settle_many(connection, 500)
     with connected(database) as business, connected(database) as one, connected(database) as two:
         for session in (one, two):
@@ -104,42 +86,38 @@ def test_two_prunes_at_once_share_the_work_and_wait_for_nobody(database: str, co
     assert prune(connection, "0") == 1
 
 
-def test_the_event_of_what_was_pruned_may_be_published_again(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection, event_id="order:42:paid")
-    send(connection, worker, SENT)
+def test_a_pruned_event_may_be_published_again(connection: Connection, worker: Worker) -> None:
+    connection.insert(event_id="order:42:paid")
+    connection.send(worker, SENT)
 
     assert prune(connection, "0") == 1
 
-    assert insert(connection, event_id="order:42:paid")
-    assert unbalanced(connection) == []
+    assert connection.insert(event_id="order:42:paid")
+    assert connection.unbalanced() == []
 
 
-def drop_old_partitions(connection: psycopg.Connection, older_than: str) -> int:
-    return int(value(connection, "select notify_worker.drop_old_partitions(%s::interval)", older_than))
+def drop_old_partitions(connection: Connection, older_than: str) -> int:
+    return int(connection.value("select notify_worker.drop_old_partitions(%s::interval)", older_than))
 
 
-def months(connection: psycopg.Connection) -> list[str]:
-    found = rows(
-        connection,
+def months(connection: Connection) -> list[str]:
+    found = connection.rows(
         """
         select right(inhrelid::regclass::text, 7) as month
         from pg_inherits
         where inhparent = 'notify_worker.stored_attempts'::regclass
         order by 1
-        """,
+        """
     )
     return [each["month"] for each in found]
 
 
-def add_month(connection: psycopg.Connection, months_ago: int) -> str:
+def add_month(connection: Connection, months_ago: int) -> str:
     """Make a partition for a month that is over; return its name."""
-    begin = value(
-        connection,
-        "select (date_trunc('month', now() at time zone 'UTC') - make_interval(months => %s))::date",
-        months_ago,
+    begin = connection.value(
+        "select (date_trunc('month', now() at time zone 'UTC') - make_interval(months => %s))::date", months_ago
     )
-    end = value(connection, "select (%s + interval '1 month')::date", begin)
+    end = connection.value("select (%s + interval '1 month')::date", begin)
     name = f"{begin:%Y_%m}"
     connection.execute(
         f"""
@@ -150,7 +128,7 @@ def add_month(connection: psycopg.Connection, months_ago: int) -> str:
     return name
 
 
-def test_only_whole_months_that_ended_longer_ago_are_dropped(connection: psycopg.Connection) -> None:
+def test_only_whole_months_older_than_the_limit_are_dropped(connection: Connection) -> None:
     present = months(connection)
     oldest, older, last = [add_month(connection, ago) for ago in (14, 3, 1)]
     of_last_month = "now() - date_trunc('month', now() at time zone 'UTC') at time zone 'UTC'"
@@ -159,8 +137,8 @@ def test_only_whole_months_that_ended_longer_ago_are_dropped(connection: psycopg
     after_a_year = months(connection)
     dropped.append(drop_old_partitions(connection, "32 days"))
     after_a_month = months(connection)
-    just_too_young = value(connection, f"select ({of_last_month} + interval '1 minute')::text")
-    just_old_enough = value(connection, f"select ({of_last_month} - interval '1 minute')::text")
+    just_too_young = connection.value(f"select ({of_last_month} + interval '1 minute')::text")
+    just_old_enough = connection.value(f"select ({of_last_month} - interval '1 minute')::text")
     dropped += [drop_old_partitions(connection, just_too_young), drop_old_partitions(connection, just_old_enough)]
 
     assert dropped == [0, 1, 1, 0, 1]
@@ -171,7 +149,7 @@ def test_only_whole_months_that_ended_longer_ago_are_dropped(connection: psycopg
 
 
 @pytest.mark.parametrize("timezone", ["Pacific/Kiritimati", "Pacific/Niue"])
-def test_the_month_of_now_and_those_to_come_are_never_dropped(connection: psycopg.Connection, timezone: str) -> None:
+def test_the_month_of_now_and_those_to_come_are_never_dropped(connection: Connection, timezone: str) -> None:
     connection.execute("select set_config('timezone', %s, false)", [timezone])
     present = months(connection)
 
@@ -179,7 +157,7 @@ def test_the_month_of_now_and_those_to_come_are_never_dropped(connection: psycop
     assert months(connection) == present
 
 
-def test_a_month_that_somebody_reads_is_dropped_the_next_time(database: str, connection: psycopg.Connection) -> None:
+def test_a_month_that_is_being_read_is_dropped_the_next_time(database: str, connection: Connection) -> None:
     old = add_month(connection, 14)
     with connected(database) as reader:
         reader.execute("begin")
@@ -195,7 +173,7 @@ def test_a_month_that_somebody_reads_is_dropped_the_next_time(database: str, con
 JOBS: LiteralString = "select task_name, status::text from notify_worker.procrastinate_jobs order by id"
 
 
-def put_in_job(connection: psycopg.Connection, task: str, process: int | None, queue: str = "notify_worker") -> None:
+def put_in_job(connection: Connection, task: str, process: int | None, queue: str = "notify_worker") -> None:
     """A job that this process is just doing."""
     connection.execute(
         """
@@ -206,14 +184,14 @@ def put_in_job(connection: psycopg.Connection, task: str, process: int | None, q
     )
 
 
-def put_in_process(connection: psycopg.Connection, seen_ago: str) -> int:
+def put_in_process(connection: Connection, seen_ago: str) -> int:
     statement: LiteralString = """
         insert into notify_worker.procrastinate_workers (last_heartbeat) values (now() - %s::interval) returning id
     """
-    return int(value(connection, statement, seen_ago))
+    return int(connection.value(statement, seen_ago))
 
 
-def test_jobs_that_a_dead_process_left_are_deleted_or_put_back(connection: psycopg.Connection) -> None:
+def test_jobs_of_a_dead_process_are_deleted_or_requeued(connection: Connection) -> None:
     connection.execute("set search_path = notify_worker")
     dead, alive = put_in_process(connection, "3 minutes"), put_in_process(connection, "1 minute")
     for process in (dead, None):
@@ -222,16 +200,16 @@ def test_jobs_that_a_dead_process_left_are_deleted_or_put_back(connection: psyco
         put_in_job(connection, "notify_worker.prune", process)
     put_in_job(connection, "notify_worker.drain", alive)
     put_in_job(connection, "theirs", dead, queue="another")
-    insert(connection)
+    connection.insert()
 
-    swept = value(connection, "select notify_worker.clear_stalled_jobs()")
+    swept = connection.value("select notify_worker.clear_stalled_jobs()")
 
     assert swept == 6
-    assert [tuple(each.values()) for each in rows(connection, JOBS)] == [
+    assert [tuple(each.values()) for each in connection.rows(JOBS)] == [
         ("notify_worker.prune", "todo"),
         ("notify_worker.prune", "todo"),
         ("notify_worker.drain", "doing"),
         ("theirs", "doing"),
         ("notify_worker.drain", "todo"),
     ]
-    assert value(connection, "select notify_worker.clear_stalled_jobs()") == 0
+    assert connection.value("select notify_worker.clear_stalled_jobs()") == 0

@@ -1,4 +1,4 @@
-"""What a worker may claim of a project each second, and how all workers share a project's rate."""
+"""How much a worker may claim of a project each second, and how workers share a project's rate."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -8,7 +8,6 @@ from time import monotonic
 from typing import LiteralString, cast
 from uuid import uuid4
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,24 +21,7 @@ from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
 from tests.support.relay import Relay
-from tests.support.store_calls import (
-    Row,
-    Worker,
-    begin,
-    connected,
-    insert,
-    let_pass,
-    register,
-    register_worker,
-    rescue_worker,
-    row,
-    rows,
-    send_heartbeat,
-    state,
-    unbalanced,
-    unregister_worker,
-    value,
-)
+from tests.support.store_calls import Connection, Row, Worker, connected
 from tests.support.waiting import auntil
 
 # ── the bucket ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +48,7 @@ def test_no_more_is_granted_than_there_is() -> None:
     assert limiter.available(0.0) == 0
 
 
-def test_what_is_not_used_adds_up_to_a_quarter_of_a_second() -> None:
+def test_unused_tokens_add_up_to_a_quarter_of_a_second() -> None:
     limiter = warm(42, tokens=0)
 
     assert limiter.available(0.1) == pytest.approx(4.2)
@@ -126,7 +108,7 @@ def climb(limiter: RateLimiter, seconds: float, step: float, now: float = 0.0) -
 
 @pytest.mark.parametrize("step", [0.05, 0.5, 1])
 @pytest.mark.parametrize("rate", [24, 2_400])
-def test_it_climbs_to_all_of_it_within_a_minute_in_which_that_is_wanted(rate: float, step: float) -> None:
+def test_the_rate_ramps_up_fully_within_a_minute_of_demand(rate: float, step: float) -> None:
     limiter = RateLimiter(rate)
     grant(limiter, inf, now=0.0)
 
@@ -175,7 +157,7 @@ def test_a_rate_below_one_a_second_is_waited_for_until_there_is_one() -> None:
     assert limiter.wait(0.0) == pytest.approx(5)
 
 
-def test_nobody_waits_for_a_bucket_that_holds_a_token() -> None:
+def test_a_bucket_with_a_token_grants_at_once() -> None:
     assert warm(42, tokens=1).wait(0.0) == 0
     assert RateLimiter(42).wait(0.0) == 0
 
@@ -246,7 +228,7 @@ def run(limiters: list[RateLimiter], began: float, seconds: float) -> int:
     )
 
 
-def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_climbed() -> None:
+def test_two_workers_never_exceed_the_rate_and_use_it_after_ramping_up() -> None:
     workers = [RateLimiter(RATE / 2), RateLimiter(RATE / 2)]
 
     cold = run(workers, 0, 8)
@@ -257,7 +239,7 @@ def test_two_workers_together_never_exceed_the_rate_and_use_it_once_they_have_cl
     assert 0.9 * RATE * 16 <= climbed <= RATE * 16 + RATE / 4
 
 
-def test_a_worker_that_comes_or_goes_changes_nothing_of_what_all_send() -> None:
+def test_the_total_rate_is_the_same_when_workers_come_and_go() -> None:
     workers = [warm(RATE / 2, tokens=0), warm(RATE / 2, tokens=0)]
 
     two = run(workers, 0, 4)
@@ -275,7 +257,7 @@ def test_a_worker_that_comes_or_goes_changes_nothing_of_what_all_send() -> None:
 # ── a worker's share ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def limit(connection: psycopg.Connection, rate: int | None, project: str = "default") -> None:
+def limit(connection: Connection, rate: int | None, project: str = "default") -> None:
     connection.execute("update notify_worker.projects set max_per_second = %s where name = %s", [rate, project])
 
 
@@ -285,7 +267,7 @@ async def rates(database: str) -> dict[str, float]:
         return {project.name: worker_rate for project, _, worker_rate in await store.projects()}
 
 
-def gone_for(connection: psycopg.Connection, worker: Worker, seconds: float) -> None:
+def gone_for(connection: Connection, worker: Worker, seconds: float) -> None:
     connection.execute(
         """
         update notify_worker.stored_workers
@@ -296,43 +278,39 @@ def gone_for(connection: psycopg.Connection, worker: Worker, seconds: float) -> 
     )
 
 
-async def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(database: str, connection: Connection) -> None:
     limit(connection, None)
-    register_worker(connection)
+    connection.register_worker()
 
     assert await rates(database) == {"default": 10_000}
 
 
-async def test_before_anybody_is_registered_a_worker_has_all_of_it(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_before_anybody_is_registered_a_worker_has_all_of_it(database: str, connection: Connection) -> None:
     limit(connection, 42)
 
     assert await rates(database) == {"default": 42}
 
 
-async def test_of_two_workers_each_gets_half_of_each_project(database: str, connection: psycopg.Connection) -> None:
+async def test_of_two_workers_each_gets_half_of_each_project(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 7)")
     limit(connection, 86)
-    register_worker(connection), register_worker(connection)
+    connection.register_worker(), connection.register_worker()
 
     assert await rates(database) == {"default": 43, "orders": 3.5}
 
 
 @pytest.mark.parametrize("gone", ["for 11 seconds", "left", "dead"])
-async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: psycopg.Connection, gone: str) -> None:
+async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: Connection, gone: str) -> None:
     limit(connection, 86)
-    register_worker(connection)
+    connection.register_worker()
     with connected(database) as session:
-        other = register_worker(session)
+        other = session.register_worker()
 
     match gone:
         case "left":
-            unregister_worker(connection, other)
+            connection.unregister_worker(other)
         case "dead":
-            rescue_worker(connection, other)
+            connection.rescue_worker(other)
         case _:
             gone_for(connection, other, 11)
 
@@ -340,32 +318,32 @@ async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: ps
 
 
 async def test_a_worker_that_was_seen_within_ten_seconds_still_has_its_share(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     """As the view `workers` shows it."""
     limit(connection, 86)
-    register_worker(connection)
-    other = register_worker(connection)
+    connection.register_worker()
+    other = connection.register_worker()
 
     gone_for(connection, other, 8)
 
-    assert len(rows(connection, "select from notify_worker.workers")) == 2
+    assert len(connection.rows("select from notify_worker.workers")) == 2
     assert await rates(database) == {"default": 43}
-    assert send_heartbeat(connection, other)
+    assert connection.send_heartbeat(other)
 
 
 async def test_after_a_429_all_go_on_with_half_of_it_which_doubles_each_minute(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     limit(connection, 86)
-    register_worker(connection), register_worker(connection)
+    connection.register_worker(), connection.register_worker()
 
-    begin(connection, lasts=1, sent_rate=20)
+    connection.open_incident(lasts=1, sent_rate=20)
     shares = []
     for _ in range(4):
-        let_pass(connection, seconds=2)
+        connection.let_pass(seconds=2)
         shares.append((await rates(database))["default"])
-        let_pass(connection, seconds=58)
+        connection.let_pass(seconds=58)
 
     assert shares == pytest.approx([10, 20, 40, 43], rel=0.05)
 
@@ -373,7 +351,7 @@ async def test_after_a_429_all_go_on_with_half_of_it_which_doubles_each_minute(
 # ── what is claimed within limits ────────────────────────────────────────────────────────────────────────────────────
 
 
-def fill(connection: psycopg.Connection, count: int, project: str = "default") -> None:
+def fill(connection: Connection, count: int, project: str = "default") -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, project)
@@ -383,59 +361,59 @@ def fill(connection: psycopg.Connection, count: int, project: str = "default") -
     )
 
 
-def claim(connection: psycopg.Connection, worker: Worker, limits: Mapping[str, int], most: int = 100) -> list[Row]:
+def claim(connection: Connection, worker: Worker, limits: Mapping[str, int], most: int = 100) -> list[Row]:
     statement: LiteralString = "select * from notify_worker.claim(%s, %s, %s, %s)"
-    return rows(connection, statement, worker.id, uuid4(), most, Jsonb(limits))
+    return connection.rows(statement, worker.id, uuid4(), most, Jsonb(limits))
 
 
-def test_no_more_of_a_project_is_claimed_than_its_limit(connection: psycopg.Connection) -> None:
+def test_no_more_of_a_project_is_claimed_than_its_limit(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60)
     fill(connection, 60, "orders")
-    worker = register_worker(connection)
+    worker = connection.register_worker()
 
     claimed = claim(connection, worker, {"default": 10, "orders": 21})
 
     assert sorted(each["project"] for each in claimed) == ["default"] * 10 + ["orders"] * 21
 
 
-def test_a_project_without_a_limit_is_not_claimed(connection: psycopg.Connection) -> None:
+def test_a_project_without_a_limit_is_not_claimed(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    worker, number = register_worker(connection), insert(connection)
-    insert(connection, project="orders")
+    worker, number = connection.register_worker(), connection.insert()
+    connection.insert(project="orders")
 
     assert [each["notification_id"] for each in claim(connection, worker, {"default": 1})] == [number]
     assert claim(connection, worker, {}) == []
     assert claim(connection, worker, {"orders": 0}) == []
 
 
-def test_a_project_whose_tokens_are_used_up_leaves_its_place_to_the_others(connection: psycopg.Connection) -> None:
+def test_a_project_without_tokens_leaves_its_place_to_others(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     fill(connection, 60, "orders")
     fill(connection, 60)
-    worker = register_worker(connection)
+    worker = connection.register_worker()
 
     claimed = [each for _ in range(3) for each in claim(connection, worker, {"default": 2_500}, most=20)]
 
     assert [each["project"] for each in claimed] == ["default"] * 60
 
 
-def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(connection: psycopg.Connection) -> None:
+def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(connection: Connection) -> None:
     fill(connection, 3_000, "no_such")
-    worker = register_worker(connection)
+    worker = connection.register_worker()
 
     claimed = claim(connection, worker, {}, most=3_000)
 
     assert {(each["delivery_id"], each["state"]) for each in claimed} == {(None, "failed")}
     assert len(claimed) == 3_000
-    assert value(connection, "select count(*) from notify_worker.notifications where state = 'failed'") == 3_000
+    assert connection.value("select count(*) from notify_worker.notifications where state = 'failed'") == 3_000
 
 
-def test_a_probe_needs_a_token_as_anything_else(connection: psycopg.Connection) -> None:
+def test_a_probe_needs_a_token_as_anything_else(connection: Connection) -> None:
     fill(connection, 5)
-    worker = register_worker(connection)
-    begin(connection)
-    let_pass(connection, seconds=11)
+    worker = connection.register_worker()
+    connection.open_incident()
+    connection.let_pass(seconds=11)
 
     assert claim(connection, worker, {}) == []
     assert [each["probe"] for each in claim(connection, worker, {"default": 3})] == [True]
@@ -459,20 +437,18 @@ async def working(conninfo: str) -> AsyncIterator[Pipeline]:
             await pipeline.close()
 
 
-def sent(connection: psycopg.Connection, project: str = "default") -> int:
+def sent(connection: Connection, project: str = "default") -> int:
     counting: LiteralString = "select count(*) from notify_worker.notifications where state = 'sent' and project = %s"
-    return int(value(connection, counting, project))
+    return int(connection.value(counting, project))
 
 
-async def drained(pipeline: Pipeline, connection: psycopg.Connection, project: str = "default", count: int = 1) -> bool:
+async def drained(pipeline: Pipeline, connection: Connection, project: str = "default", count: int = 1) -> bool:
     """Drain as each poll does; tell whether so many are sent."""
     await pipeline.drain(within=0.2)
     return sent(connection, project) == count
 
 
-async def test_a_worker_sends_no_more_than_its_tokens_and_all_in_the_end(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_worker_sends_no_more_than_its_tokens_and_all_in_the_end(database: str, connection: Connection) -> None:
     limit(connection, 100)
     fill(connection, 40)
 
@@ -489,17 +465,17 @@ async def test_a_worker_sends_no_more_than_its_tokens_and_all_in_the_end(
         await auntil("all are sent", all_are_sent, within=20)
 
     assert all(count <= 5 + 30 * seconds for count, seconds in counts)
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
 async def test_each_device_is_a_token_though_a_claim_counts_notifications(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     limit(connection, 1)
     for number in range(5):
-        register(connection, "u_42", f"fcm:phone-{number}")
-    insert(connection, receiver_id="u_42")
-    insert(connection, receiver_id="u_42")
+        connection.register_device("u_42", f"fcm:phone-{number}")
+    connection.insert(receiver_id="u_42")
+    connection.insert(receiver_id="u_42")
 
     async with working(database) as pipeline:
         await auntil("the first is sent", lambda: drained(pipeline, connection), within=10)
@@ -509,25 +485,21 @@ async def test_each_device_is_a_token_though_a_claim_counts_notifications(
     assert -4 <= debt < -3
 
 
-async def test_what_cannot_be_sent_and_what_is_put_off_costs_no_token(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_unsendable_and_postponed_notifications_cost_no_token(database: str, connection: Connection) -> None:
     limit(connection, 40)
-    begin(connection, "topics", lasts=60)
+    connection.open_incident("topics", lasts=60)
     fill(connection, 5)
-    unsendable = [insert(connection, campaign="no_such") for _ in range(5)]
+    unsendable = [connection.insert(campaign="no_such") for _ in range(5)]
 
     async with working(database) as pipeline:
         assert await pipeline.drain(within=5)
         assert pipeline.projects.limiters["default"].available(monotonic()) == 2
 
-    assert [state(connection, each) for each in unsendable] == ["failed"] * 5
-    assert row(connection, "select count(*) from notify_worker.notifications where state = 'pending'")["count"] == 5
+    assert [connection.state(each) for each in unsendable] == ["failed"] * 5
+    assert connection.row("select count(*) from notify_worker.notifications where state = 'pending'")["count"] == 5
 
 
-async def test_a_worker_without_tokens_claims_ten_times_a_second_at_most(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_worker_without_tokens_claims_ten_times_a_second_at_most(database: str, connection: Connection) -> None:
     limit(connection, 1)
     fill(connection, 3)
 
@@ -543,10 +515,10 @@ async def test_a_worker_without_tokens_claims_ten_times_a_second_at_most(
 
 @pytest.mark.parametrize("why", ["nothing is there", "nothing is due", "paused", "probed"])
 async def test_a_worker_without_tokens_does_not_wait_for_them_where_nothing_is_due(
-    database: str, connection: psycopg.Connection, why: str
+    database: str, connection: Connection, why: str
 ) -> None:
     limit(connection, 1)
-    insert(connection)
+    connection.insert()
 
     async with working(database) as pipeline:
         await auntil("its token is taken", lambda: drained(pipeline, connection), within=10)
@@ -555,9 +527,9 @@ async def test_a_worker_without_tokens_does_not_wait_for_them_where_nothing_is_d
         if why == "nothing is due":
             connection.execute("update notify_worker.notifications set due_at = now() + interval '1 hour'")
         if why == "paused":
-            connection.execute("select notify_worker.pause('default', 'maintenance')")
+            connection.pause("default", "maintenance")
         if why == "probed":
-            begin(connection)
+            connection.open_incident()
         began = monotonic()
 
         assert await pipeline.drain(within=4)
@@ -565,9 +537,7 @@ async def test_a_worker_without_tokens_does_not_wait_for_them_where_nothing_is_d
     assert monotonic() - began < 3, "a token comes after five seconds"
 
 
-async def test_a_project_without_tokens_keeps_nobody_from_the_others(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_project_without_tokens_delays_no_other_project(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 1)")
     fill(connection, 300, "orders")
 
@@ -580,9 +550,7 @@ async def test_a_project_without_tokens_keeps_nobody_from_the_others(
     assert sent(connection, "orders") == 1
 
 
-async def test_what_is_of_a_project_made_just_now_is_claimed_within_seconds(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_notifications_of_a_new_project_are_claimed_within_seconds(database: str, connection: Connection) -> None:
     async with working(database) as pipeline:
         connection.execute("insert into notify_worker.projects (name) values ('orders')")
         fill(connection, 5, "orders")

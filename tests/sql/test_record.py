@@ -1,35 +1,12 @@
-"""What an outcome does to its delivery, its notification, its device and the history, and what a lock may hold up."""
+"""The effect of an outcome on its delivery, notification, device and history, and what a lock may delay."""
 
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, LiteralString
 
-import psycopg
 import pytest
 
-from tests.support.store_calls import (
-    Row,
-    at_once,
-    attempts,
-    claim,
-    claim_one,
-    connected,
-    deliveries,
-    insert,
-    let_pass,
-    mark,
-    notification,
-    only_delivery,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    row,
-    state,
-    unbalanced,
-    value,
-)
+from tests.support.store_calls import Connection, Row, Worker, at_once, connected, outcome
 
 DEVICE: LiteralString = "select * from notify_worker.devices where address = %s and project = %s"
 
@@ -43,18 +20,12 @@ AGAIN = {"retry_in": 3600}
 NOW = {"retry_in": 0}
 
 
-def device(connection: psycopg.Connection, address: str, project: str = "default") -> Row:
-    return row(connection, DEVICE, address, project)
+def device(connection: Connection, address: str, project: str = "default") -> Row:
+    return connection.row(DEVICE, address, project)
 
 
-def insert_for_devices(connection: psycopg.Connection, count: int, **columns: object) -> int:
-    for number in range(count):
-        register(connection, "u_42", f"fcm:device-{number}")
-    return insert(connection, receiver_id="u_42", **columns)
-
-
-def due_in(connection: psycopg.Connection, delivery: Row) -> timedelta:
-    left: timedelta = value(connection, "select %s - now()", delivery["due_at"])
+def due_in(connection: Connection, delivery: Row) -> timedelta:
+    left: timedelta = connection.value("select %s - now()", delivery["due_at"])
     return left
 
 
@@ -71,40 +42,37 @@ def due_in(connection: psycopg.Connection, delivery: Row) -> timedelta:
     ],
     ids=lambda given: given["verdict"] if isinstance(given, dict) else str(given),
 )
-def test_an_outcome_that_is_not_to_be_tried_again_ends_its_delivery(
-    connection: psycopg.Connection, came_to: Row, on_unknown: str, ends: str, counted: int
+def test_an_outcome_without_a_retry_ends_its_delivery(
+    connection: Connection, came_to: Row, on_unknown: str, ends: str, counted: int
 ) -> None:
-    worker = register_worker(connection)
-    number = insert(connection, on_unknown=on_unknown)
+    worker = connection.register_worker()
+    number = connection.insert(on_unknown=on_unknown)
 
-    added = record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+    added = connection.record(worker, outcome(connection.claim_one(worker), **came_to))
 
-    ended = only_delivery(connection, number)
+    ended = connection.only_delivery(number)
     assert added == 1
     assert (ended["state"], ended["attempts"], ended["last_attempt_number"]) == (ends, counted, 1)
     assert (ended["last_verdict"], ended["last_error"]) == (came_to["verdict"], came_to.get("error"))
     assert ended["provider_message_id"] == came_to.get("provider_message_id")
     assert (ended["settled_at"] is None) == (ends == "held")
-    assert notification(connection, number)["lease"] is None
-    assert unbalanced(connection) == []
+    assert connection.notification(number)["lease"] is None
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(
-    ("came_to", "counted"),
-    [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)],
-    ids=["retry", "unknown", "paused"],
+    ("came_to", "counted"), [(RETRY, 1), (UNKNOWN | AGAIN, 1), (PAUSED, 0)], ids=["retry", "unknown", "paused"]
 )
-def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock(
-    connection: psycopg.Connection, came_to: Row, counted: int
+def test_an_outcome_with_a_retry_ends_the_lease_and_sets_due_at(
+    connection: Connection, came_to: Row, counted: int, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
+    number = connection.insert()
 
-    record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+    connection.record(worker, outcome(connection.claim_one(worker), **came_to))
 
-    waiting, its = notification(connection, number), only_delivery(connection, number)
+    waiting, its = connection.notification(number), connection.only_delivery(number)
     assert (waiting["state"], waiting["lease"], waiting["leased_by"]) == ("pending", None, None)
-    assert waiting["due_at"] == its["due_at"] == attempts(connection, number)[0]["retry_at"]
+    assert waiting["due_at"] == its["due_at"] == connection.attempts(number)[0]["retry_at"]
     assert timedelta(minutes=59) < due_in(connection, its) <= timedelta(hours=1)
     assert (its["state"], its["attempts"], its["last_attempt_number"], its["settled_at"]) == (
         "pending",
@@ -112,34 +80,32 @@ def test_an_outcome_that_is_to_be_tried_again_ends_the_lease_and_moves_the_clock
         1,
         None,
     )
-    assert claim(connection, worker) == []
+    assert connection.claim(worker) == []
 
 
-def test_what_is_due_again_is_claimed_with_what_was_counted(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
+def test_a_retried_delivery_is_claimed_with_its_attempt_count(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
     for verdict in ("retry", "paused", "unknown"):
-        record(connection, worker, outcome(claim_one(connection, worker), verdict=verdict, retry_in=0))
+        connection.record(worker, outcome(connection.claim_one(worker), verdict=verdict, retry_in=0))
 
-    again = claim_one(connection, worker)
-    record(connection, worker, outcome(again, **SENT))
+    again = connection.claim_one(worker)
+    connection.record(worker, outcome(again, **SENT))
 
     assert (again["attempts"], again["last_attempt_number"]) == (2, 3)
-    assert [each["number"] for each in attempts(connection, number)] == [1, 2, 3, 4]
-    assert state(connection, number) == "sent"
-    assert unbalanced(connection) == []
+    assert [each["number"] for each in connection.attempts(number)] == [1, 2, 3, 4]
+    assert connection.state(number) == "sent"
+    assert connection.unbalanced() == []
 
 
-def test_the_history_says_who_did_what_and_when(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    claimed = claim_one(connection, worker)
+def test_the_history_names_worker_and_times(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    claimed = connection.claim_one(worker)
 
-    record(connection, worker, outcome(claimed, **(RETRY | {"requests": 3, "started_ago": 5, "finished_ago": 2})))
+    connection.record(worker, outcome(claimed, **(RETRY | {"requests": 3, "started_ago": 5, "finished_ago": 2})))
 
-    (attempt,) = attempts(connection, number)
+    (attempt,) = connection.attempts(number)
     assert attempt["finished_at"] - attempt["started_at"] == timedelta(seconds=3)
-    assert timedelta(seconds=2) <= value(connection, "select now() - %s", attempt["finished_at"]) < timedelta(minutes=1)
+    assert timedelta(seconds=2) <= connection.value("select now() - %s", attempt["finished_at"]) < timedelta(minutes=1)
     assert attempt["retry_at"] - attempt["finished_at"] == timedelta(seconds=3602)
     assert (attempt["worker"], attempt["requests"], attempt["http_status"]) == (worker.name, 3, 503)
     assert (attempt["verdict"], attempt["error"], attempt["error_code"]) == ("retry", "FCM is busy", None)
@@ -166,22 +132,21 @@ TRUTH_TABLE: list[tuple[list[Row], str, str]] = [
     TRUTH_TABLE,
     ids=lambda given: "-".join(each["verdict"] for each in given) if isinstance(given, list) else str(given),
 )
-def test_a_notification_is_held_until_its_last_device_is_recorded_and_then_is_what_they_are_together(
-    connection: psycopg.Connection, came_to: list[Row], on_unknown: str, ends: str
+def test_a_notification_stays_leased_until_its_last_device_is_recorded(
+    connection: Connection, came_to: list[Row], on_unknown: str, ends: str, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 3, on_unknown=on_unknown)
-    claimed = claim(connection, worker)
+    number = connection.insert_for_devices(3, on_unknown=on_unknown)
+    claimed = connection.claim(worker)
 
     for each, became in zip(claimed, came_to, strict=True):
-        leased = notification(connection, number)
+        leased = connection.notification(number)
         assert (leased["state"], str(leased["lease"])) == ("pending", each["lease"])
-        record(connection, worker, outcome(each, **became))
+        connection.record(worker, outcome(each, **became))
 
-    ended = notification(connection, number)
+    ended = connection.notification(number)
     assert (ended["state"], ended["lease"], ended["leased_by"]) == (ends, None, None)
     assert (ended["settled_at"] is None) == (ends in ("pending", "held"))
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
 EXPIRE: LiteralString = "update notify_worker.notifications set expires_at = now()"
@@ -200,354 +165,334 @@ RETIRE: LiteralString = "update notify_worker.campaigns set retired_at = now()"
         ([RETRY | NOW, FAILED], RETIRE, "failed", "cancelled"),
     ],
 )
-def test_what_can_no_longer_be_sent_ends_beside_what_came_of_the_others(
-    connection: psycopg.Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
+def test_an_unsendable_delivery_settles_beside_the_others_outcomes(
+    connection: Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
 ) -> None:
-    worker = register_worker(connection)
+    worker = connection.register_worker()
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    number = insert_for_devices(connection, 2, campaign="sale")
-    claimed = claim(connection, worker)
-    record(connection, worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
+    number = connection.insert_for_devices(2, campaign="sale")
+    claimed = connection.claim(worker)
+    connection.record(worker, *[outcome(each, **became) for each, became in zip(claimed, came_to, strict=True)])
     connection.execute(then)
 
-    assert claim(connection, worker) == []
-    assert state(connection, number) == ends
-    assert deliveries(connection, number)[0]["state"] == open_ones_end
-    assert unbalanced(connection) == []
+    assert connection.claim(worker) == []
+    assert connection.state(number) == ends
+    assert connection.deliveries(number)[0]["state"] == open_ones_end
+    assert connection.unbalanced() == []
 
 
-def test_only_what_is_due_again_is_claimed_again(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 3)
-    sent, soon, later = claim(connection, worker)
-    record(connection, worker, outcome(sent, **SENT), outcome(soon, **RETRY | NOW), outcome(later, **RETRY))
+def test_only_deliveries_that_are_due_are_claimed_again(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(3)
+    sent, soon, later = connection.claim(worker)
+    connection.record(worker, outcome(sent, **SENT), outcome(soon, **RETRY | NOW), outcome(later, **RETRY))
 
-    again = claim_one(connection, worker)
-    record(connection, worker, outcome(again, **SENT))
+    again = connection.claim_one(worker)
+    connection.record(worker, outcome(again, **SENT))
 
     assert again["delivery_id"] == soon["delivery_id"]
-    waiting = notification(connection, number)
-    assert (waiting["state"], waiting["due_at"]) == ("pending", deliveries(connection, number)[2]["due_at"])
+    waiting = connection.notification(number)
+    assert (waiting["state"], waiting["due_at"]) == ("pending", connection.deliveries(number)[2]["due_at"])
 
 
-def test_the_same_outcomes_again_change_nothing(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 3)
-    claimed = claim(connection, worker)
+def test_the_same_outcomes_again_change_nothing(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(3)
+    claimed = connection.claim(worker)
     came_to = [outcome(each, **became) for each, became in zip(claimed, [SENT, RETRY, FAILED], strict=True)]
 
-    first = record(connection, worker, *came_to)
-    before = deliveries(connection, number), notification(connection, number), attempts(connection, number)
-    again = record(connection, worker, *came_to)
+    first = connection.record(worker, *came_to)
+    before = connection.deliveries(number), connection.notification(number), connection.attempts(number)
+    again = connection.record(worker, *came_to)
 
     assert (first, again) == (3, 0)
-    assert (deliveries(connection, number), notification(connection, number), attempts(connection, number)) == before
+    assert (connection.deliveries(number), connection.notification(number), connection.attempts(number)) == before
 
 
-def test_the_same_outcomes_twice_in_one_call_are_added_once(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
-    sent = outcome(claim_one(connection, worker), **SENT)
+def test_the_same_outcomes_twice_in_one_call_are_added_once(connection: Connection, worker: Worker) -> None:
+    connection.insert()
+    sent = outcome(connection.claim_one(worker), **SENT)
 
-    assert record(connection, worker, sent, sent) == 1
-    assert unbalanced(connection) == []
+    assert connection.record(worker, sent, sent) == 1
+    assert connection.unbalanced() == []
 
 
 def recorder(database: str, *arguments: Any) -> Callable[[], int]:
     def run() -> int:
         with connected(database) as session:
-            return record(session, *arguments)
+            return session.record(*arguments)
 
     return run
 
 
 def test_the_same_outcomes_on_two_connections_at_once_are_added_once(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     for _ in range(10):
-        insert(connection)
-        came_to = [outcome(claim_one(connection, worker), **RETRY)]
+        connection.insert()
+        came_to = [outcome(connection.claim_one(worker), **RETRY)]
 
         added = at_once(recorder(database, worker, *came_to), recorder(database, worker, *came_to))
 
         assert sorted(added) == [0, 1]
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
-def test_batches_in_different_orders_on_two_connections_never_deadlock(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_batches_in_different_orders_on_two_connections_never_deadlock(database: str, connection: Connection) -> None:
     with connected(database) as his:
-        she, he = register_worker(connection), register_worker(his)
+        she, he = connection.register_worker(), his.register_worker()
         for number in range(20):
-            register(connection, f"u_{number}", f"fcm:device-{number}")
+            connection.register_device(f"u_{number}", f"fcm:device-{number}")
         for _ in range(10):
             for number in range(20):
-                insert(connection, receiver_id=f"u_{number}")
-                insert(connection, receiver_id=f"u_{number}")
-            hers = [outcome(each, **SENT) for each in claim(connection, she, most=20)]
-            his_own = [outcome(each, **RETRY) for each in claim(his, he, most=20)]
+                connection.insert(receiver_id=f"u_{number}")
+                connection.insert(receiver_id=f"u_{number}")
+            hers = [outcome(each, **SENT) for each in connection.claim(she, most=20)]
+            his_own = [outcome(each, **RETRY) for each in his.claim(he, most=20)]
             connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
 
             added = at_once(
-                lambda hers=hers: record(connection, she, *hers),  # type: ignore[misc]
+                lambda hers=hers: connection.record(she, *hers),  # type: ignore[misc]
                 recorder(database, she, *hers[::-1]),
-                lambda his_own=his_own: record(his, he, *his_own[::-1]),  # type: ignore[misc]
+                lambda his_own=his_own: his.record(he, *his_own[::-1]),  # type: ignore[misc]
             )
 
             assert min(added) == 0
             assert sum(added) == 40
 
 
-def test_a_notification_that_a_business_transaction_has_locked_delays_nobody(
-    database: str, connection: psycopg.Connection
+def test_a_notification_locked_by_a_business_transaction_delays_no_record(
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    first, locked, last = insert(connection), insert(connection), insert(connection)
-    came_to = [outcome(each, **SENT) for each in claim(connection, worker)]
+    first, locked, last = connection.insert(), connection.insert(), connection.insert()
+    came_to = [outcome(each, **SENT) for each in connection.claim(worker)]
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications where id = %s for update", [locked])
 
-        assert record(connection, worker, *came_to) == 3
-        assert [state(connection, number) for number in (first, locked, last)] == ["sent", "pending", "sent"]
-    assert [each["verdict"] for each in attempts(connection, locked)] == ["sent"]
+        assert connection.record(worker, *came_to) == 3
+        assert [connection.state(number) for number in (first, locked, last)] == ["sent", "pending", "sent"]
+    assert [each["verdict"] for each in connection.attempts(locked)] == ["sent"]
 
 
 def test_an_outcome_that_came_too_early_to_be_applied_is_applied_with_the_next(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    one, two = claim(connection, worker)
+    number = connection.insert_for_devices(2)
+    one, two = connection.claim(worker)
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications for update")
-        record(connection, worker, outcome(one, **SENT))
+        connection.record(worker, outcome(one, **SENT))
 
-    record(connection, worker, outcome(two, **FAILED))
+    connection.record(worker, outcome(two, **FAILED))
 
-    assert [each["state"] for each in deliveries(connection, number)] == ["sent", "failed"]
-    assert state(connection, number) == "sent"
+    assert [each["state"] for each in connection.deliveries(number)] == ["sent", "failed"]
+    assert connection.state(number) == "sent"
 
 
-def test_an_unregistered_device_is_retired(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_an_unregistered_device_is_retired(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('another')")
-    register(connection, "u_42", "fcm:phone")
-    register(connection, "u_42", "fcm:phone", project="another")
-    number = insert(connection, receiver_id="u_42")
+    connection.register_device("u_42", "fcm:phone")
+    connection.register_device("u_42", "fcm:phone", project="another")
+    number = connection.insert(receiver_id="u_42")
 
-    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+    connection.record(worker, outcome(connection.claim_one(worker), **UNREGISTERED))
 
     retired = device(connection, "fcm:phone")
     assert retired["retired_at"] is not None
     assert retired["retired_reason"] == "FCM calls it unregistered"
     assert device(connection, "fcm:phone", "another")["retired_at"] is None
-    assert state(connection, number) == "unreachable"
+    assert connection.state(number) == "unreachable"
 
 
-def test_a_device_whose_address_was_given_directly_is_retired_too(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    insert(connection, kind="token", address="fcm:phone")
+def test_a_device_addressed_directly_is_retired_too(connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    connection.insert(kind="token", address="fcm:phone")
 
-    record(connection, worker, outcome(claim_one(connection, worker), **UNREGISTERED))
+    connection.record(worker, outcome(connection.claim_one(worker), **UNREGISTERED))
 
     assert device(connection, "fcm:phone")["retired_at"] is not None
 
 
-def test_a_device_that_has_registered_again_since_the_request_began_stays(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    insert(connection, receiver_id="u_42")
-    claimed = claim_one(connection, worker)
-    register(connection, "u_42", "fcm:phone")
+def test_a_device_that_has_registered_again_since_the_request_began_stays(
+    connection: Connection, worker: Worker
+) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    connection.insert(receiver_id="u_42")
+    claimed = connection.claim_one(worker)
+    connection.register_device("u_42", "fcm:phone")
 
-    record(connection, worker, outcome(claimed, **UNREGISTERED, started_ago=60))
+    connection.record(worker, outcome(claimed, **UNREGISTERED, started_ago=60))
 
     assert device(connection, "fcm:phone")["retired_at"] is None
 
 
-def test_a_device_that_somebody_has_locked_is_left_for_the_next_time(
-    database: str, connection: psycopg.Connection
-) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    number = insert(connection, receiver_id="u_42")
-    claimed = claim_one(connection, worker)
+def test_a_locked_device_is_left_for_the_next_time(database: str, connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    number = connection.insert(receiver_id="u_42")
+    claimed = connection.claim_one(worker)
     connection.execute("set lock_timeout = '5s'")
     with connected(database) as business:
         business.execute("begin")
-        register(business, "u_42", "fcm:phone", platform="ios")
+        business.register_device("u_42", "fcm:phone", platform="ios")
 
-        record(connection, worker, outcome(claimed, **UNREGISTERED))
+        connection.record(worker, outcome(claimed, **UNREGISTERED))
         business.execute("commit")
 
-    assert state(connection, number) == "unreachable"
+    assert connection.state(number) == "unreachable"
     assert device(connection, "fcm:phone")["retired_at"] is None
 
 
 @pytest.mark.parametrize(("seen", "moves"), [("25 hours", True), ("23 hours", False)])
-def test_what_was_sent_to_has_been_seen_which_is_written_once_a_day(
-    connection: psycopg.Connection, seen: str, moves: bool
+def test_a_sent_message_updates_seen_at_once_a_day(
+    connection: Connection, seen: str, moves: bool, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
+    connection.register_device("u_42", "fcm:phone")
     connection.execute("update notify_worker.devices set seen_at = now() - %s::interval", [seen])
     before = device(connection, "fcm:phone")["seen_at"]
-    insert(connection, receiver_id="u_42")
+    connection.insert(receiver_id="u_42")
 
-    record(connection, worker, outcome(claim_one(connection, worker), **SENT))
+    connection.record(worker, outcome(connection.claim_one(worker), **SENT))
 
     assert (device(connection, "fcm:phone")["seen_at"] > before) is moves
 
 
 @pytest.mark.parametrize("came_to", [RETRY, FAILED, UNKNOWN, PAUSED], ids=lambda given: str(given["verdict"]))
-def test_only_sent_is_a_sign_of_life_of_a_device(connection: psycopg.Connection, came_to: Row) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
+def test_only_sent_is_a_sign_of_life_of_a_device(connection: Connection, came_to: Row, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
     connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
     before = device(connection, "fcm:phone")
-    insert(connection, receiver_id="u_42")
+    connection.insert(receiver_id="u_42")
 
-    record(connection, worker, outcome(claim_one(connection, worker), **came_to))
+    connection.record(worker, outcome(connection.claim_one(worker), **came_to))
 
     assert device(connection, "fcm:phone") == before
 
 
-def die(database: str, connection: psycopg.Connection) -> tuple[Any, Row]:
+def die(database: str, connection: Connection) -> tuple[Any, Row]:
     """A worker claims the one delivery, dies in its request, and is rescued; return it and what it held."""
     with connected(database) as session:
-        worker = register_worker(session)
-        claimed = claim_one(session, worker)
-        mark(session, claimed)
-    assert rescue_worker(connection, worker) == 1
+        worker = session.register_worker()
+        claimed = session.claim_one(worker)
+        session.mark_started(claimed)
+    assert connection.rescue_worker(worker) == 1
     return worker, claimed
 
 
-def test_a_late_outcome_stands_in_the_history_with_the_number_of_the_row_that_it_answers(
-    database: str, connection: psycopg.Connection
-) -> None:
-    number = insert(connection)
+def test_a_late_outcome_has_the_number_of_the_attempt_that_it_answers(database: str, connection: Connection) -> None:
+    number = connection.insert()
     dead, held = die(database, connection)
-    worker = register_worker(connection)
-    again = claim_one(connection, worker)
-    before = only_delivery(connection, number), notification(connection, number)
+    worker = connection.register_worker()
+    again = connection.claim_one(worker)
+    before = connection.only_delivery(number), connection.notification(number)
 
-    record(connection, dead, outcome(held, **SENT))
+    connection.record(dead, outcome(held, **SENT))
 
-    cut_off, late = attempts(connection, number)
+    cut_off, late = connection.attempts(number)
     assert (cut_off["verdict"], cut_off["number"], cut_off["late"]) == ("unknown", 1, False)
     assert (late["verdict"], late["number"], late["late"]) == ("sent", 1, True)
-    assert (only_delivery(connection, number), notification(connection, number)) == before
-    record(connection, worker, outcome(again, **SENT))
-    assert state(connection, number) == "sent"
-    assert attempts(connection, number)[-1]["number"] == 2
-    assert unbalanced(connection) == []
+    assert (connection.only_delivery(number), connection.notification(number)) == before
+    connection.record(worker, outcome(again, **SENT))
+    assert connection.state(number) == "sent"
+    assert connection.attempts(number)[-1]["number"] == 2
+    assert connection.unbalanced() == []
 
 
-def test_a_late_outcome_is_added_once(database: str, connection: psycopg.Connection) -> None:
-    number = insert(connection)
+def test_a_late_outcome_is_added_once(database: str, connection: Connection) -> None:
+    number = connection.insert()
     dead, held = die(database, connection)
 
-    assert record(connection, dead, outcome(held, **SENT)) == 1
-    assert record(connection, dead, outcome(held, **SENT)) == 0
-    assert len(attempts(connection, number)) == 2
+    assert connection.record(dead, outcome(held, **SENT)) == 1
+    assert connection.record(dead, outcome(held, **SENT)) == 0
+    assert len(connection.attempts(number)) == 2
 
 
 @pytest.mark.parametrize(("on_unknown", "before"), [("resend", "pending"), ("hold", "held")])
-def test_a_late_sent_settles_what_is_held_or_waits(
-    database: str, connection: psycopg.Connection, on_unknown: str, before: str
+def test_a_late_sent_settles_a_held_or_pending_delivery(
+    database: str, connection: Connection, on_unknown: str, before: str
 ) -> None:
-    number = insert(connection, on_unknown=on_unknown)
+    number = connection.insert(on_unknown=on_unknown)
     dead, held = die(database, connection)
-    assert state(connection, number) == before
+    assert connection.state(number) == before
 
-    record(connection, dead, outcome(held, **SENT))
+    connection.record(dead, outcome(held, **SENT))
 
-    its = only_delivery(connection, number)
+    its = connection.only_delivery(number)
     assert (its["state"], its["provider_message_id"], its["attempts"]) == ("sent", SENT["provider_message_id"], 0)
-    assert state(connection, number) == "sent"
-    assert claim(connection, register_worker(connection)) == []
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "sent"
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.unbalanced() == []
 
 
-def a_late_sent_that_met_a_lock(database: str, connection: psycopg.Connection, number: int) -> None:
+def a_late_sent_that_met_a_lock(database: str, connection: Connection, number: int) -> None:
     """Somebody's transaction had the row as its dead worker's answer came: it stands in the history, and nowhere else."""
     dead, held = die(database, connection)
-    before = state(connection, number)
-    with psycopg.connect(database) as another:
+    before = connection.state(number)
+    with Connection.connect(database) as another:
         another.execute("select from notify_worker.notifications for update")
-        assert record(connection, dead, outcome(held, **SENT)) == 1
-    assert state(connection, number) == before
+        assert connection.record(dead, outcome(held, **SENT)) == 1
+    assert connection.state(number) == before
 
 
-def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection: psycopg.Connection) -> None:
-    number = insert(connection)
+def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection: Connection) -> None:
+    number = connection.insert()
     a_late_sent_that_met_a_lock(database, connection, number)
 
-    assert claim(connection, register_worker(connection)) == []
+    assert connection.claim(connection.register_worker()) == []
 
-    its = only_delivery(connection, number)
+    its = connection.only_delivery(number)
     assert (its["state"], its["provider_message_id"], its["last_verdict"]) == (
         "sent",
         SENT["provider_message_id"],
         "sent",
     )
-    assert state(connection, number) == "sent"
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "sent"
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(("call", "says"), [("retry", 0), ("cancel", False)])
 @pytest.mark.parametrize("on_unknown", ["resend", "hold"])
 def test_a_call_finds_a_late_sent_that_met_a_lock(
-    database: str, connection: psycopg.Connection, on_unknown: str, call: str, says: int | bool
+    database: str, connection: Connection, on_unknown: str, call: str, says: int | bool
 ) -> None:
-    number = insert(connection, on_unknown=on_unknown)
+    number = connection.insert(on_unknown=on_unknown)
     a_late_sent_that_met_a_lock(database, connection, number)
 
-    assert value(connection, f"select notify_worker.{call}(%s::bigint)", number) == says
+    assert connection.value(f"select notify_worker.{call}(%s::bigint)", number) == says
 
-    assert state(connection, number) == "sent"
-    assert claim(connection, register_worker(connection)) == []
-    assert unbalanced(connection) == []
+    assert connection.state(number) == "sent"
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.unbalanced() == []
 
 
-def test_a_late_sent_whose_record_began_before_a_call_put_it_back_is_not_sent_again(
-    database: str, connection: psycopg.Connection
-) -> None:
-    number = insert(connection, on_unknown="hold")
+def test_a_late_sent_recorded_during_a_retry_is_not_sent_again(database: str, connection: Connection) -> None:
+    number = connection.insert(on_unknown="hold")
     dead, held = die(database, connection)
-    with psycopg.connect(database) as slow:
+    with Connection.connect(database) as slow:
         slow.execute("select 1")
-        assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
-        record(slow, dead, outcome(held, **SENT))
+        assert connection.value("select notify_worker.retry(%s::bigint)", number) == 1
+        slow.record(dead, outcome(held, **SENT))
 
-    assert claim(connection, register_worker(connection)) == []
-    assert state(connection, number) == "sent"
+    assert connection.claim(connection.register_worker()) == []
+    assert connection.state(number) == "sent"
 
 
-def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
-    database: str, connection: psycopg.Connection
-) -> None:
-    register(connection, "ada", "fcm:1")
-    number = insert(connection, receiver_id="ada")
+def test_a_late_sent_beside_a_leased_sibling_is_not_sent_again(database: str, connection: Connection) -> None:
+    connection.register_device("ada", "fcm:1")
+    number = connection.insert(receiver_id="ada")
     dead, held = die(database, connection)
-    other = register_worker(connection)
-    record(connection, other, outcome(claim_one(connection, other), **RETRY))
-    register(connection, "ada", "fcm:2")
-    assert value(connection, "select notify_worker.retry(%s::bigint)", number) == 1, "she has another device now"
-    sibling = claim_one(connection, other)
+    other = connection.register_worker()
+    connection.record(other, outcome(connection.claim_one(other), **RETRY))
+    connection.register_device("ada", "fcm:2")
+    assert connection.value("select notify_worker.retry(%s::bigint)", number) == 1, "she has another device now"
+    sibling = connection.claim_one(other)
 
-    record(connection, dead, outcome(held, **SENT))
-    record(connection, other, outcome(sibling, **RETRY))
-    let_pass(connection, hours=2)
+    connection.record(dead, outcome(held, **SENT))
+    connection.record(other, outcome(sibling, **RETRY))
+    connection.let_pass(hours=2)
 
-    assert [each["delivery_id"] for each in claim(connection, other)] == [sibling["delivery_id"]]
-    assert unbalanced(connection) == []
+    assert [each["delivery_id"] for each in connection.claim(other)] == [sibling["delivery_id"]]
+    assert connection.unbalanced() == []
 
 
 @pytest.mark.parametrize(
@@ -555,48 +500,46 @@ def test_a_late_sent_beside_a_sibling_in_other_hands_is_not_sent_again(
 )
 @pytest.mark.parametrize("on_unknown", ["resend", "hold"])
 def test_any_other_late_answer_settles_nothing(
-    database: str, connection: psycopg.Connection, came_to: Row, on_unknown: str
+    database: str, connection: Connection, came_to: Row, on_unknown: str
 ) -> None:
-    number = insert(connection, on_unknown=on_unknown)
+    number = connection.insert(on_unknown=on_unknown)
     dead, held = die(database, connection)
-    before = only_delivery(connection, number), notification(connection, number)
+    before = connection.only_delivery(number), connection.notification(number)
 
-    assert record(connection, dead, outcome(held, **came_to)) == 1
+    assert connection.record(dead, outcome(held, **came_to)) == 1
 
-    assert (only_delivery(connection, number), notification(connection, number)) == before
-    assert unbalanced(connection) == []
+    assert (connection.only_delivery(number), connection.notification(number)) == before
+    assert connection.unbalanced() == []
 
 
-def test_what_is_released_is_due_at_once_and_counts_for_nothing(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    claimed = claim_one(connection, worker)
+def test_a_released_delivery_is_due_at_once_and_costs_no_attempt(connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    claimed = connection.claim_one(worker)
 
     connection.execute("select notify_worker.release(%s, %s)", [claimed["lease"], [claimed["delivery_id"]]])
 
-    assert notification(connection, number)["lease"] is None
-    assert attempts(connection, number) == []
-    again = claim_one(connection, worker)
+    assert connection.notification(number)["lease"] is None
+    assert connection.attempts(number) == []
+    again = connection.claim_one(worker)
     assert (again["delivery_id"], again["attempts"], again["last_attempt_number"]) == (claimed["delivery_id"], 0, 0)
 
 
-def test_what_is_released_waits_for_what_is_still_out(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert_for_devices(connection, 2)
-    out, unsent = claim(connection, worker)
+def test_a_released_delivery_waits_for_its_leased_siblings(connection: Connection, worker: Worker) -> None:
+    number = connection.insert_for_devices(2)
+    out, unsent = connection.claim(worker)
     connection.execute("select notify_worker.release(%s, %s)", [unsent["lease"], [unsent["delivery_id"]]])
-    assert str(notification(connection, number)["lease"]) == out["lease"]
+    assert str(connection.notification(number)["lease"]) == out["lease"]
 
-    record(connection, worker, outcome(out, **SENT))
+    connection.record(worker, outcome(out, **SENT))
 
-    assert claim_one(connection, worker)["delivery_id"] == unsent["delivery_id"]
+    assert connection.claim_one(worker)["delivery_id"] == unsent["delivery_id"]
 
 
-def test_nobody_releases_what_another_holds(database: str, connection: psycopg.Connection) -> None:
-    number = insert(connection)
+def test_a_worker_cannot_release_another_workers_lease(database: str, connection: Connection) -> None:
+    number = connection.insert()
     _, held = die(database, connection)
-    again = claim_one(connection, register_worker(connection))
+    again = connection.claim_one(connection.register_worker())
 
     connection.execute("select notify_worker.release(%s, %s)", [held["lease"], [held["delivery_id"]]])
 
-    assert str(notification(connection, number)["lease"]) == again["lease"]
+    assert str(connection.notification(number)["lease"]) == again["lease"]

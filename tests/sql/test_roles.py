@@ -1,4 +1,4 @@
-"""Who may do what: the three roles, everybody else, whoever sets a search_path of their own, and who makes the roles."""
+"""Rights: the three roles, strangers, callers with their own search_path, and creating the roles."""
 
 import re
 import subprocess
@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import LiteralString
 from uuid import uuid4
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import CheckViolation, InsufficientPrivilege
@@ -18,23 +17,7 @@ from psycopg.errors import CheckViolation, InsufficientPrivilege
 from notify_worker.database import schema
 from notify_worker.dev import postgres
 from tests.support.server import FAST, administer, created, memory
-from tests.support.store_calls import (
-    claim,
-    claim_one,
-    connected,
-    deliveries,
-    insert,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rescue_worker,
-    rows,
-    state,
-    unbalanced,
-    unregister_worker,
-    value,
-)
+from tests.support.store_calls import Connection, Worker, connected, outcome
 
 PRODUCER, WORKER, AUDITOR = ROLES = ("notify_worker_producer", "notify_worker_worker", "notify_worker_auditor")
 
@@ -84,20 +67,20 @@ def stage(server: str, template: str) -> Iterator[str]:
 
 
 @contextmanager
-def acting_as(role: str, database: str) -> Iterator[psycopg.Connection]:
+def acting_as(role: str, database: str) -> Iterator[Connection]:
     with connected(make_conninfo(database, options=f"-c role={role}")) as session:
         yield session
 
 
 def refuse(role: str, database: str, statement: str) -> None:
     as_role = make_conninfo(database, options=f"-c role={role}")
-    with psycopg.connect(as_role, autocommit=True) as session, pytest.raises(InsufficientPrivilege):
+    with Connection.connect(as_role, autocommit=True) as session, pytest.raises(InsufficientPrivilege):
         session.execute(statement.encode())
 
 
 def privileges(database: str, role: str) -> set[tuple[str, str, str]]:
     """Everything that a role may do in our schema, as Postgres sees it."""
-    with psycopg.connect(database) as connection:
+    with Connection.connect(database) as connection:
         found = connection.execute(PRIVILEGES, {"role": role}).fetchall()
     return {(kind, name.replace("notify_worker.", ""), privilege) for kind, name, privilege in found}
 
@@ -106,7 +89,7 @@ def privileges(database: str, role: str) -> set[tuple[str, str, str]]:
 
 
 def test_a_producer_inserts_with_every_column_of_the_caller_and_reads_its_number(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     columns = {
         "event_id": "order:42:paid",
@@ -126,48 +109,45 @@ def test_a_producer_inserts_with_every_column_of_the_caller_and_reads_its_number
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     with acting_as(PRODUCER, database) as shop:
-        number = insert(shop, **columns)
-        other = insert(shop, kind="topic", address="news")
+        number = shop.insert(**columns)
+        other = shop.insert(kind="topic", address="news")
         again = shop.execute(
             """
             insert into notify_worker.notifications (event_id, receiver_id, title) values ('order:42:paid', 'u_42', 'x')
             on conflict (event_id) do nothing
             """
         )
-        known = rows(shop, "select id, event_id from notify_worker.notifications order by id")
+        known = shop.rows("select id, event_id from notify_worker.notifications order by id")
 
     assert set(columns) | {"kind", "address"} == COLUMNS_OF_THE_CALLER
     assert again.rowcount == 0
     assert known == [{"id": number, "event_id": "order:42:paid"}, {"id": other, "event_id": None}]
-    assert value(connection, "select count(*) from notify_worker.procrastinate_jobs") == 1
+    assert connection.value("select count(*) from notify_worker.procrastinate_jobs") == 1
 
 
-def test_a_producer_registers_and_retires_devices_and_cancels(database: str, connection: psycopg.Connection) -> None:
+def test_a_producer_registers_and_retires_devices_and_cancels(database: str, connection: Connection) -> None:
     with acting_as(PRODUCER, database) as shop:
-        register(shop, "u_42", "fcm:phone")
+        shop.register_device("u_42", "fcm:phone")
         shop.execute("select notify_worker.register_device('u_42', 'token', 'fcm:new', replaces => 'fcm:phone')")
-        retired = value(shop, "select notify_worker.retire_device('token', 'fcm:new')")
-        number, _ = insert(shop, receiver_id="u_42"), insert(shop, receiver_id="u_42", event_id="order:42:paid")
+        retired = shop.value("select notify_worker.retire_device('token', 'fcm:new')")
+        number, _ = shop.insert(receiver_id="u_42"), shop.insert(receiver_id="u_42", event_id="order:42:paid")
         cancelled = [
-            value(shop, "select notify_worker.cancel(%s::bigint)", number),
-            value(shop, "select notify_worker.cancel('order:42:paid')"),
+            shop.value("select notify_worker.cancel(%s::bigint)", number),
+            shop.value("select notify_worker.cancel('order:42:paid')"),
         ]
 
     assert (retired, cancelled) == (True, [True, True])
-    assert {each["state"] for each in rows(connection, "select state from notify_worker.notifications")} == {
-        "cancelled"
-    }
+    assert {each["state"] for each in connection.rows("select state from notify_worker.notifications")} == {"cancelled"}
 
 
-def test_a_producer_cancels_what_was_tried_before(database: str, connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    number = insert(connection)
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="unregistered", retry_in=None))
-    waits = insert(connection)
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
+def test_a_producer_cancels_after_an_attempt(database: str, connection: Connection, worker: Worker) -> None:
+    number = connection.insert()
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="unregistered", retry_in=None))
+    waits = connection.insert()
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="retry", retry_in=0))
 
     with acting_as(PRODUCER, database) as shop:
-        cancelled = [value(shop, "select notify_worker.cancel(%s::bigint)", each) for each in (number, waits)]
+        cancelled = [shop.value("select notify_worker.cancel(%s::bigint)", each) for each in (number, waits)]
 
     assert cancelled == [False, True]
 
@@ -252,12 +232,11 @@ def test_a_producer_may_do_this_and_nothing_else(stage: str) -> None:
 VIEWS = ("deliveries", "attempts", "dead_letters", "status", "ledger", "workers", "incidents")
 
 
-def test_an_auditor_reads_every_view_and_every_story(database: str, connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    register(connection, "u_42", "fcm:phone")
-    number = insert(connection, receiver_id="u_42", event_id="order:42:paid")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="failed"))
-    connection.execute("select notify_worker.pause('default', 'x')")
+def test_an_auditor_reads_every_view_and_every_story(database: str, connection: Connection, worker: Worker) -> None:
+    connection.register_device("u_42", "fcm:phone")
+    number = connection.insert(receiver_id="u_42", event_id="order:42:paid")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="failed"))
+    connection.pause("default", "x")
     stories = [
         "select * from notify_worker.explain('order:42:paid')",
         f"select * from notify_worker.explain({number}::bigint)",
@@ -267,11 +246,11 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
     ]
 
     with acting_as(AUDITOR, database) as auditor:
-        seen = [rows(auditor, f"select * from notify_worker.{view}") for view in VIEWS]
-        told = [auditor.execute(story.encode()).fetchall() for story in stories]
+        seen = [auditor.rows(f"select * from notify_worker.{view}") for view in VIEWS]
+        printed = [auditor.execute(story.encode()).fetchall() for story in stories]
 
     assert all(seen)
-    assert all(told)
+    assert all(printed)
 
 
 @pytest.mark.parametrize(
@@ -331,20 +310,20 @@ def test_an_auditor_may_do_this_and_nothing_else(stage: str) -> None:
 # The worker
 
 
-def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connection: psycopg.Connection) -> None:
+def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connection: Connection) -> None:
     with acting_as(PRODUCER, database) as shop:
-        register(shop, "u_42", "fcm:phone")
-        sent, kept = insert(shop, receiver_id="u_42"), insert(shop, address="fails")
-        nobody, cut_off = insert(shop, receiver_id="nobody"), insert(shop, address="is cut off")
+        shop.register_device("u_42", "fcm:phone")
+        sent, kept = shop.insert(receiver_id="u_42"), shop.insert(address="fails")
+        nobody, cut_off = shop.insert(receiver_id="nobody"), shop.insert(address="is cut off")
     connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
 
     with acting_as(WORKER, database) as session, acting_as(WORKER, database) as other:
-        dead = register_worker(other)
-        worker = register_worker(session)
-        first, second, third = claim(session, worker)
-        record(session, worker, outcome(first, verdict="sent"), outcome(second, verdict="failed"))
+        dead = other.register_worker()
+        worker = session.register_worker()
+        first, second, third = session.claim(worker)
+        session.record(worker, outcome(first, verdict="sent"), outcome(second, verdict="failed"))
         session.execute("select notify_worker.release(%s, %s)", [third["lease"], [third["delivery_id"]]])
-        claim_one(other, dead)
+        other.claim_one(dead)
         other.close()
         session.execute("set search_path = notify_worker")
         for statement in (
@@ -369,13 +348,13 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
             "select * from explain(%(kept)s::bigint)",
         ):
             session.execute(statement.encode(), {"worker": worker.id, "kept": kept})
-        assert rescue_worker(session, dead) == 1
-        unregister_worker(session, worker)
+        assert session.rescue_worker(dead) == 1
+        session.unregister_worker(worker)
 
-    remaining = rows(connection, "select id, state from notify_worker.notifications order by id")
+    remaining = connection.rows("select id, state from notify_worker.notifications order by id")
     assert remaining == [{"id": kept, "state": "pending"}, {"id": cut_off, "state": "pending"}]
     assert {sent, nobody}.isdisjoint(each["id"] for each in remaining)
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
 def test_a_worker_may_change_every_row(stage: str) -> None:
@@ -429,7 +408,7 @@ def test_a_stranger_may_not(stage: str, stranger: str, statement: str) -> None:
     refuse(stranger, stage, statement)
 
 
-def test_a_stranger_may_nothing_at_all_even_with_the_door_to_the_schema_open(stage: str, stranger: str) -> None:
+def test_a_stranger_has_no_rights_even_with_usage_on_the_schema(stage: str, stranger: str) -> None:
     assert privileges(stage, stranger) == set()
 
     administer(stage, "grant usage on schema notify_worker to {}", stranger)
@@ -437,19 +416,18 @@ def test_a_stranger_may_nothing_at_all_even_with_the_door_to_the_schema_open(sta
     assert privileges(stage, stranger) == {("schema", "notify_worker", "usage")}
 
 
-def test_a_stranger_may_not_read_the_months_of_the_history_that_come(
-    database: str, connection: psycopg.Connection, stranger: str
+def test_a_stranger_may_not_read_later_partitions_of_the_history(
+    database: str, connection: Connection, stranger: str
 ) -> None:
-    newest = value(
-        connection,
+    newest = connection.value(
         """
         select max(inhrelid::regclass::text)
         from pg_inherits
         where inhparent = 'notify_worker.stored_attempts'::regclass
-        """,
+        """
     )
     connection.execute(f"drop table {newest}")
-    assert value(connection, "select notify_worker.create_partitions()") == 1
+    assert connection.value("select notify_worker.create_partitions()") == 1
 
     assert privileges(database, stranger) == set()
 
@@ -481,9 +459,8 @@ def folder_says(function: str, returns: str) -> set[str]:
     return BY_A_VIEW.get(function, {WORKER})
 
 
-def test_each_function_is_granted_as_its_folder_says(connection: psycopg.Connection) -> None:
-    functions = rows(
-        connection,
+def test_each_function_is_granted_as_its_folder_says(connection: Connection) -> None:
+    functions = connection.rows(
         """
         select
             proname as name,
@@ -496,7 +473,7 @@ def test_each_function_is_granted_as_its_folder_says(connection: psycopg.Connect
             ) as granted
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace
-        """,
+        """
     )
 
     assert set(FUNCTIONS) <= {each["name"] for each in functions}
@@ -512,7 +489,7 @@ def test_a_file_defines_the_functions_that_bear_its_name() -> None:
         assert set(defined) == {path.stem}, path
 
 
-def test_python_calls_the_functions_of_the_workers_folder_and_none_of_the_internal_ones() -> None:
+def test_python_calls_only_functions_of_the_workers_folder() -> None:
     sources = (path.read_text(encoding="utf-8") for path in schema.PACKAGE.rglob("*.py"))
     called = {each for source in sources for each in re.findall(r"notify_worker\.(\w+)\(", source)}
 
@@ -523,14 +500,13 @@ def test_python_calls_the_functions_of_the_workers_folder_and_none_of_the_intern
 # A search_path of the caller's own
 
 
-def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(connection: psycopg.Connection) -> None:
-    definers = rows(
-        connection,
+def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(connection: Connection) -> None:
+    definers = connection.rows(
         """
         select oid::regprocedure::text as name, proconfig
         from pg_proc
         where pronamespace = 'notify_worker'::regnamespace and prosecdef
-        """,
+        """
     )
 
     assert {each["name"].partition(".")[2].partition("(")[0] for each in definers} == {
@@ -587,42 +563,40 @@ TRAP: LiteralString = """
 """
 
 
-def test_a_search_path_of_the_caller_s_own_catches_nobody(database: str, connection: psycopg.Connection) -> None:
+def test_a_callers_search_path_shadows_nothing(database: str, connection: Connection) -> None:
     connection.execute(TRAP)
-    worker = register_worker(connection)
-    tried = insert(connection, event_id="order:41:paid")
-    record(connection, worker, outcome(claim_one(connection, worker), verdict="retry", retry_in=0))
+    worker = connection.register_worker()
+    tried = connection.insert(event_id="order:41:paid")
+    connection.record(worker, outcome(connection.claim_one(worker), verdict="retry", retry_in=0))
     connection.execute("select notify_worker.delete_wakeups()")
 
     with acting_as(PRODUCER, database) as shop:
         shop.execute("set search_path = trap, notify_worker, pg_catalog, pg_temp")
-        number = insert(shop, receiver_id="u_42", event_id="order:42:paid")
-        other = insert(shop, receiver_id="u_43", event_id="order:43:paid")
-        register(shop, "u_42", "fcm:phone")
-        register(shop, "u_43", "fcm:tablet")
+        number = shop.insert(receiver_id="u_42", event_id="order:42:paid")
+        other = shop.insert(receiver_id="u_43", event_id="order:43:paid")
+        shop.register_device("u_42", "fcm:phone")
+        shop.register_device("u_43", "fcm:tablet")
         shop.execute("select notify_worker.register_device('u_42', 'token', 'fcm:new', replaces => 'fcm:phone')")
         shop.execute("select notify_worker.retire_device('token', 'fcm:new')")
         shop.execute("select notify_worker.cancel('order:41:paid')")
         shop.execute("select notify_worker.cancel(%s::bigint)", [number])
     with acting_as(AUDITOR, database) as auditor:
         auditor.execute("set search_path = trap, notify_worker, pg_catalog, pg_temp")
-        told = auditor.execute("select * from notify_worker.explain('order:42:paid')").fetchall()
+        printed = auditor.execute("select * from notify_worker.explain('order:42:paid')").fetchall()
         became = auditor.execute("select * from notify_worker.history('u_42')").fetchall()
         for view in VIEWS:
             auditor.execute(f"select * from notify_worker.{view}")
 
-    assert {each["who"] for each in rows(connection, "select who from trap.caught")} <= {PRODUCER, AUDITOR}
-    assert [state(connection, each) for each in (tried, number, other)] == ["cancelled", "cancelled", "pending"]
-    assert [each["state"] for each in deliveries(connection, tried)] == ["cancelled"]
-    assert [each["address"] for each in claim(connection, worker)] == ["fcm:tablet"]
-    assert (len(told), len(became)) == (3, 1)
+    assert {each["who"] for each in connection.rows("select who from trap.caught")} <= {PRODUCER, AUDITOR}
+    assert [connection.state(each) for each in (tried, number, other)] == ["cancelled", "cancelled", "pending"]
+    assert [each["state"] for each in connection.deliveries(tried)] == ["cancelled"]
+    assert [each["address"] for each in connection.claim(worker)] == ["fcm:tablet"]
+    assert (len(printed), len(became)) == (3, 1)
     for table in ("notifications", "devices", "stored_deliveries", "projects", "procrastinate_jobs"):
-        assert value(connection, f"select count(*) from trap.{table}") == 0
+        assert connection.value(f"select count(*) from trap.{table}") == 0
 
 
-def test_a_search_path_of_the_caller_s_own_gets_no_row_past_the_rules(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_search_path_of_the_caller_s_own_gets_no_row_past_the_rules(database: str, connection: Connection) -> None:
     connection.execute(
         """
         create schema trap;
@@ -635,7 +609,7 @@ def test_a_search_path_of_the_caller_s_own_gets_no_row_past_the_rules(
     with acting_as(PRODUCER, database) as shop:
         shop.execute("set search_path = trap, pg_catalog")
         with pytest.raises(CheckViolation):
-            insert(shop, receiver_id="u_42", kind="token", address="fcm:phone")
+            shop.insert(receiver_id="u_42", kind="token", address="fcm:phone")
 
 
 # Who makes the roles
@@ -668,26 +642,26 @@ def owned_by_the_shopkeeper(server: str) -> Iterator[str]:
 
 
 def our_roles(server: str) -> set[str]:
-    with psycopg.connect(server) as connection:
+    with Connection.connect(server) as connection:
         found = connection.execute("select rolname from pg_roles where rolname like 'notify_worker_%'").fetchall()
     return {name for (name,) in found}
 
 
-def test_who_owns_the_database_and_may_make_no_roles_migrates_and_works(bare: str) -> None:
+def test_a_database_owner_without_createrole_migrates_and_works(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         assert schema.migrate(database) == schema.versions()[-1]
 
         assert our_roles(bare) == set()
         with connected(database) as shop:
-            worker = register_worker(shop)
-            register(shop, "u_42", "fcm:phone")
-            number = insert(shop, receiver_id="u_42")
-            record(shop, worker, outcome(claim_one(shop, worker), verdict="sent"))
-            assert state(shop, number) == "sent"
-            assert unbalanced(shop) == []
+            worker = shop.register_worker()
+            shop.register_device("u_42", "fcm:phone")
+            number = shop.insert(receiver_id="u_42")
+            shop.record(worker, outcome(shop.claim_one(worker), verdict="sent"))
+            assert shop.state(number) == "sent"
+            assert shop.unbalanced() == []
 
 
-def test_a_stranger_may_nothing_where_the_roles_are_not_there(bare: str) -> None:
+def test_a_stranger_has_no_rights_without_the_roles(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         schema.migrate(database)
         administer(bare, "create role {}", "passer_by")
@@ -714,12 +688,12 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
             "-d",
             database,
         ]
-        told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
+        printed = subprocess.run(program, check=True, capture_output=True, text=True).stderr
 
-    assert "shopkeeper may not create them" in told
+    assert "shopkeeper may not create them" in printed
     for role in ROLES:
-        assert f"create role {role} nologin" in told
-    assert "run migrate again, for the grants" in told
+        assert f"create role {role} nologin" in printed
+    assert "run migrate again, for the grants" in printed
 
 
 def test_migrate_warns_which_roles_are_to_be_made(bare: str) -> None:
@@ -743,12 +717,12 @@ def test_the_grants_come_when_the_roles_were_made_later(bare: str) -> None:
         schema.migrate(database)
 
         with acting_as(PRODUCER, make_conninfo(database, options="")) as shop:
-            number = insert(shop, receiver_id="u_42")
+            number = shop.insert(receiver_id="u_42")
         with acting_as(AUDITOR, make_conninfo(database, options="")) as auditor:
-            assert value(auditor, "select pending from notify_worker.status") == 1
+            assert auditor.value("select pending from notify_worker.status") == 1
         with acting_as(WORKER, make_conninfo(database, options="")) as session:
-            claim(session, register_worker(session))
-            assert state(session, number) == "unreachable"
+            session.claim(session.register_worker())
+            assert session.state(number) == "unreachable"
 
 
 def test_one_role_that_an_administrator_forgot_keeps_the_others_from_nothing(bare: str) -> None:
@@ -757,7 +731,7 @@ def test_one_role_that_an_administrator_forgot_keeps_the_others_from_nothing(bar
         schema.migrate(database)
 
         with acting_as(PRODUCER, make_conninfo(database, options="")) as shop:
-            assert insert(shop, receiver_id="u_42")
+            assert shop.insert(receiver_id="u_42")
 
 
 def test_the_roles_of_another_database_are_ours_too(bare: str, server: str, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""One schema by three doors (migrate, the alembic command, --sql through psql), and what tells it from another."""
+"""One schema by three routes (migrate, the alembic command, --sql through psql), and the checks of its version."""
 
 import os
 import runpy
@@ -98,7 +98,7 @@ def test_the_printed_script_makes_the_schema_that_migrate_makes(empty_database: 
     schema.verify(empty_database)
 
 
-def test_a_script_since_a_version_leaves_out_what_that_version_has() -> None:
+def test_a_script_since_a_version_leaves_out_earlier_revisions() -> None:
     script = printed(since=schema.versions()[-1])
 
     assert "-- Running upgrade" not in script
@@ -184,7 +184,7 @@ EARLIER: LiteralString = """
 
 
 @pytest.mark.parametrize("by", ["migrate", "the script"])
-def test_what_an_earlier_release_installed_ends_as_a_fresh_schema(
+def test_an_upgraded_schema_equals_a_fresh_one(
     by: str, database: str, connection: psycopg.Connection, dump: Dump
 ) -> None:
     fresh = dump(database)
@@ -265,7 +265,7 @@ def test_a_lock_that_another_transaction_keeps_is_named_as_the_reason() -> None:
     assert "another transaction locked it" in str(reason)
 
 
-def test_a_role_that_may_not_migrate_is_told_which_right_it_lacks(empty_database: str) -> None:
+def test_a_role_that_may_not_migrate_gets_the_missing_right_named(empty_database: str) -> None:
     powerless = make_conninfo(empty_database, options="-c role=pg_monitor")
 
     with pytest.raises(
@@ -320,7 +320,7 @@ def test_our_procrastinate_tables_are_those_of_its_own_schema(empty_database: st
     assert ours == made()
 
 
-def test_a_database_without_our_schema_is_told_to_migrate(empty_database: str) -> None:
+def test_a_database_without_our_schema_gets_the_hint_to_migrate(empty_database: str) -> None:
     assert schema.installed_version(empty_database) is None
     with pytest.raises(
         SchemaMismatch, match=r'database "\w+" has no schema notify_worker\. Run: notify-worker migrate'
@@ -328,7 +328,7 @@ def test_a_database_without_our_schema_is_told_to_migrate(empty_database: str) -
         schema.verify(empty_database)
 
 
-def test_an_older_schema_is_told_to_migrate(database: str, connection: psycopg.Connection) -> None:
+def test_an_older_schema_gets_the_hint_to_migrate(database: str, connection: psycopg.Connection) -> None:
     set_version(connection, "0001")
 
     with pytest.raises(
@@ -337,7 +337,7 @@ def test_an_older_schema_is_told_to_migrate(database: str, connection: psycopg.C
         schema.verify(database)
 
 
-def test_a_newer_schema_is_worked_with_and_not_migrated(database: str, connection: psycopg.Connection) -> None:
+def test_a_newer_schema_works_and_is_not_migrated(database: str, connection: psycopg.Connection) -> None:
     set_version(connection, "9999")
 
     schema.verify(database)
@@ -348,7 +348,7 @@ def test_a_newer_schema_is_worked_with_and_not_migrated(database: str, connectio
         schema.migrate(database)
 
 
-def test_a_role_without_rights_is_told_what_to_grant(database: str) -> None:
+def test_a_role_without_rights_gets_the_grant_to_make(database: str) -> None:
     with pytest.raises(SchemaMismatch, match="may not use the schema notify_worker"):
         schema.verify(make_conninfo(database, options="-c role=pg_monitor"))
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from typing import Any, LiteralString, TypeVar
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -40,13 +39,13 @@ APNS_WAIT = 15 * MINUTE
 TICK = 1e-6
 
 GIVEN_UP = {"failed", "expired", "cancelled", "held"}
-"""What `retry` puts back in line."""
+"""States that `retry` makes due again."""
 
 PROJECTS = ("default", "shop")
 RECEIVERS = ("ada", "bob")
 PLATFORMS = {"fcm:1": "ios", "fcm:2": "android", "fcm:3": None, "fcm:4": "android"}
 """By address. One of iOS alone: of two at once the database may take either for a probe, and Hypothesis wants no chance."""
-WISHES = (
+ORDERS = (
     {"receiver_id": "ada"},
     {"kind": "topic", "address": "tents"},
     {"receiver_id": "ada", "campaign": "sale"},
@@ -94,9 +93,9 @@ class Delivery(Named):
     unregistered: bool = False
     """It failed since its address is gone."""
     attempts: int = 0
-    """How many rows of the history count since it was last put back in line."""
+    """How many rows of the history count since it was last retried."""
     retried: float = 0.0
-    """When a call put it back in line."""
+    """When it was last retried."""
     marked_under: str | None = None
     """The lease under which a request of it was about to begin."""
 
@@ -137,7 +136,7 @@ class Lease:
 
 @dataclass(eq=False)
 class Notification(Named):
-    """The wish to tell somebody something, once."""
+    """A message to one receiver or address, to be sent once."""
 
     id: int
     project: str
@@ -151,7 +150,7 @@ class Notification(Named):
     expires: float | None = None
     state: str = "pending"
     deliveries: list[Delivery] = field(default_factory=list)
-    expanded: bool = False
+    fanned_out: bool = False
     lease: Lease | None = None
     cancelled: bool = False
     retried: float = 0.0
@@ -180,20 +179,20 @@ class Notification(Named):
 
 @dataclass(eq=False)
 class Worker(Named):
-    """A worker and its session; a dead one until somebody buries it."""
+    """A worker and its session; a dead one until it is rescued."""
 
-    words: store_calls.Worker
-    session: psycopg.Connection
+    registered: store_calls.Worker
+    session: store_calls.Connection
     alive: bool = True
     rescued: bool = False
 
     def __repr__(self) -> str:
-        return f"<worker {self.words.id}{'' if self.alive else ', dead'}>"
+        return f"<worker {self.registered.id}{'' if self.alive else ', dead'}>"
 
 
 @dataclass(eq=False)
-class Hand(Named):
-    """A delivery in a worker's hands: what it was given by a claim, and at last what became of it."""
+class Holding(Named):
+    """A claimed delivery of a worker, and its outcome once there is one."""
 
     notification: Notification
     delivery: Delivery
@@ -203,7 +202,7 @@ class Hand(Named):
     id: int
     began: float
     outcome: Outcome | None = None
-    given_back: bool = False
+    released: bool = False
 
     def __repr__(self) -> str:
         return f"<delivery {self.id} of {self.notification} under {self.lease[:4]}, {self.worker}>"
@@ -221,7 +220,7 @@ class Incident:
     def probed(self) -> bool:
         return self.scope == "apns_web"
 
-    def stops(self, delivery: Delivery) -> bool:
+    def covers(self, delivery: Delivery) -> bool:
         return delivery.kind == "topic" if self.scope == "topics" else delivery.platform == "ios"
 
 
@@ -286,9 +285,9 @@ class Model:
         ]
         for delivery in again:
             delivery.state, delivery.attempts, delivery.due, delivery.retried = "pending", 0, self.now(), self.now()
-        if only is None and notification.expanded:
+        if only is None and notification.fanned_out:
             again += self.add_deliveries(notification)
-        if not again and (notification.expanded or notification.state == "pending"):
+        if not again and (notification.fanned_out or notification.state == "pending"):
             return 0
         now = self.now()
         notification.due = min(now, notification.due) if notification.state == "pending" else now
@@ -307,13 +306,13 @@ class Model:
     def resume(self, project: str) -> None:
         self.paused.discard(project)
         for incident in [each for each in self.incidents if each.project == project]:
-            self.end(incident)
+            self.close_incident(incident)
 
-    def a_probe_got_through(self, project: str) -> None:
+    def succeed_probe(self, project: str) -> None:
         for incident in [each for each in self.incidents if each.project == project and each.probed]:
-            self.end(incident)
+            self.close_incident(incident)
 
-    def begin(self, project: str, scope: str, lasts: float) -> None:
+    def open_incident(self, project: str, scope: str, lasts: float) -> None:
         now = self.now()
         self.incidents = [each for each in self.incidents if each.probed or each.until > now]
         for incident in self.incidents:
@@ -322,12 +321,12 @@ class Model:
                 return
         self.incidents.append(Incident(project, scope, now + lasts))
 
-    def end(self, incident: Incident) -> None:
+    def close_incident(self, incident: Incident) -> None:
         """What waited for it, or for its own expiry before that, is due at once."""
         self.incidents.remove(incident)
         for each in self.notifications:
             waits = self.now() < each.due <= incident.until and each.due in (incident.until, each.expiry)
-            if each.project != incident.project or not each.expanded or each.lease or not waits:
+            if each.project != incident.project or not each.fanned_out or each.lease or not waits:
                 continue
             for delivery in each.in_state("pending"):
                 if delivery.due == each.due:
@@ -351,7 +350,7 @@ class Model:
         """Take all that is due and not locked; return what is to be sent. `probes`: those that the database chose."""
         picked = [each for each in self.due() if each not in busy]
         for notification in picked:
-            self.take_over(notification)
+            self.end_lease(notification)
         at = self.now()
         for notification in picked:
             self.apply_late(notification)
@@ -359,9 +358,9 @@ class Model:
                 self.reroute_deliveries(notification)
                 self.settle_unsendable(notification)
         for notification in picked:
-            if notification.state == "pending" and not notification.expanded:
-                self.expand(notification)
-        self.put_off(picked, at, probes)
+            if notification.state == "pending" and not notification.fanned_out:
+                self.fan_out(notification)
+        self.postpone_blocked(picked, at, probes)
         claimed = set()
         for notification in picked:
             out = [delivery for delivery in notification.in_state("pending") if delivery.due <= at]
@@ -371,7 +370,7 @@ class Model:
                 claimed |= {(notification.id, delivery.address) for delivery in out}
         return claimed
 
-    def take_over(self, notification: Notification) -> None:
+    def end_lease(self, notification: Notification) -> None:
         """A lease is over. What the history holds for it is applied; the rest is unknown, and due at once or held."""
         lease = notification.lease
         if lease is None:
@@ -385,10 +384,10 @@ class Model:
         self.settle(notification)
 
     def reroute_deliveries(self, notification: Notification) -> None:
-        """Where a device was replaced, its successor is told, once; what is for one that is gone ends as unregistered."""
-        if notification.receiver is None or not notification.expanded:
+        """Move deliveries of a replaced device to its successor; those of a deleted device fail as unregistered."""
+        if notification.receiver is None or not notification.fanned_out:
             return
-        told = {each.address for each in notification.deliveries}
+        addressed = {each.address for each in notification.deliveries}
         gone = [delivery for delivery in notification.in_state("pending") if not self.reaches(notification, delivery)]
         for delivery in gone:
             successor = self.devices[delivery.address].followed_by
@@ -398,10 +397,10 @@ class Model:
                 and device
                 and device.live
                 and device.receiver == notification.receiver
-                and successor not in told
+                and successor not in addressed
             ):
                 delivery.address, delivery.platform = successor, device.platform
-                told.add(successor)
+                addressed.add(successor)
             else:
                 delivery.state, delivery.unregistered = "failed", True
         if gone:
@@ -416,33 +415,33 @@ class Model:
             state = "cancelled" if notification.campaign in self.campaigns else "failed"
         for delivery in notification.in_state("pending"):
             delivery.state, delivery.unregistered = state, False
-        if not notification.expanded:
+        if not notification.fanned_out:
             notification.state = state
         self.settle(notification)
 
-    def expand(self, notification: Notification) -> None:
+    def fan_out(self, notification: Notification) -> None:
         if not self.add_deliveries(notification):
             notification.state = "unreachable"
-        notification.expanded = bool(notification.deliveries)
+        notification.fanned_out = bool(notification.deliveries)
 
     def add_deliveries(self, notification: Notification) -> list[Delivery]:
         """One for each live device of the receiver that has none, or one for the address."""
-        due = self.now() if notification.expanded else notification.due
-        told = {delivery.address for delivery in notification.deliveries}
+        due = self.now() if notification.fanned_out else notification.due
+        addressed = {delivery.address for delivery in notification.deliveries}
         if notification.receiver is None:
             assert notification.address
             assert notification.kind
-            found = [] if told else [Delivery(notification.address, notification.kind, None, due)]
+            found = [] if addressed else [Delivery(notification.address, notification.kind, None, due)]
         else:
             found = [
                 Delivery(address, "token", device.platform, due)
                 for address, device in self.devices.items()
-                if device.live and device.receiver == notification.receiver and address not in told
+                if device.live and device.receiver == notification.receiver and address not in addressed
             ]
         notification.deliveries += found
         return found
 
-    def put_off(self, picked: list[Notification], at: float, probes: set[tuple[int, str]]) -> None:
+    def postpone_blocked(self, picked: list[Notification], at: float, probes: set[tuple[int, str]]) -> None:
         """What an incident stops waits for its end, or for its own expiry; where a probe is due, all but that one."""
         for incident in sorted(self.incidents, key=lambda each: each.scope):
             stopped = [
@@ -450,7 +449,7 @@ class Model:
                 for notification in picked
                 if notification.project == incident.project and notification.state == "pending"
                 for delivery in notification.in_state("pending")
-                if delivery.due <= at and incident.stops(delivery)
+                if delivery.due <= at and incident.covers(delivery)
             ]
             if not stopped or not (incident.probed or incident.until > at):
                 continue
@@ -463,42 +462,47 @@ class Model:
                 delivery.due = max(at + 0.001, min(incident.until, notification.expiry))
                 self.settle(notification)
 
-    def mark(self, hands: list[Hand]) -> set[int]:
+    def mark(self, holdings: list[Holding]) -> set[int]:
         """Return those whose requests may begin: still out, under a lease that is not over."""
         begun = set()
-        for hand in hands:
-            lease = hand.notification.lease
-            if lease and lease.token == hand.lease and hand.delivery in lease.out and lease.ends > self.now():
-                hand.delivery.marked_under = hand.lease
-                begun.add(hand.id)
+        for holding in holdings:
+            lease = holding.notification.lease
+            if lease and lease.token == holding.lease and holding.delivery in lease.out and lease.ends > self.now():
+                holding.delivery.marked_under = holding.lease
+                begun.add(holding.id)
         return begun
 
-    def record(self, hands: list[Hand], busy: list[Notification]) -> int:
+    def record(self, holdings: list[Holding], busy: list[Notification]) -> int:
         """History first; then what is still held and not locked; then what came late and says sent; then the devices."""
         added = 0
-        for hand in hands:
-            assert hand.outcome
-            if (hand.delivery, hand.lease) in self.known:
+        for holding in holdings:
+            assert holding.outcome
+            if (holding.delivery, holding.lease) in self.known:
                 continue
-            self.known.add((hand.delivery, hand.lease))
+            self.known.add((holding.delivery, holding.lease))
             added += 1
-            holds = holds_still(hand)
-            row = self.write(Row(hand.delivery, hand.outcome, self.now(), late=not holds))
-            if holds and hand.notification.lease:
-                hand.notification.lease.recorded[hand.delivery] = row
-        for notification in unlocked(filter(holds_still, hands), busy):
+            holds = holds_still(holding)
+            row = self.write(Row(holding.delivery, holding.outcome, self.now(), late=not holds))
+            if holds and holding.notification.lease:
+                holding.notification.lease.recorded[holding.delivery] = row
+        for notification in unlocked(filter(holds_still, holdings), busy):
             self.apply_history(notification)
             self.settle(notification)
-        for hand in hands:
-            self.answer_late(hand, busy)
-            self.touch_device(hand)
+        for holding in holdings:
+            self.answer_late(holding, busy)
+            self.touch_device(holding)
         return added
 
-    def answer_late(self, hand: Hand, busy: list[Notification]) -> None:
+    def answer_late(self, holding: Holding, busy: list[Notification]) -> None:
         """A late answer that says sent settles what is held or pending: at once where it is free, else at the next claim."""
-        free = hand.notification not in busy and not hand.notification.lease
-        if free and hand.outcome and hand.outcome.verdict == "sent" and hand.notification.state in ("pending", "held"):
-            self.apply_late(hand.notification)
+        free = holding.notification not in busy and not holding.notification.lease
+        if (
+            free
+            and holding.outcome
+            and holding.outcome.verdict == "sent"
+            and holding.notification.state in ("pending", "held")
+        ):
+            self.apply_late(holding.notification)
 
     def apply_late(self, notification: Notification) -> None:
         known = {
@@ -510,28 +514,33 @@ class Model:
             delivery.state = "sent"
             self.settle(notification)
 
-    def touch_device(self, hand: Hand) -> None:
+    def touch_device(self, holding: Holding) -> None:
         """An address that FCM calls unregistered is retired, if it has not registered again since the request began."""
-        device = self.devices.get(hand.address)
-        if device and hand.outcome and hand.outcome.verdict == "unregistered" and device.registered < hand.began:
+        device = self.devices.get(holding.address)
+        if (
+            device
+            and holding.outcome
+            and holding.outcome.verdict == "unregistered"
+            and device.registered < holding.began
+        ):
             device.live = False
 
-    def release(self, hands: list[Hand], busy: list[Notification]) -> None:
+    def release(self, holdings: list[Holding], busy: list[Notification]) -> None:
         """What was not sent is due again at once; nothing is counted."""
-        held = [hand for hand in hands if holds_still(hand)]
+        held = [holding for holding in holdings if holds_still(holding)]
         theirs = unlocked(held, busy)
-        for hand in held:
-            lease = hand.notification.lease
-            if lease and hand.notification in theirs and hand.delivery in lease.out:
-                lease.out.remove(hand.delivery)
-                hand.delivery.due = self.now()
+        for holding in held:
+            lease = holding.notification.lease
+            if lease and holding.notification in theirs and holding.delivery in lease.out:
+                lease.out.remove(holding.delivery)
+                holding.delivery.due = self.now()
         for notification in theirs:
             self.settle(notification)
 
     def rescue_worker(self, worker: Worker, busy: list[Notification]) -> int:
         theirs = [each for each in self.held_by(worker) if each not in busy]
         for notification in theirs:
-            self.take_over(notification)
+            self.end_lease(notification)
         return len(theirs)
 
     def held_by(self, worker: Worker) -> list[Notification]:
@@ -578,13 +587,13 @@ class Model:
             notification.state, notification.due = "pending", min(each.due for each in new)
 
 
-def holds_still(hand: Hand) -> bool:
-    lease = hand.notification.lease
-    return lease is not None and lease.token == hand.lease
+def holds_still(holding: Holding) -> bool:
+    lease = holding.notification.lease
+    return lease is not None and lease.token == holding.lease
 
 
-def unlocked(hands: Iterable[Hand], busy: list[Notification]) -> list[Notification]:
-    return list(dict.fromkeys(hand.notification for hand in hands if hand.notification not in busy))
+def unlocked(holdings: Iterable[Holding], busy: list[Notification]) -> list[Notification]:
+    return list(dict.fromkeys(holding.notification for holding in holdings if holding.notification not in busy))
 
 
 # ── the database, and what is done to both ──────────────────────────────────────────────────────────────────────────────
@@ -595,8 +604,8 @@ class Database:
 
     def __init__(self, conninfo: str) -> None:
         self.conninfo = conninfo
-        self.connection = psycopg.connect(conninfo, autocommit=True)
-        self.other = psycopg.connect(conninfo)
+        self.connection = store_calls.Connection.connect(conninfo, autocommit=True)
+        self.other = store_calls.Connection.connect(conninfo)
         """The business transaction of somebody who has rows locked."""
         self.connection.execute("set search_path = notify_worker")
         # Time passes by days here, and the history has no partition for what was before this month.
@@ -633,10 +642,10 @@ class Database:
         )
 
     def rows(self, statement: LiteralString, *values: object) -> list[store_calls.Row]:
-        return store_calls.rows(self.connection, statement, *values)
+        return self.connection.rows(statement, *values)
 
     def value(self, statement: LiteralString, *values: object) -> Any:
-        return store_calls.value(self.connection, statement, *values)
+        return self.connection.value(statement, *values)
 
     def empty(self) -> None:
         self.connection.execute(
@@ -715,8 +724,8 @@ outcomes = st.sampled_from(
         Outcome("paused", counts=False, retry_in=0.0),
     ]
 )
-Wish = tuple[dict[str, str], tuple[float, float | None], bool]
-wishes = st.lists(st.tuples(st.sampled_from(WISHES), st.sampled_from(TIMES), st.booleans()), min_size=1, max_size=3)
+Order = tuple[dict[str, str], tuple[float, float | None], bool]
+orders = st.lists(st.tuples(st.sampled_from(ORDERS), st.sampled_from(TIMES), st.booleans()), min_size=1, max_size=3)
 
 
 class Machine(RuleBasedStateMachine):
@@ -727,19 +736,19 @@ class Machine(RuleBasedStateMachine):
         self.database = database
         self.model = Model()
         self.workers: list[Worker] = []
-        self.hands: list[Hand] = []
+        self.holdings: list[Holding] = []
         self.safe: set[Notification] = set()
-        """What was cancelled with the answer true, and not put back in line since."""
+        """Notifications cancelled with the answer true and not retried since."""
         database.empty()
 
-    @initialize(wishes=wishes)
-    def open_the_shop(self, wishes: list[Wish]) -> None:
+    @initialize(orders=orders)
+    def open_the_shop(self, orders: list[Order]) -> None:
         self.register_worker()
         self.register_worker()
         for receiver, address in ("ada", "fcm:1"), ("ada", "fcm:2"), ("bob", "fcm:3"):
             self.register(receiver, address, None)
         self.the_campaign("there")
-        self.insert(wishes)
+        self.insert(orders)
 
     def teardown(self) -> None:
         for worker in self.workers:
@@ -806,30 +815,29 @@ class Machine(RuleBasedStateMachine):
         return [each for each in self.living if self.model.held_by(each)]
 
     @property
-    def answers(self) -> list[Hand]:
+    def answers(self) -> list[Holding]:
         """What an outcome may come of, or come of again: a worker gives nothing back that it has sent."""
-        return [each for each in self.hands if not each.given_back]
+        return [each for each in self.holdings if not each.released]
 
     @property
-    def overdue(self) -> list[Hand]:
+    def overdue(self) -> list[Holding]:
         """What came to nothing before its lease was taken over."""
         return [each for each in self.answers if each.outcome is None and not holds_still(each)]
 
     @property
-    def unsent(self) -> list[Hand]:
+    def unsent(self) -> list[Holding]:
         return [each for each in self.answers if each.outcome is None and each.worker.alive]
 
     # The application
 
-    @rule(wishes=wishes)
-    def insert(self, wishes: list[Wish]) -> None:
-        for of, (send_in, expires_in), hold in wishes:
+    @rule(orders=orders)
+    def insert(self, orders: list[Order]) -> None:
+        for of, (send_in, expires_in), hold in orders:
             self.insert_one(of, send_in, expires_in, hold=hold)
 
     def insert_one(self, of: dict[str, str], send_in: float, expires_in: float | None, *, hold: bool) -> None:
         now = datetime.now(UTC)
-        number = store_calls.insert(
-            self.database.connection,
+        number = self.database.connection.insert(
             **of,
             on_unknown="hold" if hold else "resend",
             send_at=now + timedelta(seconds=send_in) if send_in else None,
@@ -900,14 +908,14 @@ class Machine(RuleBasedStateMachine):
     @there_are("ended")
     @rule(notification=one_of("ended"))
     def retry(self, notification: Notification) -> None:
-        self.put_back(notification, None, "select retry(%s::bigint)", notification.id)
+        self.compare_retry(notification, None, "select retry(%s::bigint)", notification.id)
 
     @there_are("given_up")
     @rule(which=one_of("given_up"))
     def retry_delivery(self, which: tuple[Notification, Delivery]) -> None:
-        self.put_back(*which, "select retry_delivery(%s)", which[1].id)
+        self.compare_retry(*which, "select retry_delivery(%s)", which[1].id)
 
-    def put_back(
+    def compare_retry(
         self, notification: Notification, delivery: Delivery | None, statement: LiteralString, number: int
     ) -> None:
         if notification.lease:
@@ -925,9 +933,9 @@ class Machine(RuleBasedStateMachine):
         project=projects,
         what=st.sampled_from(["topics", "apns_web", "project"]),
         worker=one_of("claimants"),
-        wishes=wishes,
+        orders=orders,
     )
-    def stop(self, project: str, what: str, worker: Worker, wishes: list[Wish]) -> None:
+    def stop(self, project: str, what: str, worker: Worker, orders: list[Order]) -> None:
         """A worker finds that something of a project is not worth a request, or an operator pauses it. Business goes on."""
         if what == "project":
             self.database.value("select pause(%s, 'a rehearsal')", project)
@@ -935,8 +943,8 @@ class Machine(RuleBasedStateMachine):
         else:
             lasts = 30.5 * MINUTE if what == "topics" else None
             self.database.value("select open_incident(%s, %s, 'FCM says so', %s)", project, what, lasts)
-            self.model.begin(project, what, lasts or APNS_WAIT)
-        self.insert(wishes)
+            self.model.open_incident(project, what, lasts or APNS_WAIT)
+        self.insert(orders)
         self.claim(worker, MINUTE, [], marked=False)
 
     @there_are("stopped")
@@ -944,7 +952,7 @@ class Machine(RuleBasedStateMachine):
     def go_on(self, project: str, by_a_probe: bool) -> None:
         if by_a_probe:
             self.database.value("select close_incident(%s, 'apns_web')", project)
-            self.model.a_probe_got_through(project)
+            self.model.succeed_probe(project)
         else:
             self.database.value("select resume(%s)", project)
             self.model.resume(project)
@@ -952,8 +960,8 @@ class Machine(RuleBasedStateMachine):
     # Workers
 
     def register_worker(self) -> None:
-        session = psycopg.connect(self.database.conninfo, autocommit=True)
-        self.workers.append(Worker(store_calls.register_worker(session, timedelta(seconds=LEASE)), session))
+        session = store_calls.Connection.connect(self.database.conninfo, autocommit=True)
+        self.workers.append(Worker(session.register_worker(timedelta(seconds=LEASE)), session))
 
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
@@ -961,7 +969,7 @@ class Machine(RuleBasedStateMachine):
         """A worker claims all that is due by now. `marked`: it begins with the requests of it, too."""
         self.let_pass(after)
         with self.database.locked(busy):
-            claimed = store_calls.claim(worker.session, worker.words)
+            claimed = worker.session.claim(worker.registered)
         claimed.sort(key=lambda each: (each["notification_id"], each["address"]))
         now = {(each["notification_id"], each["address"]) for each in claimed}
         probes = {(each["notification_id"], each["address"]) for each in claimed if each["probe"]}
@@ -969,18 +977,18 @@ class Machine(RuleBasedStateMachine):
         assert self.model.claim(worker, claimed[0]["lease"] if claimed else "", busy, probes) == now
         assert len(now) == len(claimed), "each delivery once"
         self.learn_numbers()
-        hands = [self.take(worker, row) for row in claimed]
+        holdings = [self.take(worker, row) for row in claimed]
         if marked:
-            self.mark(hands)
+            self.mark(holdings)
 
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, became=st.lists(outcomes, min_size=1, max_size=3))
     def claim_and_answer(self, worker: Worker, after: float, became: list[Outcome]) -> None:
         """Nothing comes between."""
-        before = len(self.hands)
+        before = len(self.holdings)
         self.claim(worker, after, [], marked=False)
-        for hand, outcome in zip(self.hands[before:], cycle(became), strict=False):
-            self.record([hand], outcome, [])
+        for holding, outcome in zip(self.holdings[before:], cycle(became), strict=False):
+            self.record([holding], outcome, [])
 
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, marked=st.booleans())
@@ -988,65 +996,65 @@ class Machine(RuleBasedStateMachine):
         self.claim(worker, after, [], marked)
         self.crash(worker)
 
-    def take(self, worker: Worker, row: store_calls.Row) -> Hand:
+    def take(self, worker: Worker, row: store_calls.Row) -> Holding:
         notification = next(each for each in self.notifications if each.id == row["notification_id"])
         delivery = next(each for each in notification.deliveries if each.address == row["address"])
         assert notification not in self.safe, "what was cancelled in time does not arrive"
         assert delivery.id == row["delivery_id"]
         assert (delivery.attempts, delivery.platform) == (row["attempts"], row["platform"])
-        hand = Hand(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
-        self.hands.append(hand)
-        return hand
+        holding = Holding(notification, delivery, row["address"], row["lease"], worker, delivery.id, self.model.time)
+        self.holdings.append(holding)
+        return holding
 
     @there_are("unsent")
-    @rule(hands=some_of("unsent"))
-    def mark(self, hands: list[Hand]) -> None:
-        claimed = [{"delivery_id": each.id, "lease": each.lease} for each in hands]
+    @rule(holdings=some_of("unsent"))
+    def mark(self, holdings: list[Holding]) -> None:
+        claimed = [{"delivery_id": each.id, "lease": each.lease} for each in holdings]
 
-        assert set(store_calls.mark(self.database.connection, *claimed)) == self.model.mark(hands)
+        assert set(self.database.connection.mark_started(*claimed)) == self.model.mark(holdings)
 
     @there_are("answers")
-    @rule(hands=some_of("answers"), outcome=outcomes, busy=maybe_busy)
-    def record(self, hands: list[Hand], outcome: Outcome, busy: list[Notification]) -> None:
+    @rule(holdings=some_of("answers"), outcome=outcomes, busy=maybe_busy)
+    def record(self, holdings: list[Holding], outcome: Outcome, busy: list[Notification]) -> None:
         """In time or late, of the living and of the dead, for the first time or again."""
-        worker = hands[0].worker
-        hands = [each for each in hands if each.worker is worker]
-        for hand in hands:
-            hand.outcome = hand.outcome or outcome
+        worker = holdings[0].worker
+        holdings = [each for each in holdings if each.worker is worker]
+        for holding in holdings:
+            holding.outcome = holding.outcome or outcome
         with self.database.locked(busy):
-            added = store_calls.record(self.database.connection, worker.words, *map(self.as_recorded, hands))
+            added = self.database.connection.record(worker.registered, *map(self.as_recorded, holdings))
 
-        assert added == self.model.record(hands, busy)
+        assert added == self.model.record(holdings, busy)
 
     @there_are("overdue")
-    @rule(hand=one_of("overdue"), outcome=outcomes, busy=maybe_busy)
-    def answer_late(self, hand: Hand, outcome: Outcome, busy: list[Notification]) -> None:
-        self.record([hand], outcome, busy)
+    @rule(holding=one_of("overdue"), outcome=outcomes, busy=maybe_busy)
+    def answer_late(self, holding: Holding, outcome: Outcome, busy: list[Notification]) -> None:
+        self.record([holding], outcome, busy)
 
-    def as_recorded(self, hand: Hand) -> store_calls.Row:
-        assert hand.outcome
+    def as_recorded(self, holding: Holding) -> store_calls.Row:
+        assert holding.outcome
         return {
-            "delivery_id": hand.id,
-            "notification_id": hand.notification.id,
-            "lease": hand.lease,
-            "verdict": hand.outcome.verdict,
-            "counts": hand.outcome.counts,
-            "retry_in": hand.outcome.retry_in,
+            "delivery_id": holding.id,
+            "notification_id": holding.notification.id,
+            "lease": holding.lease,
+            "verdict": holding.outcome.verdict,
+            "counts": holding.outcome.counts,
+            "retry_in": holding.outcome.retry_in,
             "requests": 1,
-            "started_ago": self.model.time - hand.began + 1,
+            "started_ago": self.model.time - holding.began + 1,
             "finished_ago": 0,
         }
 
     @there_are("unsent")
-    @rule(hands=some_of("unsent"), busy=maybe_busy)
-    def release(self, hands: list[Hand], busy: list[Notification]) -> None:
-        hands = [each for each in hands if each.lease == hands[0].lease]
+    @rule(holdings=some_of("unsent"), busy=maybe_busy)
+    def release(self, holdings: list[Holding], busy: list[Notification]) -> None:
+        holdings = [each for each in holdings if each.lease == holdings[0].lease]
         with self.database.locked(busy):
-            self.database.value("select release(%s, %s)", hands[0].lease, [each.id for each in hands])
+            self.database.value("select release(%s, %s)", holdings[0].lease, [each.id for each in holdings])
 
-        self.model.release(hands, busy)
-        for hand in hands:
-            hand.given_back = True
+        self.model.release(holdings, busy)
+        for holding in holdings:
+            holding.released = True
 
     @there_are("holders")
     @rule(worker=one_of("holders"))
@@ -1062,7 +1070,7 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=one_of("dead"), busy=maybe_busy)
     def rescue_worker(self, worker: Worker, busy: list[Notification]) -> None:
         with self.database.locked(busy):
-            rescued = store_calls.rescue_worker(self.database.connection, worker.words)
+            rescued = self.database.connection.rescue_worker(worker.registered)
 
         assert rescued == self.model.rescue_worker(worker, busy)
         worker.rescued = True
@@ -1130,7 +1138,7 @@ class Machine(RuleBasedStateMachine):
         expected = {"nothing is due for longer than a lease and 5 s while nobody claims"}  # time leaps here
         if any(each.rescued and self.model.held_by(each) for each in self.workers):
             expected.add("no lease is of a worker that is gone")  # it was locked; it comes back when its lease ends
-        assert set(store_calls.unbalanced(self.database.connection)) <= expected
+        assert set(self.database.connection.unbalanced()) <= expected
 
 
 @pytest.fixture
@@ -1151,12 +1159,12 @@ def rehearse(emptied: Database, **how: Any) -> None:
     run_state_machine_as_test(On, settings=settings(unhurried, **how))
 
 
-def test_whatever_happens_the_database_is_as_the_model_says(emptied: Database) -> None:
+def test_the_database_agrees_with_the_model(emptied: Database) -> None:
     rehearse(emptied, max_examples=25, stateful_step_count=40, derandomize=True)
 
 
 @pytest.mark.slow
-def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Database) -> None:
+def test_the_database_agrees_with_the_model_in_long_runs(emptied: Database) -> None:
     rehearse(emptied, max_examples=1_500, stateful_step_count=60, database=None)
 
 
@@ -1166,31 +1174,31 @@ def test_whatever_happens_for_long_the_database_is_as_the_model_says(emptied: Da
 UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 
 
-def a_notification_whose_device_is_gone(connection: psycopg.Connection, *, registers_again_as: str) -> int:
+def a_notification_whose_device_is_gone(connection: store_calls.Connection, *, registers_again_as: str) -> int:
     """It is of a campaign that nobody has any more when it is tried again."""
-    store_calls.register(connection, "ada", "fcm:1")
+    connection.register_device("ada", "fcm:1")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    number = store_calls.insert(connection, receiver_id="ada", campaign="sale")
-    worker = store_calls.register_worker(connection)
-    claimed = store_calls.claim_one(connection, worker)
+    number = connection.insert(receiver_id="ada", campaign="sale")
+    worker = connection.register_worker()
+    claimed = connection.claim_one(worker)
     if registers_again_as != "fcm:1":
-        store_calls.register(connection, "ada", registers_again_as)
-    store_calls.record(connection, worker, store_calls.outcome(claimed, **UNREGISTERED))
+        connection.register_device("ada", registers_again_as)
+    connection.record(worker, store_calls.outcome(claimed, **UNREGISTERED))
     if registers_again_as == "fcm:1":
-        store_calls.register(connection, "ada", "fcm:1")
-        assert store_calls.value(connection, "select notify_worker.retry(%s::bigint)", number) == 1
+        connection.register_device("ada", "fcm:1")
+        assert connection.value("select notify_worker.retry(%s::bigint)", number) == 1
     connection.execute("delete from notify_worker.campaigns")
-    assert store_calls.claim(connection, worker) == []
+    assert connection.claim(worker) == []
     return number
 
 
 @pytest.mark.parametrize("registers_again_as", ["fcm:1", "fcm:2"])
-def test_what_fails_for_want_of_its_campaign_is_no_gone_address(
-    connection: psycopg.Connection, registers_again_as: str
+def test_a_missing_campaign_is_not_an_unregistered_address(
+    connection: store_calls.Connection, registers_again_as: str
 ) -> None:
     number = a_notification_whose_device_is_gone(connection, registers_again_as=registers_again_as)
 
-    assert store_calls.state(connection, number) == "failed"
-    assert [each["error"] for each in store_calls.rows(connection, "select error from notify_worker.dead_letters")] == [
+    assert connection.state(number) == "failed"
+    assert [each["error"] for each in connection.rows("select error from notify_worker.dead_letters")] == [
         'there is no campaign "sale"'
     ]

@@ -1,38 +1,26 @@
-"""What `status`, `dead_letters` and `history` show of every kind of story."""
+"""`status`, `dead_letters` and `history` for every state of a notification."""
 
 from collections.abc import Callable
 from datetime import timedelta
 from typing import LiteralString
 
-import psycopg
 import pytest
 
 from tests.support.store_calls import (
-    A_MOMENT,
     FAILED,
     FUTURE,
     GIVEN_UP,
     LATER,
     RETRY,
     SENT,
+    SHORT_LEASE,
     UNKNOWN,
     UNREGISTERED,
+    Connection,
     Row,
     Worker,
-    await_end_of_lease,
     cancel,
-    claim,
-    deliveries,
-    insert,
-    insert_for_devices,
-    register,
-    register_worker,
-    retry,
-    row,
-    rows,
-    send,
-    unregister_worker,
-    value,
+    without_code,
 )
 
 CAP = 100_000
@@ -51,29 +39,29 @@ EMPTY = {
     "sent_last_minute": 0,
 }
 
-Prepare = Callable[[psycopg.Connection, Worker], int]
+Prepare = Callable[[Connection, Worker], int]
 
 
-def status(connection: psycopg.Connection) -> Row:
-    return row(connection, "select * from notify_worker.status")
+def status(connection: Connection) -> Row:
+    return connection.row("select * from notify_worker.status")
 
 
-def tell(connection: psycopg.Connection, worker: Worker, *came_to: Row, **columns: object) -> int:
+def tell(connection: Connection, worker: Worker, *came_to: Row, **columns: object) -> int:
     """A receiver is told on as many devices, each of which comes to something."""
-    told = insert_for_devices(connection, len(came_to), **columns)
-    send(connection, worker, *came_to)
-    return told
+    prepared = connection.insert_for_devices(len(came_to), **columns)
+    connection.send(worker, *came_to)
+    return prepared
 
 
-def test_where_nothing_is_nothing_is_counted(connection: psycopg.Connection) -> None:
+def test_where_nothing_is_nothing_is_counted(connection: Connection) -> None:
     assert status(connection) == EMPTY
     assert list(status(connection)) == list(EMPTY)
 
 
-def test_what_waits_is_pending_and_what_has_come_is_due(connection: psycopg.Connection) -> None:
-    insert(connection, send_at=FUTURE)
-    insert(connection)
-    late = insert(connection, priority="high")
+def test_a_scheduled_notification_is_pending_and_then_due(connection: Connection) -> None:
+    connection.insert(send_at=FUTURE)
+    connection.insert()
+    late = connection.insert(priority="high")
     connection.execute(
         "update notify_worker.notifications set due_at = now() - interval '90 seconds' where id = %s", [late]
     )
@@ -84,62 +72,57 @@ def test_what_waits_is_pending_and_what_has_come_is_due(connection: psycopg.Conn
     assert timedelta(seconds=90) <= now["oldest_due_for"] < timedelta(seconds=120)
 
 
-def test_what_is_paused_is_pending_and_not_due(connection: psycopg.Connection) -> None:
+def test_a_paused_notification_is_pending_and_not_due(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders'), ('empty')")
-    insert(connection, project="orders")
+    connection.insert(project="orders")
     connection.execute("select notify_worker.pause(name, 'x') from notify_worker.projects where name <> 'default'")
 
     assert status(connection) == EMPTY | {"pending": 1, "paused_projects": 2}
 
 
-def test_what_is_of_no_project_is_due_until_it_is_settled(connection: psycopg.Connection) -> None:
-    insert(connection, project="no_such")
+def test_a_notification_of_an_unknown_project_is_due_until_it_is_settled(connection: Connection) -> None:
+    connection.insert(project="no_such")
 
     assert status(connection)["due"] == 1
 
 
-def test_what_a_worker_has_in_hand_is_leased(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_a_claimed_notification_is_leased(connection: Connection, worker: Worker) -> None:
     for _ in range(3):
-        insert(connection)
-    claim(connection, worker, most=2)
+        connection.insert()
+    connection.claim(worker, most=2)
 
     assert status(connection).items() >= {"pending": 3, "due": 1, "leased": 2, "orphans": 0, "workers": 1}.items()
 
 
-def test_what_a_worker_that_left_or_froze_has_in_hand_is_an_orphan(
-    database: str, connection: psycopg.Connection
-) -> None:
-    insert(connection)
-    left = register_worker(connection)
-    claim(connection, left)
-    frozen_with = insert(connection)
-    claim(connection, register_worker(connection, A_MOMENT))
-    unregister_worker(connection, left)
-    await_end_of_lease(connection, frozen_with)
+def test_a_notification_of_a_lost_or_frozen_worker_is_an_orphan(database: str, connection: Connection) -> None:
+    connection.insert()
+    left = connection.register_worker()
+    connection.claim(left)
+    frozen_with = connection.insert()
+    connection.claim(connection.register_worker(SHORT_LEASE))
+    connection.unregister_worker(left)
+    connection.await_end_of_lease(frozen_with)
 
     now = status(connection)
 
     assert now.items() >= {"pending": 2, "due": 1, "leased": 1, "orphans": 2, "workers": 1}.items()
 
 
-def test_what_is_held_is_counted_for_a_person_to_decide(connection: psycopg.Connection) -> None:
-    tell(connection, register_worker(connection), UNKNOWN, on_unknown="hold")
+def test_held_notifications_are_counted(connection: Connection) -> None:
+    tell(connection, connection.register_worker(), UNKNOWN, on_unknown="hold")
 
     assert status(connection) == EMPTY | {"held": 1, "workers": 1}
 
 
-def test_dead_letters_are_counted_a_delivery_each(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    tell(connection, worker, FAILED, UNREGISTERED, GIVEN_UP)
-    insert(connection, campaign="no_such")
-    claim(connection, worker)
+def test_dead_letters_are_counted_a_delivery_each(connection: Connection, worker: Worker) -> None:
+    tell(connection, worker, FAILED, without_code(FAILED), UNREGISTERED, without_code(UNREGISTERED), GIVEN_UP)
+    connection.insert(campaign="no_such")
+    connection.claim(worker)
 
-    assert status(connection) == EMPTY | {"dead_letters": 3, "workers": 1}
+    assert status(connection) == EMPTY | {"dead_letters": 4, "workers": 1}
 
 
-def test_what_was_sent_counts_for_a_minute(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
+def test_sent_notifications_count_for_a_minute(connection: Connection, worker: Worker) -> None:
     tell(connection, worker, SENT, SENT, FAILED)
     assert status(connection)["sent_last_minute"] == 2
 
@@ -148,14 +131,14 @@ def test_what_was_sent_counts_for_a_minute(connection: psycopg.Connection) -> No
     assert status(connection)["sent_last_minute"] == 0
 
 
-def test_workers_are_counted_until_they_leave(connection: psycopg.Connection) -> None:
-    one, _ = register_worker(connection), register_worker(connection)
-    unregister_worker(connection, one)
+def test_workers_are_counted_until_they_leave(connection: Connection) -> None:
+    one, _ = connection.register_worker(), connection.register_worker()
+    connection.unregister_worker(one)
 
     assert status(connection)["workers"] == 1
 
 
-def fill(connection: psycopg.Connection, columns: LiteralString, values: LiteralString, count: int) -> None:
+def fill(connection: Connection, columns: LiteralString, values: LiteralString, count: int) -> None:
     connection.execute(
         f"""
         insert into notify_worker.notifications (kind, address, title, {columns})
@@ -164,9 +147,9 @@ def fill(connection: psycopg.Connection, columns: LiteralString, values: Literal
     )
 
 
-def test_counts_stop_at_a_hundred_thousand(connection: psycopg.Connection) -> None:
+def test_counts_stop_at_a_hundred_thousand(connection: Connection) -> None:
     connection.execute("alter table notify_worker.notifications disable trigger user")
-    register_worker(connection)
+    connection.register_worker()
     fill(connection, "due_at", "now()", CAP + 1)
     fill(connection, "due_at, lease, leased_by", "now() + '1 minute', gen_random_uuid(), 4711", CAP + 1)
     fill(connection, "state", "'held'", CAP + 1)
@@ -186,9 +169,7 @@ def test_counts_stop_at_a_hundred_thousand(connection: psycopg.Connection) -> No
     assert [now[name] for name in capped] == [CAP] * len(capped)
 
 
-def test_what_is_due_the_longest_is_found_behind_a_hundred_thousand_of_another_project(
-    connection: psycopg.Connection,
-) -> None:
+def test_the_oldest_due_is_found_behind_a_hundred_thousand_others(connection: Connection) -> None:
     connection.execute("alter table notify_worker.notifications disable trigger user")
     fill(connection, "project, due_at", "'a', now()", CAP + 1)
     fill(connection, "project, due_at", "'b', now() - interval '1 hour'", 1)
@@ -199,14 +180,13 @@ def test_what_is_due_the_longest_is_found_behind_a_hundred_thousand_of_another_p
 DEAD_LETTERS: LiteralString = "select * from notify_worker.dead_letters order by notification_id, delivery_id"
 
 
-def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: psycopg.Connection) -> None:
+def test_a_dead_letter_names_notification_receiver_and_reason(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = register_worker(connection)
     number = tell(connection, worker, FAILED, SENT, event_id="order:42:paid", campaign="sale")
 
-    (letter,) = rows(connection, DEAD_LETTERS)
+    (letter,) = connection.rows(DEAD_LETTERS)
 
-    failed = deliveries(connection, number)[0]
+    failed = connection.deliveries(number)[0]
     assert letter == {
         "delivery_id": failed["id"],
         "notification_id": number,
@@ -221,120 +201,119 @@ def test_a_dead_letter_says_what_failed_for_whom_and_why(connection: psycopg.Con
     }
 
 
-def test_what_never_came_to_a_delivery_is_a_dead_letter_too(connection: psycopg.Connection) -> None:
-    number = insert(connection, campaign="no_such")
-    claim(connection, register_worker(connection))
+def test_a_failure_without_a_delivery_is_a_dead_letter(connection: Connection) -> None:
+    number = connection.insert(campaign="no_such")
+    connection.claim(connection.register_worker())
 
-    (letter,) = rows(connection, DEAD_LETTERS)
+    (letter,) = connection.rows(DEAD_LETTERS)
 
     assert (letter["delivery_id"], letter["notification_id"], letter["attempts"]) == (None, number, 0)
     assert letter["error"] == 'there is no campaign "no_such"'
     assert letter["failed_at"] is not None
 
 
-def test_what_can_no_longer_be_sent_after_a_try_is_one_dead_letter(connection: psycopg.Connection) -> None:
+def test_an_unsendable_retry_is_one_dead_letter(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = register_worker(connection)
     number = tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
-    claim(connection, worker)
+    connection.claim(worker)
 
-    (letter,) = rows(connection, DEAD_LETTERS)
+    (letter,) = connection.rows(DEAD_LETTERS)
 
-    assert letter["delivery_id"] == deliveries(connection, number)[0]["id"]
+    assert letter["delivery_id"] == connection.deliveries(number)[0]["id"]
     assert (letter["attempts"], letter["error"]) == (1, 'there is no campaign "sale"')
 
 
-def test_the_reason_of_a_dead_letter_has_no_code_of_another_reason(connection: psycopg.Connection) -> None:
+def test_the_reason_of_a_dead_letter_has_no_code_of_another_reason(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
-    worker = register_worker(connection)
     tell(connection, worker, RETRY, campaign="sale")
     connection.execute("delete from notify_worker.campaigns")
-    claim(connection, worker)
+    connection.claim(worker)
 
-    assert rows(connection, DEAD_LETTERS)[0]["error_code"] is None
+    assert connection.rows(DEAD_LETTERS)[0]["error_code"] is None
 
 
-def cancelled(connection: psycopg.Connection, worker: Worker) -> int:
+def cancelled(connection: Connection, worker: Worker) -> int:
     number = tell(connection, worker, LATER)
     cancel(connection, number)
     return number
 
 
-def expired(connection: psycopg.Connection, worker: Worker) -> int:
+def expired(connection: Connection, worker: Worker) -> int:
     number = tell(connection, worker, RETRY)
     connection.execute("update notify_worker.notifications set expires_at = now()")
-    claim(connection, worker)
+    connection.claim(worker)
     return number
 
 
-def retried(connection: psycopg.Connection, worker: Worker) -> int:
+def retried(connection: Connection, worker: Worker) -> int:
     number = tell(connection, worker, FAILED)
-    retry(connection, number)
+    connection.retry(number)
     return number
 
 
-def of_no_one(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, receiver_id="nobody")
-    claim(connection, worker)
+def of_no_one(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(receiver_id="nobody")
+    connection.claim(worker)
     return number
 
 
-def told(*came_to: Row, **columns: object) -> Prepare:
+def prepared(*came_to: Row, **columns: object) -> Prepare:
     return lambda connection, worker: tell(connection, worker, *came_to, **columns)
 
 
 @pytest.mark.parametrize(
     "prepare",
     [
-        pytest.param(told(SENT), id="sent"),
-        pytest.param(told(LATER), id="waits for a retry"),
-        pytest.param(told(UNREGISTERED), id="unregistered"),
-        pytest.param(told(SENT, UNREGISTERED), id="sent beside an unregistered device"),
-        pytest.param(told(UNKNOWN, on_unknown="hold"), id="held"),
+        pytest.param(prepared(SENT), id="sent"),
+        pytest.param(prepared(LATER), id="waits for a retry"),
+        pytest.param(prepared(UNREGISTERED), id="unregistered"),
+        pytest.param(prepared(without_code(UNREGISTERED)), id="unregistered, without a code"),
+        pytest.param(prepared(SENT, UNREGISTERED), id="sent beside an unregistered device"),
+        pytest.param(prepared(UNKNOWN, on_unknown="hold"), id="held"),
         cancelled,
         expired,
         retried,
         of_no_one,
     ],
 )
-def test_what_was_not_given_up_on_is_no_dead_letter(connection: psycopg.Connection, prepare: Prepare) -> None:
-    prepare(connection, register_worker(connection))
+def test_only_failures_are_dead_letters(connection: Connection, prepare: Prepare) -> None:
+    prepare(connection, connection.register_worker())
 
-    assert rows(connection, DEAD_LETTERS) == []
+    assert connection.rows(DEAD_LETTERS) == []
 
 
 HISTORY: LiteralString = "select * from notify_worker.history('u_42')"
 
 
-def of_no_campaign(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, receiver_id="u_42", campaign="no_such")
-    claim(connection, worker)
+def of_no_campaign(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(receiver_id="u_42", campaign="no_such")
+    connection.claim(worker)
     return number
 
 
-def without_a_device(connection: psycopg.Connection, worker: Worker) -> int:
-    number = insert(connection, receiver_id="u_42")
-    claim(connection, worker)
+def without_a_device(connection: Connection, worker: Worker) -> int:
+    number = connection.insert(receiver_id="u_42")
+    connection.claim(worker)
     return number
 
 
-def leased(connection: psycopg.Connection, worker: Worker) -> int:
-    register(connection, "u_42", "fcm:phone")
-    number = insert(connection, receiver_id="u_42")
-    claim(connection, worker)
+def leased(connection: Connection, worker: Worker) -> int:
+    connection.register_device("u_42", "fcm:phone")
+    number = connection.insert(receiver_id="u_42")
+    connection.claim(worker)
     return number
 
 
-def due(connection: psycopg.Connection, worker: Worker) -> int:
-    return insert(connection, receiver_id="u_42")
+def due(connection: Connection, worker: Worker) -> int:
+    return connection.insert(receiver_id="u_42")
 
 
-def scheduled(connection: psycopg.Connection, worker: Worker) -> int:
-    return insert(connection, receiver_id="u_42", send_at=FUTURE)
+def scheduled(connection: Connection, worker: Worker) -> int:
+    return connection.insert(receiver_id="u_42", send_at=FUTURE)
 
 
-def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
+def cancelled_unsent(connection: Connection, worker: Worker) -> int:
     number = due(connection, worker)
     cancel(connection, number)
     return number
@@ -343,13 +322,22 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
 @pytest.mark.parametrize(
     ("prepare", "state", "reason"),
     [
-        (told(SENT), "sent", "FCM has accepted it"),
-        (told(SENT, FAILED), "sent", "FCM has accepted it"),
-        (told(FAILED, UNREGISTERED), "failed", "it is"),
-        (told(GIVEN_UP), "failed", "FCM is busy"),
-        (told(UNREGISTERED), "unreachable", "it is gone"),
-        (told(UNKNOWN, on_unknown="hold"), "held", "it is unknown whether FCM has it; it is for a person to decide"),
-        (told(LATER), "pending", "FCM is busy, due at "),
+        (prepared(SENT), "sent", "FCM has accepted it"),
+        (prepared(SENT, FAILED), "sent", "FCM has accepted it"),
+        (prepared(FAILED, UNREGISTERED), "failed", "it is"),
+        (prepared(GIVEN_UP), "failed", "FCM is busy"),
+        (prepared(UNREGISTERED), "unreachable", "it is gone"),
+        (
+            prepared(UNKNOWN, on_unknown="hold"),
+            "held",
+            "it is unknown whether FCM has it; it is for a person to decide",
+        ),
+        (prepared(LATER), "pending", "FCM is busy, due at "),
+        (prepared(without_code(FAILED)), "failed", "it is wrong"),
+        (prepared(without_code(GIVEN_UP)), "failed", "FCM is busy"),
+        (prepared(without_code(UNREGISTERED)), "unreachable", "it is gone"),
+        (prepared(without_code(UNKNOWN)), "failed", "no answer came"),
+        (prepared(without_code(LATER)), "pending", "FCM is busy, due at "),
         (of_no_campaign, "failed", 'there is no campaign "no_such"'),
         (without_a_device, "unreachable", "the receiver has no live device"),
         (expired, "expired", "it expired before it could be sent"),
@@ -361,27 +349,26 @@ def cancelled_unsent(connection: psycopg.Connection, worker: Worker) -> int:
         (retried, "pending", "it is due"),
     ],
 )
-def test_the_history_of_a_receiver_says_what_became_of_it_and_why(
-    connection: psycopg.Connection, prepare: Prepare, state: str, reason: str
+def test_the_history_of_a_receiver_shows_states_and_reasons(
+    connection: Connection, prepare: Prepare, state: str, reason: str
 ) -> None:
-    number = prepare(connection, register_worker(connection))
+    number = prepare(connection, connection.register_worker())
 
-    (line,) = rows(connection, HISTORY)
+    (line,) = connection.rows(HISTORY)
 
     assert (line["notification_id"], line["state"]) == (number, state)
     assert line["reason"].startswith(reason)
 
 
 def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_first(
-    connection: psycopg.Connection,
+    connection: Connection, worker: Worker
 ) -> None:
-    worker = register_worker(connection)
     first = tell(connection, worker, SENT, FAILED, event_id="order:42:paid", title="Hello")
-    second = insert(connection, receiver_id="u_42", campaign="sale")
-    insert(connection, receiver_id="u_43")
-    insert(connection, address="fcm:device-0")
+    second = connection.insert(receiver_id="u_42", campaign="sale")
+    connection.insert(receiver_id="u_43")
+    connection.insert(address="fcm:device-0")
 
-    newest, oldest = rows(connection, HISTORY)
+    newest, oldest = connection.rows(HISTORY)
 
     assert (newest["notification_id"], newest["event_id"], newest["campaign"]) == (second, None, "sale")
     assert (oldest["notification_id"], oldest["event_id"], oldest["campaign"]) == (first, "order:42:paid", None)
@@ -389,31 +376,30 @@ def test_a_history_has_a_line_for_each_notification_of_the_receiver_the_newest_f
     assert list(newest) == ["at", "event_id", "notification_id", "campaign", "state", "reason"]
 
 
-def test_a_history_begins_when_it_is_asked_to(connection: psycopg.Connection) -> None:
-    old, new = insert(connection, receiver_id="u_42"), insert(connection, receiver_id="u_42")
+def test_a_history_starts_at_the_given_time(connection: Connection) -> None:
+    old, new = connection.insert(receiver_id="u_42"), connection.insert(receiver_id="u_42")
     connection.execute(
         "update notify_worker.notifications set created_at = now() - interval '2 days' where id = %s", [old]
     )
 
-    since = rows(connection, "select notification_id from notify_worker.history('u_42', now() - interval '1 day')")
+    since = connection.rows("select notification_id from notify_worker.history('u_42', now() - interval '1 day')")
 
     assert since == [{"notification_id": new}]
-    assert rows(connection, "select * from notify_worker.history('nobody')") == []
+    assert connection.rows("select * from notify_worker.history('nobody')") == []
 
 
-def test_a_delivery_shows_no_more_than_the_end_of_its_address(connection: psycopg.Connection) -> None:
-    register(connection, "u_42", "a-secret-address-0815")
-    insert(connection, receiver_id="u_42")
-    claim(connection, register_worker(connection))
+def test_a_delivery_shows_no_more_than_the_end_of_its_address(connection: Connection) -> None:
+    connection.register_device("u_42", "a-secret-address-0815")
+    connection.insert(receiver_id="u_42")
+    connection.claim(connection.register_worker())
 
-    assert value(connection, "select address from notify_worker.deliveries") == "s-0815"
+    assert connection.value("select address from notify_worker.deliveries") == "s-0815"
 
 
-def test_a_worker_is_among_the_workers_while_it_lives(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    (alive,) = rows(connection, "select * from notify_worker.workers")
+def test_a_worker_is_among_the_workers_while_it_lives(connection: Connection, worker: Worker) -> None:
+    (alive,) = connection.rows("select * from notify_worker.workers")
 
-    unregister_worker(connection, worker)
+    connection.unregister_worker(worker)
 
     assert (alive["name"], alive["host"], alive["pid"]) == (worker.name, "here", connection.info.backend_pid)
-    assert rows(connection, "select * from notify_worker.workers") == []
+    assert connection.rows("select * from notify_worker.workers") == []

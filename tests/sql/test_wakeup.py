@@ -1,13 +1,12 @@
-"""When a statement wakes a worker: one bell where nobody is awake and none waits, in the statement's own transaction."""
+"""A statement sends one wake-up, in its own transaction, unless a worker is awake or a wake-up already waits."""
 
 from collections.abc import Callable
 from typing import LiteralString
 
-import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
-from tests.support.store_calls import claim, connected, insert, register_worker, rows, value
+from tests.support.store_calls import Connection, Worker, connected
 
 CHANNEL = "procrastinate_queue_v1#notify_worker"
 BULK: LiteralString = """
@@ -16,28 +15,24 @@ BULK: LiteralString = """
 """
 
 
-def bells(connection: psycopg.Connection) -> int:
-    return int(value(connection, "select count(*) from notify_worker.procrastinate_jobs where status = 'todo'"))
-
-
-def say_awake(connection: psycopg.Connection, milliseconds: int) -> None:
+def say_awake(connection: Connection, milliseconds: int) -> None:
     """A worker said that it is awake for so long from now; less than nothing: it was."""
     mark = "select setval('notify_worker.awake_until', (extract(epoch from clock_timestamp()) * 1000)::bigint + %s)"
-    value(connection, mark, milliseconds)
+    connection.value(mark, milliseconds)
 
 
-def mark_awake(connection: psycopg.Connection) -> float:
+def mark_awake(connection: Connection) -> float:
     """A worker stays awake. For how many milliseconds from now the mark then says so."""
     statement: LiteralString = """
         select (pg_sequence_last_value('notify_worker.awake_until')
             - extract(epoch from clock_timestamp()) * 1000)::double precision
         from notify_worker.mark_awake()
     """
-    return float(value(connection, statement))
+    return float(connection.value(statement))
 
 
 def add_job(
-    connection: psycopg.Connection,
+    connection: Connection,
     *,
     queue: str = "notify_worker",
     task: str = "notify_worker.drain",
@@ -45,8 +40,7 @@ def add_job(
     ahead: str | None = None,
 ) -> None:
     connection.execute("set search_path = notify_worker")  # procrastinate's triggers name its tables without a schema
-    value(
-        connection,
+    connection.value(
         """
         insert into procrastinate_jobs (queue_name, task_name, status, scheduled_at)
         values (%s, %s, %s::procrastinate_job_status, now() + %s::interval)
@@ -56,7 +50,7 @@ def add_job(
     )
 
 
-def heard(listener: psycopg.Connection, sender: psycopg.Connection) -> int:
+def heard(listener: Connection, sender: Connection) -> int:
     """How many notifications have come; one more is sent to know where to stop, since they arrive in order."""
     sender.execute("select pg_notify(%s, 'the end')", [CHANNEL])
     payloads = []
@@ -68,38 +62,38 @@ def heard(listener: psycopg.Connection, sender: psycopg.Connection) -> int:
     return len(payloads) - 1
 
 
-def test_a_statement_rings_in_its_own_transaction(database: str, connection: psycopg.Connection) -> None:
+def test_a_statement_sends_its_wakeup_in_its_own_transaction(database: str, connection: Connection) -> None:
     with connected(database) as business:
         business.execute("begin")
-        insert(business)
+        business.insert()
 
-        assert bells(business) == 1
-        assert bells(connection) == 0
+        assert business.wakeups() == 1
+        assert connection.wakeups() == 0
         business.execute("commit")
-        assert bells(connection) == 1
+        assert connection.wakeups() == 1
 
 
-def test_a_rollback_takes_the_bell_with_it(connection: psycopg.Connection) -> None:
+def test_a_rollback_removes_the_wakeup(connection: Connection) -> None:
     with connection.transaction(force_rollback=True):
-        insert(connection)
+        connection.insert()
 
-        assert bells(connection) == 1
-    assert bells(connection) == 0
+        assert connection.wakeups() == 1
+    assert connection.wakeups() == 0
 
 
-def test_five_thousand_rows_ring_once(connection: psycopg.Connection) -> None:
+def test_five_thousand_rows_send_one_wakeup(connection: Connection) -> None:
     connection.execute(BULK)
 
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
-def test_nobody_rings_while_a_bell_waits(connection: psycopg.Connection) -> None:
+def test_no_wakeup_is_sent_while_one_waits(connection: Connection) -> None:
     with connection.transaction():
-        insert(connection)
-        insert(connection)
-    insert(connection)
+        connection.insert()
+        connection.insert()
+    connection.insert()
 
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
 @pytest.mark.parametrize(
@@ -107,113 +101,107 @@ def test_nobody_rings_while_a_bell_waits(connection: psycopg.Connection) -> None
     [{"ahead": "1 hour"}, {"status": "doing"}, {"status": "failed"}, {"queue": "another"}, {"task": "another"}],
     ids=str,
 )
-def test_what_will_wake_nobody_now_keeps_nobody_from_ringing(
-    connection: psycopg.Connection, not_a_bell: dict[str, str]
-) -> None:
+def test_a_job_that_wakes_no_worker_now_prevents_no_wakeup(connection: Connection, not_a_bell: dict[str, str]) -> None:
     add_job(connection, **not_a_bell)
-    before = bells(connection)
+    before = connection.wakeups()
 
-    insert(connection)
+    connection.insert()
 
-    assert bells(connection) == before + 1
+    assert connection.wakeups() == before + 1
 
 
-def test_the_bell_is_a_job_that_procrastinate_runs(connection: psycopg.Connection) -> None:
-    insert(connection)
+def test_the_wakeup_is_a_job_that_procrastinate_runs(connection: Connection) -> None:
+    connection.insert()
 
-    (job,) = rows(connection, "select * from notify_worker.procrastinate_jobs")
+    (job,) = connection.rows("select * from notify_worker.procrastinate_jobs")
     assert (job["queue_name"], job["task_name"], job["args"]) == ("notify_worker", "notify_worker.drain", {})
     assert job["lock"] is job["queueing_lock"] is job["scheduled_at"] is None
 
 
-def test_two_open_transactions_ring_without_waiting_for_each_other(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_two_open_transactions_send_wakeups_without_waiting(database: str, connection: Connection) -> None:
     with connected(database) as first, connected(database) as second:
         for business in (first, second):
             business.execute("set lock_timeout = '5s'")
             business.execute("begin")
-            insert(business)
+            business.insert()
 
         second.execute("commit")
         first.execute("commit")
 
-    assert bells(connection) == 2
+    assert connection.wakeups() == 2
 
 
-def test_bell_always_rings_for_every_statement(connection: psycopg.Connection) -> None:
+def test_wakeup_always_sends_one_for_every_statement(connection: Connection) -> None:
     connection.execute("set notify_worker.wakeup = 'always'")
     say_awake(connection, 10_000)
 
     with connection.transaction():
         for _ in range(3):
-            insert(connection)
+            connection.insert()
 
-    assert bells(connection) == 3
+    assert connection.wakeups() == 3
 
 
-def test_bell_off_rings_for_no_statement_of_its_transaction(connection: psycopg.Connection) -> None:
+def test_wakeup_off_sends_none_in_its_transaction(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("set local notify_worker.wakeup = 'off'")
-        insert(connection)
-    assert bells(connection) == 0
+        connection.insert()
+    assert connection.wakeups() == 0
 
-    insert(connection)
+    connection.insert()
 
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
 @pytest.mark.parametrize("setting", ["auto", "", "nonsense"])
-def test_any_other_setting_is_auto(connection: psycopg.Connection, setting: str) -> None:
-    value(connection, "select set_config('notify_worker.wakeup', %s, false)", setting)
+def test_any_other_setting_is_auto(connection: Connection, setting: str) -> None:
+    connection.value("select set_config('notify_worker.wakeup', %s, false)", setting)
 
-    insert(connection)
-    insert(connection)
+    connection.insert()
+    connection.insert()
 
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
-def test_nobody_rings_while_a_worker_is_awake(connection: psycopg.Connection) -> None:
+def test_no_wakeup_is_sent_while_a_worker_is_awake(connection: Connection) -> None:
     say_awake(connection, 10_000)
 
-    insert(connection)
+    connection.insert()
 
-    assert bells(connection) == 0
+    assert connection.wakeups() == 0
 
 
-def test_a_statement_rings_when_the_mark_has_run_out(connection: psycopg.Connection) -> None:
+def test_a_wakeup_is_sent_once_the_awake_mark_has_expired(connection: Connection) -> None:
     say_awake(connection, -1)
 
-    insert(connection)
+    connection.insert()
 
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
-def test_awake_is_seen_at_once_by_a_transaction_with_an_older_snapshot(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_awake_is_seen_at_once_by_a_transaction_with_an_older_snapshot(database: str, connection: Connection) -> None:
     with connected(database) as business:
         business.execute("begin isolation level repeatable read")
         business.execute("select")
         say_awake(connection, 10_000)
-        insert(business)
+        business.insert()
         business.execute("commit")
 
-    assert bells(connection) == 0
+    assert connection.wakeups() == 0
 
 
-def test_a_worker_that_stays_awake_says_so_for_a_fifth_of_a_second(connection: psycopg.Connection) -> None:
+def test_a_worker_that_stays_awake_says_so_for_a_fifth_of_a_second(connection: Connection) -> None:
     assert 100 < mark_awake(connection) <= 201
 
 
-def test_a_mark_that_is_fresh_is_not_written_again(connection: psycopg.Connection) -> None:
+def test_a_mark_that_is_fresh_is_not_written_again(connection: Connection) -> None:
     say_awake(connection, 290)
 
     assert mark_awake(connection) > 200
 
 
 @pytest.mark.parametrize("milliseconds", [-5, 5_000, 3_600_000])
-def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: psycopg.Connection, milliseconds: int) -> None:
+def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: Connection, milliseconds: int) -> None:
     say_awake(connection, milliseconds)
 
     assert 100 < mark_awake(connection) <= 201
@@ -228,9 +216,7 @@ def test_a_mark_that_is_past_or_seconds_ahead_is_set_anew(connection: psycopg.Co
         "select notify_worker.wake_worker(true)",
     ],
 )
-def test_a_role_that_may_only_insert_rings_and_can_neither_move_the_mark_nor_ring_by_itself(
-    connection: psycopg.Connection, forbidden: LiteralString
-) -> None:
+def test_a_producer_role_sends_wakeups_only_by_inserting(connection: Connection, forbidden: LiteralString) -> None:
     with connection.transaction(force_rollback=True):
         connection.execute("create role only_inserts")
         connection.execute("grant usage on schema notify_worker to only_inserts")
@@ -242,75 +228,70 @@ def test_a_role_that_may_only_insert_rings_and_can_neither_move_the_mark_nor_rin
             connection.execute(forbidden)
 
         connection.execute("reset role")
-        assert bells(connection) == 1
+        assert connection.wakeups() == 1
 
 
-def test_a_statement_without_rows_does_no_harm(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-
+def test_a_statement_without_rows_does_no_harm(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.notifications (receiver_id, title) select 'u_42', 'Paid' where false")
 
-    assert bells(connection) <= 1
-    assert claim(connection, worker) == []
-    assert bells(connection) == 0
+    assert connection.wakeups() <= 1
+    assert connection.claim(worker) == []
+    assert connection.wakeups() == 0
 
 
-def test_one_notify_arrives_with_the_commit(database: str, connection: psycopg.Connection) -> None:
+def test_one_notify_arrives_with_the_commit(database: str, connection: Connection) -> None:
     with connected(database) as listener:
         listener.execute(f'listen "{CHANNEL}"')
 
         with connection.transaction():
             connection.execute(BULK)
-            insert(connection)
+            connection.insert()
 
         assert heard(listener, connection) == 1
 
 
-def test_no_notify_arrives_after_a_rollback(database: str, connection: psycopg.Connection) -> None:
+def test_no_notify_arrives_after_a_rollback(database: str, connection: Connection) -> None:
     with connected(database) as listener:
         listener.execute(f'listen "{CHANNEL}"')
 
         with connection.transaction(force_rollback=True):
-            insert(connection)
+            connection.insert()
 
         assert heard(listener, connection) == 0
 
 
-def open_insert(session: psycopg.Connection) -> None:
+def open_insert(session: Connection) -> None:
     session.execute("begin")
-    insert(session)
+    session.insert()
 
 
-def open_select(session: psycopg.Connection) -> None:
+def open_select(session: Connection) -> None:
     session.execute("begin")
     session.execute("select from notify_worker.notifications for update")
 
 
-def ended_insert(session: psycopg.Connection) -> None:
-    insert(session)
+def ended_insert(session: Connection) -> None:
+    session.insert()
 
 
-@pytest.mark.parametrize(
-    ("does", "writes"),
-    [(open_insert, True), (open_select, False), (ended_insert, False)],
-)
-def test_somebody_writes_while_another_session_has_an_insert_open(
-    database: str, connection: psycopg.Connection, does: Callable[[psycopg.Connection], None], writes: bool
+@pytest.mark.parametrize(("does", "writes"), [(open_insert, True), (open_select, False), (ended_insert, False)])
+def test_has_open_writers_is_true_while_another_insert_is_open(
+    database: str, connection: Connection, does: Callable[[Connection], None], writes: bool
 ) -> None:
     with connected(database) as business:
         does(business)
 
-        assert value(connection, "select notify_worker.has_open_writers()") is writes
+        assert connection.value("select notify_worker.has_open_writers()") is writes
 
 
-def test_somebody_does_not_mean_oneself(connection: psycopg.Connection) -> None:
+def test_has_open_writers_ignores_the_own_session(connection: Connection) -> None:
     with connection.transaction():
-        insert(connection)
+        connection.insert()
 
-        assert value(connection, "select notify_worker.has_open_writers()") is False
+        assert connection.value("select notify_worker.has_open_writers()") is False
 
 
-def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: psycopg.Connection) -> None:
+def test_all_waiting_wakeups_are_deleted_and_no_other_job(connection: Connection) -> None:
     add_job(connection)
     add_job(connection, ahead="-1 second")
     add_job(connection, ahead="1 hour")
@@ -318,10 +299,10 @@ def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: psycopg
     add_job(connection, queue="another")
     add_job(connection, task="notify_worker.prune")
 
-    assert value(connection, "select notify_worker.delete_wakeups()") == 2
+    assert connection.value("select notify_worker.delete_wakeups()") == 2
 
-    left = rows(
-        connection, "select queue_name, task_name, status, scheduled_at > now() as ahead from procrastinate_jobs"
+    left = connection.rows(
+        "select queue_name, task_name, status, scheduled_at > now() as ahead from procrastinate_jobs"
     )
     assert sorted((job["queue_name"], job["task_name"], job["status"], bool(job["ahead"])) for job in left) == [
         ("another", "notify_worker.drain", "todo", False),
@@ -331,21 +312,18 @@ def test_all_bells_that_wait_are_taken_down_and_no_other_job(connection: psycopg
     ]
 
 
-def test_a_bell_that_procrastinate_is_just_fetching_is_left_to_it(
-    database: str, connection: psycopg.Connection
-) -> None:
-    insert(connection)
+def test_a_wakeup_that_procrastinate_is_fetching_stays(database: str, connection: Connection) -> None:
+    connection.insert()
     with connected(database) as fetching:
         fetching.execute("begin")
         fetching.execute("select from notify_worker.procrastinate_jobs for update")
 
-        assert value(connection, "select notify_worker.delete_wakeups()") == 0
+        assert connection.value("select notify_worker.delete_wakeups()") == 0
 
 
-def test_a_claim_takes_the_bells_down(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection)
-    insert(connection)
+def test_a_claim_deletes_the_wakeups(connection: Connection, worker: Worker) -> None:
+    connection.insert()
 
-    claim(connection, worker)
+    connection.claim(worker)
 
-    assert bells(connection) == 0
+    assert connection.wakeups() == 0

@@ -1,13 +1,12 @@
-"""The hot statements where nothing was ever analyzed: the first minute of any installation, or after a crash."""
+"""The hot statements before any ANALYZE: the first minute of an installation, or after a crash."""
 
 from typing import LiteralString
 from uuid import uuid4
 
-import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.store_calls import CLAIM, Row, outcome, register_worker, rows, value
+from tests.support.store_calls import CLAIM, Connection, Row, Worker, outcome
 
 RECEIVERS, AT_ONCE = 2000, 100
 
@@ -16,7 +15,7 @@ PAGES_EACH = 250
 
 
 @pytest.fixture
-def connection(connection: psycopg.Connection) -> psycopg.Connection:
+def connection(connection: Connection) -> Connection:
     """Two thousand receivers with a device and a notification each, and tables without any statistics."""
     for table in ("notifications", "devices", "stored_deliveries"):
         connection.execute(f"alter table notify_worker.{table} set (autovacuum_enabled = off)")
@@ -38,29 +37,27 @@ def connection(connection: psycopg.Connection) -> psycopg.Connection:
     return connection
 
 
-def pages(connection: psycopg.Connection, statement: LiteralString, *values: object) -> int:
+def pages(connection: Connection, statement: LiteralString, *values: object) -> int:
     """Run a statement, and say how many pages it touched."""
-    (plan,) = value(connection, "explain (analyze, buffers, format json) " + statement, *values)
+    (plan,) = connection.value("explain (analyze, buffers, format json) " + statement, *values)
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def held(connection: psycopg.Connection) -> list[Row]:
+def held(connection: Connection) -> list[Row]:
     """What is held by a worker, as its claim has told it."""
-    return rows(
-        connection,
+    return connection.rows(
         """
         select delivery.id as delivery_id, notification.id as notification_id, notification.lease::text
         from notify_worker.notifications as notification
         join notify_worker.stored_deliveries as delivery
             on delivery.notification_id = notification.id
         where notification.lease is not null
-        """,
+        """
     )
 
 
 @pytest.mark.parametrize("verdict", ["sent", "unregistered", "unknown"])
-def test_a_claim_and_a_record_touch_what_they_are_about(connection: psycopg.Connection, verdict: str) -> None:
-    worker = register_worker(connection)
+def test_a_claim_and_a_record_read_only_their_own_rows(connection: Connection, verdict: str, worker: Worker) -> None:
     for _ in range(3):  # some history, and plans that have settled
         connection.execute(CLAIM, [worker.id, uuid4(), AT_ONCE])
         outcomes = [

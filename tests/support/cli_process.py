@@ -1,4 +1,4 @@
-"""Running the command line in tests: a verb in this process or in one of its own, and what it left behind."""
+"""Running the command line in tests: a verb in this process or its own, its output and exit code."""
 
 import os
 import subprocess
@@ -11,14 +11,28 @@ import psycopg
 import pytest
 
 from notify_worker.cli.main import main
+from tests.support.store_calls import EVENT, Connection
 
 CHECKOUT = Path(__file__).parents[2]
 HELLO = ("send", "--receiver", "u_42", "--title", "Hello")
+NEEDS_THE_SCHEMA: list[tuple[str, ...]] = [
+    ("status",),
+    ("history", "u_42"),
+    ("retry", EVENT),
+    ("cancel", EVENT),
+    ("pause", "default", "Black Friday"),
+    ("resume", "default"),
+    ("prune", "--older-than", "90 days"),
+    HELLO,
+    ("explain", EVENT),
+    ("worker", "--drain"),
+]
+"""A call of each verb that works on the migrated database."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a verb left behind."""
+    """Output and exit code of a verb."""
 
     code: object
     out: str
@@ -26,7 +40,7 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The one line that says what is wrong."""
+        """The only line on stderr: the error, without the program's name."""
         assert self.code == 2, self
         assert self.out == ""
         [line] = self.err.splitlines()
@@ -39,7 +53,7 @@ Cli = Callable[..., Ended]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a verb; in this process, unless it sets up logging or signals for all of it."""
+    """Run a verb; in this process unless it configures logging or signals."""
 
     def run(*arguments: str) -> Ended:
         if arguments[:1] in (("worker",), ("sandbox",)) and "--help" not in arguments:
@@ -53,8 +67,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture
-def shop(database: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> psycopg.Connection:
-    """A connection to the database that the verbs work on."""
+def shop(database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """A connection to the database that the verbs use."""
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", database)
     return connection
 
@@ -81,7 +95,7 @@ def ended(process: "subprocess.Popen[str]", *, within: float = 20) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def lets_in(conninfo: str) -> bool:
+def accepts_password(conninfo: str) -> bool:
     try:
         psycopg.connect(conninfo).close()
     except psycopg.OperationalError:

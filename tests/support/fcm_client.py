@@ -1,4 +1,4 @@
-"""A client of FCM that knows nothing of ours: Google's own credentials, over httpx."""
+"""An FCM client without our code: Google's own credentials, over httpx."""
 
 import json
 from functools import cache

@@ -1,4 +1,4 @@
-"""A hostile HTTP server over real sockets: it answers, or does not, as a test has written, and counts what it read."""
+"""A hostile HTTP server over real sockets: it answers as the test scripts it, and counts the requests."""
 
 import asyncio
 import json

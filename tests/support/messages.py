@@ -1,4 +1,4 @@
-"""A delivery as a worker has claimed it, and the message that is rendered of it."""
+"""A claimed delivery, and the message rendered from it."""
 
 from collections.abc import Mapping
 from uuid import UUID

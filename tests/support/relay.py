@@ -1,10 +1,11 @@
-"""A relay between clients and Postgres, on real sockets: it sees each statement, and can stop the world at one.
+"""A relay between clients and Postgres, on real sockets: it sees each statement and can interfere at one.
 
-It can lose the answer to a statement, cut a connection at any moment of one and do something else just then, hold back all
-that is said, swallow it for good, or be slow. It reads as much of the protocol as that takes.
+It can lose the answer to a statement, cut the connection before, during or after one, hold traffic back, swallow it, or
+delay it. It reads only as much of the protocol as that takes.
 """
 
 import asyncio
+import re
 import struct
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +18,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 QUERY, PARSE, BIND = b"Q", b"P", b"B"
 READY = b"Z\0\0\0\5"
-NOTHING_FOUND = b"SELECT 0\0"
+FOUND = re.compile(rb"SELECT [1-9]\d*\0")
 ENCRYPTION_ASKED_FOR = {struct.pack("!II", 8, code) for code in (80877103, 80877104)}
-"""SSLRequest and GSSENCRequest. Both are declined, since what is said is read here."""
+"""SSLRequest and GSSENCRequest. Both are declined, since the relay reads the messages."""
 CHUNK = 1 << 16
 
 
@@ -33,21 +34,21 @@ class Moment(Enum):
 
 @dataclass
 class Trap:
-    """Springs once: at this moment of the next statement with this part. An answer without a row does not count."""
+    """Springs once: at this moment of the next statement with this part. Only an answer with a row counts."""
 
     statement: str
     moment: Moment
     spring: Callable[[], None] = lambda: None
-    """What is done at that moment, besides that the connection is cut."""
+    """Called at that moment, besides cutting the connection."""
     sprung: Event = field(default_factory=Event)
 
 
 class Relay:
-    """`with Relay(conninfo) as relay`: who connects to `relay.conninfo` talks to that database.
+    """`with Relay(conninfo) as relay`: connections to `relay.conninfo` reach that database.
 
     Args:
-        server: The conninfo of the database, or a function that says it each time that a client comes.
-        delay: Seconds that each thing said takes, each way.
+        server: The conninfo of the database, or a function that returns it for each client.
+        delay: Seconds by which each message is delayed, each way.
     """
 
     def __init__(self, server: str | Callable[[], str], *, delay: float = 0) -> None:
@@ -78,7 +79,7 @@ class Relay:
     # What it sees
 
     def asked(self, part_of_a_statement: str) -> int:
-        """Count such statements that clients have asked for."""
+        """Count the statements of clients that contain this."""
         return sum(part_of_a_statement in statement for statement in self._statements)
 
     # What it can do
@@ -95,7 +96,7 @@ class Relay:
         self.set_trap(self._lost[-1])
 
     def has_lost(self, part_of_a_statement: str) -> bool:
-        """Tell whether that has happened: the server has committed, and the client does not know."""
+        """Return whether an answer was lost: the server has committed, and the client does not know."""
         return any(trap.sprung.is_set() for trap in self._lost if trap.statement == part_of_a_statement)
 
     def hold(self) -> None:
@@ -107,7 +108,7 @@ class Relay:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Swallow everything. Whoever is connected then, or comes in that time, is never heard nor answered again."""
+        """Swallow everything, for good on each connection that is open or opened meanwhile."""
         self._swallows = True
         for talk in list(self._talks.values()):
             talk.is_dead = True
@@ -119,7 +120,7 @@ class Relay:
     # How it does it
 
     def springs(self, statement: str, moment: Moment) -> bool:
-        """Spring a trap, if one is set for this; say whether one has."""
+        """Spring the trap that is set for this, if any; return whether there was one."""
         for trap in self._traps:
             if trap.moment is moment and trap.statement in statement:
                 self._traps.remove(trap)
@@ -132,7 +133,7 @@ class Relay:
         self._statements.append(statement)
 
     async def delayed(self) -> None:
-        """Wait until something that was said may be passed on."""
+        """Wait until a message may be passed on."""
         if self._delay:
             await asyncio.sleep(self._delay)
         await self.flowing.wait()
@@ -145,9 +146,8 @@ class Relay:
         self.port = int(self._listener.sockets[0].getsockname()[1])
 
     async def _close(self) -> None:
-        self._loop.remove_reader(
-            self._listener.sockets[0].fileno()
-        )  # who was let in already is dealt with before it closes
+        # Accept no more; connections already accepted are handled before the listener closes.
+        self._loop.remove_reader(self._listener.sockets[0].fileno())
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for talk in self._talks:
                 talk.cancel()
@@ -172,13 +172,13 @@ class Talk:
     from_client: asyncio.StreamReader
     to_client: asyncio.StreamWriter
     is_dead: bool
-    """What is said is swallowed, and so is that one side has hung up."""
+    """Its messages are swallowed, and so is the end of either side."""
     statements: dict[bytes, str] = field(default_factory=dict)
     asked: str = ""
-    """The statement whose answer is awaited."""
+    """The statement that waits for its answer."""
 
     async def last(self, server: str) -> None:
-        """Pass on what both sides say, until one of them ends, or a trap springs."""
+        """Pass messages both ways until one side ends or a trap springs."""
         await self.relay.flowing.wait()
         its = conninfo_to_dict(server)
         from_server, to_server = await asyncio.open_connection(
@@ -196,7 +196,7 @@ class Talk:
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _ask(self, server: asyncio.StreamWriter) -> None:
-        """Pass on what the client asks, a message at a time; end where a trap springs instead."""
+        """Pass on the client's messages; return if a trap springs."""
         with suppress(asyncio.IncompleteReadError, OSError):
             while (first := await message(self.from_client)) in ENCRYPTION_ASKED_FOR:  # the first ones have no kind
                 self.to_client.write(b"N")
@@ -214,11 +214,11 @@ class Talk:
                     return
 
     async def _answer(self, server: asyncio.StreamReader) -> None:
-        """Pass on what the server answers; end where a trap springs instead."""
+        """Pass on the server's answers; return if a trap springs."""
         with suppress(OSError):
             while chunk := await server.read(CHUNK):
                 ready = chunk[-6:-1] == READY
-                if ready and NOTHING_FOUND not in chunk[-40:] and self.relay.springs(self.asked, Moment.ANSWERED):
+                if ready and FOUND.search(chunk[-40:]) and self.relay.springs(self.asked, Moment.ANSWERED):
                     return
                 await self._pass_on(chunk, self.to_client)
 
@@ -229,7 +229,7 @@ class Talk:
             await to.drain()
 
     def _statement(self, kind: bytes, body: bytes) -> str:
-        """Return the text of the statement that is run now; a prepared one goes by its name."""
+        """Return the text of the statement that this message runs, looked up by name if prepared."""
         if kind == QUERY:
             return text(body)
         if kind == PARSE:

@@ -1,4 +1,4 @@
-"""Databases of a test's own on a server that is there, and where a server of a test's own may lie."""
+"""A database for each test on a running server, and a folder for a test's own server."""
 
 import os
 import shutil
@@ -13,12 +13,7 @@ from psycopg.sql import SQL, Identifier
 
 MEMORY = Path("/dev/shm")
 ENOUGH_MEMORY = 1 << 30
-FAST = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
-    "max_connections": "200",
-}
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
 
 
 def forget_the_shell() -> None:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString, Unpack
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
@@ -25,6 +24,7 @@ from notify_worker.producer import Columns, defer
 from notify_worker.sandbox import Sandbox
 from notify_worker.sandbox.switches import Changes
 from tests.support.server import created
+from tests.support.store_calls import Connection
 from tests.support.waiting import until
 
 PROCRASTINATE = [sys.executable, "-m", "procrastinate", "--app=notify_worker.worker.app"]
@@ -46,22 +46,25 @@ Row = dict[str, Any]
 class Shop(shop.Shop):
     """The shop of the demo with what tests ask besides; its workers may be procrastinate's own, and are impatient."""
 
+    connection: Connection
+
     def __init__(self, conninfo: str, box: Sandbox, folder: Path) -> None:
         super().__init__(conninfo, box, folder / "workers.log")
+        self.connect_again()
         self.folder = folder
 
     def connect_again(self) -> None:
         """Take another session, after a restart of the server."""
         self.connection.close()
-        self.connection = psycopg.connect(self.conninfo, autocommit=True)
+        self.connection = Connection.connect(self.conninfo, autocommit=True)
 
     # What a shop does
 
     def notify(self, to: str, **columns: Unpack[Columns]) -> int:
         """Commit one notification to an address; return its id."""
-        words: Columns = {"title": "Thank you", "kind": "token", "address": to}
-        words.update(columns)
-        notification_id = defer(self.connection, **words)
+        content: Columns = {"title": "Thank you", "kind": "token", "address": to}
+        content.update(columns)
+        notification_id = defer(self.connection, **content)
         assert notification_id is not None
         return notification_id
 
@@ -131,8 +134,8 @@ class Shop(shop.Shop):
         """The lines of the ledger that do not balance."""
         return self.rows("select * from notify_worker.ledger where not balanced")
 
-    def bells(self) -> int:
-        """How many bells wait."""
+    def wakeups(self) -> int:
+        """Count the wake-ups that wait."""
         return int(
             self.value(
                 """
@@ -144,7 +147,7 @@ class Shop(shop.Shop):
         )
 
     def delete_bells(self) -> None:
-        """Delete the bells by hand."""
+        """Delete the wake-ups that wait."""
         with self.among_procrastinates_tables():
             self.connection.execute("delete from procrastinate_jobs where task_name = 'notify_worker.drain'")
 

@@ -1,4 +1,4 @@
-"""One attempt of a delivery, with a provider that plays a script: slots, quick retries, stopping, and bugs."""
+"""One attempt of a delivery, with a scripted provider: slots, quick retries, stopping, and bugs."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -32,11 +32,11 @@ from tests.support.waiting import auntil
 
 SENT = Outcome(Verdict.SENT, http_status=200)
 FAILED = Outcome(Verdict.FAILED, http_status=400)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+RETRYABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
 NEVER_LEFT = Outcome(Verdict.RETRY, quickly_retryable=True)
 REFUSED_TOKEN = Outcome(Verdict.PAUSED, http_status=401, quickly_retryable=True)
 QUOTA = Outcome(Verdict.PAUSED, http_status=429, pause=Pause(Scope.PROJECT, timedelta(minutes=1)))
-A_BLIP = 0.9
+SHORT_WAIT = 0.9
 """Seconds in which no wait of a quick retry can have passed."""
 
 
@@ -145,7 +145,7 @@ async def test_no_more_are_in_flight_than_there_are_slots() -> None:
     assert (slots.taken, slots.waiting) == (0, 0)
 
 
-async def test_an_attempt_begins_with_its_first_request_and_not_with_its_wait_for_a_slot() -> None:
+async def test_an_attempt_starts_with_its_first_request() -> None:
     sender, slots = ready(), Slots(1)
     async with slots:
         waiting = asyncio.create_task(made(attempt(sender, slots=slots)))
@@ -159,72 +159,74 @@ async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
     """Side by side, since the waits of quick retries are real: 1 s and 2 s."""
     begun = monotonic()
     one_slot = Slots(1)
-    in_turn = ready(first=[MENDABLE])
-    again_and_again = ready(a=[MENDABLE] * 3)
-    lease_over = ready(a=[MENDABLE])
+    in_turn = ready(first=[RETRYABLE])
+    repeated = ready(a=[RETRYABLE] * 3)
+    lease_over = ready(a=[RETRYABLE])
 
     first, second, given_up, cut_short, mended_late = await asyncio.gather(
         made(attempt(in_turn, "first", slots=one_slot)),
         made(attempt(in_turn, "second", slots=one_slot)),
-        made(attempt(again_and_again)),
+        made(attempt(repeated)),
         made(attempt(lease_over, start_by=begun + 0.5, quick_retry_window=0)),
-        made(attempt(ready(a=[MENDABLE]), start_by=begun + 0.5, quick_retry_window=60)),
+        made(attempt(ready(a=[RETRYABLE]), start_by=begun + 0.5, quick_retry_window=60)),
     )
 
     assert in_turn.asked == ["first", "second", "first"]  # with one slot, the second one left while the first waited
     assert (first.outcome, first.requests) == (SENT, 2)
-    assert second.finished < begun + A_BLIP
-    assert (given_up.outcome, given_up.requests) == (MENDABLE, 3)
+    assert second.finished < begun + SHORT_WAIT
+    assert (given_up.outcome, given_up.requests) == (RETRYABLE, 3)
     assert given_up.retry_in is not None
-    assert 3 <= given_up.finished - given_up.started < 3.6 + A_BLIP
-    assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (MENDABLE, 1, 1)
+    assert 3 <= given_up.finished - given_up.started < 3.6 + SHORT_WAIT
+    assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (RETRYABLE, 1, 1)
     assert (mended_late.outcome, mended_late.requests) == (SENT, 2)
 
 
 @pytest.mark.parametrize(
     ("outcome", "on_unknown"),
     [
-        (MENDABLE, OnUnknown.HOLD),
+        (RETRYABLE, OnUnknown.HOLD),
         (Outcome(Verdict.RETRY, quickly_retryable=True), OnUnknown.HOLD),
-        (replace(MENDABLE, quickly_retryable=False), OnUnknown.RESEND),
+        (replace(RETRYABLE, quickly_retryable=False), OnUnknown.RESEND),
         (FAILED, OnUnknown.RESEND),
     ],
 )
-async def test_what_may_not_be_asked_again_is_asked_once(outcome: Outcome, on_unknown: OnUnknown) -> None:
+async def test_an_outcome_that_is_not_quickly_retryable_gets_one_request(
+    outcome: Outcome, on_unknown: OnUnknown
+) -> None:
     sender = ready(a=[outcome])
 
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await made(attempt(sender, on_unknown=on_unknown))
 
     assert (result.outcome, result.requests) == (outcome, 1)
 
 
 async def test_nothing_is_retried_quickly_once_the_worker_stops() -> None:
-    sender, stopping = ScriptedSender({"a": [MENDABLE]}), asyncio.Event()
+    sender, stopping = ScriptedSender({"a": [RETRYABLE]}), asyncio.Event()
     running = asyncio.create_task(made(attempt(sender, stopping=stopping)))
     await auntil("the request is in flight", lambda: sender.busy == 1, within=5)
 
     stopping.set()
     sender.go.set()
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await running
 
-    assert (result.outcome, result.requests) == (MENDABLE, 1)
+    assert (result.outcome, result.requests) == (RETRYABLE, 1)
 
 
-async def test_a_stop_ends_the_wait_of_a_quick_retry_and_the_outcome_stands() -> None:
-    sender, stopping, slots = ready(a=[MENDABLE]), asyncio.Event(), Slots(1)
+async def test_a_stop_ends_the_wait_for_a_quick_retry_and_keeps_the_outcome() -> None:
+    sender, stopping, slots = ready(a=[RETRYABLE]), asyncio.Event(), Slots(1)
     running = asyncio.create_task(made(attempt(sender, stopping=stopping, slots=slots)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=SHORT_WAIT)
 
     stopping.set()
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await running
 
-    assert (result.outcome, result.requests, len(sender.asked)) == (MENDABLE, 1, 1)
+    assert (result.outcome, result.requests, len(sender.asked)) == (RETRYABLE, 1, 1)
 
 
-async def test_who_waits_for_a_slot_when_the_worker_stops_leaves_without_a_request() -> None:
+async def test_a_stop_ends_the_wait_for_a_slot_without_a_request() -> None:
     sender, stopping, slots = ScriptedSender(), asyncio.Event(), Slots(1)
     in_flight = asyncio.create_task(made(attempt(sender, "in flight", slots=slots, stopping=stopping)))
     await auntil("the slot is taken", lambda: sender.busy == 1, within=5)
@@ -276,7 +278,7 @@ async def test_an_exception_is_an_unknown_outcome_of_this_delivery_alone(caplog:
     assert "RuntimeError: a bug" in caplog.text
 
 
-async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_again() -> None:
+async def test_an_exception_on_a_delivery_with_hold_is_never_retried() -> None:
     sender = ready(a=[RuntimeError("a bug")])
 
     result = await made(attempt(sender, on_unknown=OnUnknown.HOLD))
@@ -284,7 +286,7 @@ async def test_an_exception_on_a_delivery_whose_sender_said_hold_is_never_tried_
     assert (result.outcome.verdict, result.retry_in) == (Verdict.UNKNOWN, None)
 
 
-async def test_what_can_not_be_rendered_fails_without_a_request() -> None:
+async def test_a_delivery_that_cannot_be_rendered_fails_without_a_request() -> None:
     sender = ready()
 
     result = await made(attempt(sender, inline=Content(body="x" * 5000)))
@@ -304,7 +306,7 @@ async def test_nothing_of_a_project_that_is_stopped_is_sent() -> None:
     assert sender.asked == []
 
 
-async def test_a_probe_is_sent_whatever_is_stopped() -> None:
+async def test_a_probe_is_sent_despite_open_incidents() -> None:
     sender = ready()
     state = project(sender, blocked=tuple(Scope))
 
@@ -318,7 +320,7 @@ UNDECIDED = [Incident("default", Scope.PROJECT, change=Change.UNDECIDED)]
 
 
 @pytest.mark.parametrize("why", ["it can not be rendered", "rendering breaks", "the worker stops", "it is not marked"])
-async def test_a_probe_of_which_no_request_was_made_decides_nothing(why: str) -> None:
+async def test_a_probe_without_a_request_decides_nothing(why: str) -> None:
     sender, stopping = ready(), asyncio.Event()
     state = project(sender, blocked=(Scope.PROJECT,))
     delivery: dict[str, Any] = {"probe": True}
@@ -347,7 +349,7 @@ async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> Non
     assert (state.unreported, state.blocked) == ([], frozenset({Scope.PROJECT}))
 
 
-async def test_who_waits_for_a_slot_when_a_pause_begins_leaves_without_a_request() -> None:
+async def test_a_pause_ends_the_wait_for_a_slot_without_a_request() -> None:
     sender, slots = ScriptedSender({"a": [QUOTA]}), Slots(1)
     state = project(sender)
     in_flight = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
@@ -377,7 +379,7 @@ async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
     assert state.blocked == {Scope.DEVICES}
 
 
-async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
+async def test_a_request_in_flight_when_a_pause_starts_keeps_its_outcome() -> None:
     sender = ScriptedSender()
     state = project(sender)
     in_flight = asyncio.create_task(made(attempt(sender, state=state)))
@@ -392,23 +394,23 @@ async def test_what_is_in_flight_when_a_pause_begins_ends_as_it_ends() -> None:
 
 async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
     """Side by side, since the waits of quick retries are real."""
-    sender, lapsing, slots = ready(a=[MENDABLE]), ready(a=[MENDABLE]), Slots(1)
+    sender, lapsing, slots = ready(a=[RETRYABLE]), ready(a=[RETRYABLE]), Slots(1)
     state = project(sender)
     running = asyncio.create_task(made(attempt(sender, state=state, slots=slots)))
-    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + A_BLIP / 2)))
-    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=A_BLIP)
+    expiring = asyncio.create_task(made(attempt(lapsing, expires_by=monotonic() + SHORT_WAIT / 2)))
+    await auntil("it waits between two requests", lambda: len(sender.asked) == 1 and not slots.taken, within=SHORT_WAIT)
 
     state.sync(state.project, ["project"])
     paused, expired = await asyncio.gather(running, expiring)
 
-    assert (paused.outcome, paused.requests, paused.counts) == (MENDABLE, 1, False)
+    assert (paused.outcome, paused.requests, paused.counts) == (RETRYABLE, 1, False)
     assert paused.retry_in is not None
     assert paused.finished - paused.started < 2  # and waits for no third request
-    assert (expired.outcome, expired.requests, expired.counts) == (MENDABLE, 1, True)
+    assert (expired.outcome, expired.requests, expired.counts) == (RETRYABLE, 1, True)
 
 
 async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> None:
-    sender = ready(a=[replace(MENDABLE, quickly_retryable=False)] * 4)
+    sender = ready(a=[replace(RETRYABLE, quickly_retryable=False)] * 4)
     state = project(sender)
 
     results = [await made(attempt(sender, state=state)) for _ in range(3)]
@@ -418,7 +420,7 @@ async def test_in_an_outage_the_last_attempt_of_a_delivery_is_not_its_end() -> N
     assert last.retry_in is not None
 
 
-async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
+async def test_a_claimed_delivery_that_expired_makes_no_request() -> None:
     sender = ready()
 
     assert await attempt(sender, expires_by=monotonic() - 0.001).run() is None
@@ -426,7 +428,7 @@ async def test_what_has_expired_in_hand_leaves_without_a_request() -> None:
     assert sender.asked == []
 
 
-async def test_what_expires_while_it_waits_for_a_slot_leaves_without_a_request() -> None:
+async def test_a_delivery_that_expires_waiting_for_a_slot_makes_no_request() -> None:
     sender, slots, expires_by = ready(), Slots(1), monotonic() + 0.05
 
     async with slots:
@@ -478,7 +480,7 @@ class Book(StartMarks):
         return self.allows
 
 
-async def test_what_must_not_be_sent_twice_is_marked_in_its_slot_just_before_its_request() -> None:
+async def test_a_delivery_with_hold_is_marked_just_before_its_request() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots)
 
@@ -493,7 +495,7 @@ async def test_what_must_not_be_sent_twice_is_marked_in_its_slot_just_before_its
     assert book.written == [(DELIVERY.id, 0, 1)]
 
 
-async def test_what_can_not_be_marked_is_not_sent() -> None:
+async def test_a_delivery_that_cannot_be_marked_is_not_sent() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots, allows=False)
 
@@ -502,7 +504,7 @@ async def test_what_can_not_be_marked_is_not_sent() -> None:
     assert len(book.written) == 1
 
 
-async def test_what_does_not_leave_is_not_marked() -> None:
+async def test_a_delivery_that_makes_no_request_is_not_marked() -> None:
     sender, slots, stopping = ready(), Slots(1), asyncio.Event()
     book, state = Book(sender, slots), project(sender, blocked=(Scope.PROJECT,))
     stopping.set()
@@ -517,7 +519,7 @@ async def test_what_does_not_leave_is_not_marked() -> None:
     assert (book.written, sender.asked) == ([], [])
 
 
-async def test_what_waits_for_a_slot_when_a_pause_begins_is_not_marked() -> None:
+async def test_a_delivery_waiting_for_a_slot_at_a_pause_is_not_marked() -> None:
     sender, slots = ready(), Slots(1)
     book, state = Book(sender, slots), project(sender)
 
@@ -531,7 +533,7 @@ async def test_what_waits_for_a_slot_when_a_pause_begins_is_not_marked() -> None
     assert (book.written, sender.asked) == ([], [])
 
 
-async def test_what_may_be_sent_twice_is_not_marked() -> None:
+async def test_a_delivery_without_hold_is_not_marked() -> None:
     sender, slots = ready(), Slots(1)
     book = Book(sender, slots, allows=False)
 
@@ -574,14 +576,14 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
 # ── what is retried quickly ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5xx_is_not() -> None:
+async def test_refused_tokens_and_unsent_requests_are_retried_quickly_while_5xx_are_not() -> None:
     """Side by side, since the waits of quick retries are real."""
     slots = Slots(100)
     hold, probing, busy, never_left, calm = (
-        ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, MENDABLE, NEVER_LEFT, MENDABLE)
+        ready(a=[outcome]) for outcome in (REFUSED_TOKEN, REFUSED_TOKEN, RETRYABLE, NEVER_LEFT, RETRYABLE)
     )
     book = Book(hold, slots)
-    many_are_5xx = [SENT] * 17 + [MENDABLE] * 3
+    many_are_5xx = [SENT] * 17 + [RETRYABLE] * 3
 
     of_hold, of_probe, of_busy, of_never_left, of_calm = await asyncio.gather(
         made(attempt(hold, slots=slots, marks=book, on_unknown=OnUnknown.HOLD)),
@@ -593,16 +595,16 @@ async def test_a_refused_token_and_what_never_left_are_retried_quickly_where_a_5
 
     assert (of_hold.outcome, of_hold.requests, len(book.written)) == (SENT, 2, 1)
     assert (of_probe.outcome, of_probe.requests) == (SENT, 2)
-    assert (of_busy.outcome, of_busy.requests) == (MENDABLE, 1)
+    assert (of_busy.outcome, of_busy.requests) == (RETRYABLE, 1)
     assert (of_never_left.outcome, of_never_left.requests) == (SENT, 2)
     assert (of_calm.outcome, of_calm.requests) == (SENT, 2)
 
 
-@pytest.mark.parametrize("outcome", [MENDABLE, NEVER_LEFT])
+@pytest.mark.parametrize("outcome", [RETRYABLE, NEVER_LEFT])
 async def test_a_probe_is_one_request(outcome: Outcome) -> None:
     sender = ready(a=[outcome])
 
-    async with asyncio.timeout(A_BLIP):
+    async with asyncio.timeout(SHORT_WAIT):
         result = await made(attempt(sender, probe=True))
 
     assert (result.outcome, result.requests) == (outcome, 1)

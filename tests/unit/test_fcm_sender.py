@@ -1,4 +1,4 @@
-"""What the answers and silences of FCM come to: over real sockets, with a service account and a token endpoint."""
+"""The outcomes of FCM's answers and failures, over real sockets, with a service account and a token endpoint."""
 
 import asyncio
 import json
@@ -168,7 +168,9 @@ async def test_a_200_whose_body_stalls_is_sent(server: HostileServer, project: P
     assert outcome.verdict is Verdict.SENT
 
 
-async def test_a_200_whose_body_stalls_until_the_deadline_is_sent(server: HostileServer, project: Project) -> None:
+async def test_a_200_with_a_body_that_stalls_until_the_deadline_is_sent(
+    server: HostileServer, project: Project
+) -> None:
     """To wait for the rest of a body may take longer than what is left."""
     server.acts["/v1"] = then_stall(answer(200, b'{"na', **CUT))
     sender = await FcmSender.open(project, server.url, timedelta(seconds=0.9), 1)
@@ -202,7 +204,7 @@ DISABLED = {"@type": INFO, "reason": "SERVICE_DISABLED"}
         (then_close(answer(503, b'{"err', **CUT)), Verdict.UNKNOWN, "HTTP_503", None, None),
     ],
 )
-async def test_an_answer_means_what_the_table_of_verdicts_says(
+async def test_each_answer_has_the_verdict_of_the_table(
     server: HostileServer,
     sender: FcmSender,
     act: Act,
@@ -224,7 +226,7 @@ async def test_an_answer_means_what_the_table_of_verdicts_says(
     assert server.count("/v1") == 1
 
 
-async def test_the_kind_of_the_message_decides_whose_quota_it_was(server: HostileServer, sender: FcmSender) -> None:
+async def test_the_message_kind_decides_which_quota_was_exceeded(server: HostileServer, sender: FcmSender) -> None:
     server.acts["/v1"] = fcm_error(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", "Topic quota exceeded.")
 
     outcome = await sender.send(Message("topic", {"topic": "news"}))
@@ -259,7 +261,9 @@ async def test_an_error_that_echoes_address_and_token_hides_both(server: Hostile
     assert "ya29" not in outcome.error
 
 
-async def test_a_refused_connection_was_not_sent_and_can_be_mended(server: HostileServer, project: Project) -> None:
+async def test_a_refused_connection_was_not_sent_and_is_quickly_retryable(
+    server: HostileServer, project: Project
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         sender = await FcmSender.open(project, f"http://127.0.0.1:{nobody.getsockname()[1]}", TIMEOUT, 1)
@@ -333,7 +337,7 @@ async def warm(sender: FcmSender) -> None:
     ("problem", "code"),
     [(None, "ReadTimeout"), (ValueError("Bearer ya29.secret-1"), "ValueError"), (httpx.ReadError("x"), "ReadError")],
 )
-async def test_whatever_breaks_after_the_token_is_unknown(
+async def test_any_failure_after_the_token_is_unknown(
     server: HostileServer, project: Project, problem: Exception | None, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sender = FcmSender(project, server.url, TIMEOUT if problem else SHORT, 1, Broken(problem))
@@ -359,7 +363,7 @@ async def test_a_cancelled_send_is_cancelled(server: HostileServer, sender: FcmS
         await sending
 
 
-async def test_fifty_who_wait_cause_one_token_request(server: HostileServer, sender: FcmSender) -> None:
+async def test_fifty_waiting_deliveries_share_one_token_request(server: HostileServer, sender: FcmSender) -> None:
     outcomes = await asyncio.gather(*(sender.send(MESSAGE) for _ in range(50)))
 
     assert {outcome.verdict for outcome in outcomes} == {Verdict.SENT}
@@ -404,9 +408,7 @@ async def send_at_once(sender: FcmSender, times: int) -> set[tuple[Verdict, Paus
     return {in_short(outcome) for outcome in await asyncio.gather(*(sender.send(MESSAGE) for _ in range(times)))}
 
 
-async def test_a_refused_token_is_renewed_once_for_all_who_then_send_again(
-    server: HostileServer, sender: FcmSender
-) -> None:
+async def test_a_refused_token_is_renewed_once_for_all_requests(server: HostileServer, sender: FcmSender) -> None:
     server.acts["/v1"] = REFUSED
     refused = await send_at_once(sender, 50)
     server.acts["/v1"] = answer(200, NAME)
@@ -428,7 +430,7 @@ async def test_where_the_new_token_is_refused_as_well_the_project_stops(
     assert (server.count("/token"), server.count("/v1")) == (4, 102)
 
 
-async def test_the_reason_of_a_refused_token_says_where_to_look(server: HostileServer, sender: FcmSender) -> None:
+async def test_the_reason_of_a_refused_token_says_where_to_check(server: HostileServer, sender: FcmSender) -> None:
     server.acts["/v1"] = REFUSED
     await sender.send(MESSAGE)
 
@@ -477,7 +479,7 @@ async def test_an_answer_to_an_older_token_says_nothing_of_the_new_one(
 
 
 @pytest.mark.parametrize("act", [answer(401, HTML), answer(401), fcm_error(401, "UNAUTHENTICATED", "UNAVAILABLE")])
-async def test_a_401_of_whatever_shape_renews_the_token(server: HostileServer, sender: FcmSender, act: Act) -> None:
+async def test_any_401_renews_the_token(server: HostileServer, sender: FcmSender, act: Act) -> None:
     server.acts["/v1"] = act
 
     rounds = [await send_at_once(sender, 1) for _ in range(2)]
@@ -502,7 +504,7 @@ async def test_a_401_that_comes_late_leaves_the_new_token_alone(server: HostileS
     assert server.count("/token") == 2
 
 
-async def test_one_who_gives_up_waiting_takes_the_token_from_nobody(server: HostileServer, sender: FcmSender) -> None:
+async def test_a_cancelled_waiter_takes_the_token_from_no_other(server: HostileServer, sender: FcmSender) -> None:
     given_up = asyncio.Event()
     server.acts["/token"] = once(given_up, tokens())
     impatient = asyncio.create_task(sender.send(MESSAGE))
@@ -674,7 +676,7 @@ async def test_the_project_of_the_row_wins_over_that_of_the_credential(server: H
     assert server.count("/v1/projects/an%2Fother/messages:send") == 1
 
 
-async def test_without_any_project_it_says_what_to_set(
+async def test_without_a_project_the_error_says_what_to_set(
     service_account: dict[str, str], outside: pytest.MonkeyPatch
 ) -> None:
     outside.setenv("FCM_KEY", json.dumps(service_account | {"project_id": None}))
@@ -701,7 +703,7 @@ async def test_each_door_leads_to_the_credential(
     assert outcome.verdict is Verdict.SENT
 
 
-def test_a_default_that_is_not_there_says_so(outside: pytest.MonkeyPatch) -> None:
+def test_a_missing_default_credential_says_so(outside: pytest.MonkeyPatch) -> None:
     outside.setenv("GOOGLE_APPLICATION_CREDENTIALS", "key.json")
 
     text = refused(None)
@@ -712,7 +714,7 @@ def test_a_default_that_is_not_there_says_so(outside: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_a_default_chain_that_finds_nothing_says_what_to_set(outside: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_default_credentials_the_error_says_what_to_set(outside: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outside.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     outside.setenv("NO_GCE_CHECK", "true")
 

@@ -1,4 +1,4 @@
-"""A client that nobody here wrote takes the sandbox for FCM: Google's own firebase-admin.
+"""Google's own firebase-admin works against the sandbox as against FCM.
 
 It has no option for another address than FCM's, so a private constant is overwritten; `token_uri` of the key is honoured.
 """
@@ -48,7 +48,7 @@ def test_a_message_is_accepted_and_shown(app: Any, box: Sandbox) -> None:
     assert (box.shown[-1].title, box.shown[-1].notification_id) == ("Thank you", "7")
 
 
-def test_everything_that_google_has_words_for_is_accepted(app: Any) -> None:
+def test_everything_that_google_documents_is_accepted(app: Any) -> None:
     everything = to(
         "phone-1",
         android=messaging.AndroidConfig(
@@ -183,7 +183,7 @@ async def test_several_at_once_from_asyncio_each_get_their_own_answer(app: Any, 
     assert box.requests_for("once503:async") == 2
 
 
-def test_a_key_that_was_deleted_is_told(app: Any, box: Sandbox) -> None:
+def test_a_deleted_key_is_reported(app: Any, box: Sandbox) -> None:
     box.switch(refuse_grants=True)
 
     try:

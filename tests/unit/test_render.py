@@ -1,4 +1,4 @@
-"""What becomes of words, params and message: the message that FCM is given, or the outcome that says why there is none."""
+"""Content, params and message render to the message for FCM, or to the outcome that says why there is none."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def title(words: str, **params: Json) -> Any:
     return body(of_campaign(Content(title=words), **params))["notification"]["title"]
 
 
-def test_inline_words_win_over_the_campaigns_field_by_field() -> None:
+def test_inline_content_wins_over_the_campaigns_field_by_field() -> None:
     campaign = Content(title="Thank you", body="Order {order_id} is paid", image="https://shop.example/paid.png")
 
     rendered = body(of_campaign(campaign, Content(body="It is paid"), order_id=42))
@@ -115,7 +115,7 @@ def test_a_param_that_is_missing_fails_the_delivery_and_names_campaign_and_param
     assert outcome.error == 'campaign "order_paid" needs the param "order_id"; given: none'
 
 
-def test_the_error_names_the_params_that_are_there_and_none_of_their_values() -> None:
+def test_the_error_names_params_but_not_their_values() -> None:
     outcome = refusal(of_campaign(Content(title="{order_id}"), phone="+49 170 555", code="s3cret"))
 
     assert outcome.error == 'campaign "order_paid" needs the param "order_id"; given: "code", "phone"'
@@ -126,7 +126,7 @@ def test_a_placeholder_is_a_name_alone_and_reaches_nothing_else(words: str) -> N
     assert refusal(of_campaign(Content(title=words), x="a")).error_code == "PARAM_MISSING"
 
 
-def test_what_a_param_brings_is_not_filled_again() -> None:
+def test_a_params_value_is_not_filled_again() -> None:
     assert title("{name}", name="{password}", password="s3cret") == "{password}"
 
 
@@ -140,7 +140,7 @@ def test_placeholders_in_inline_words_are_left_alone() -> None:
     assert rendered["android"]["collapse_key"] == "{d}"
 
 
-def test_a_word_that_the_notification_brings_itself_needs_no_param() -> None:
+def test_a_field_of_the_notification_needs_no_param() -> None:
     campaign = Content(title="{a}", body="{b}", image="{c}", data={"d": "{d}"})
 
     rendered = body(of_campaign(campaign, Content(title="1", body="2", image="3", data={"d": "4"})))
@@ -159,7 +159,7 @@ def test_params_fill_data_and_message_of_the_campaign_and_no_key() -> None:
 
 
 @pytest.mark.parametrize("kind", ADDRESSES)
-def test_the_address_stands_under_its_kind(kind: str) -> None:
+def test_the_address_is_under_its_kind(kind: str) -> None:
     message = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind]))
 
     assert isinstance(message, Message)
@@ -198,7 +198,7 @@ def test_a_condition_has_at_most_five_topics() -> None:
 
 
 @pytest.mark.parametrize(("condition", "count"), [(terms(6), 6), (terms(100), 100), ("tents && boats", 0)])
-def test_a_condition_with_more_than_five_topics_or_none_is_refused(condition: str, count: int) -> None:
+def test_a_condition_needs_one_to_five_topics(condition: str, count: int) -> None:
     refused = refusal(replace(DELIVERY, kind="condition", address=condition))
 
     assert refused.error_code == "BAD_ADDRESS"
@@ -218,7 +218,7 @@ def test_a_condition_with_more_than_five_topics_or_none_is_refused(condition: st
         ("not-for-your-eyes\u2028", "has the unprintable character U+2028"),
     ],
 )
-def test_an_address_that_can_be_none_is_refused_and_not_shown(kind: str, address: str, wrong: str) -> None:
+def test_an_impossible_address_is_refused_and_not_shown(kind: str, address: str, wrong: str) -> None:
     refused = refusal(replace(DELIVERY, kind=kind, address=address))
 
     assert refused.error_code == "BAD_ADDRESS"
@@ -243,7 +243,7 @@ def test_a_message_that_names_an_address_is_refused(kind: str, value: Json) -> N
 
 @pytest.mark.parametrize(("kind", "limit"), [("token", 4096), ("fid", 4096), ("topic", 2048), ("condition", 2048)])
 @pytest.mark.parametrize("letter", ["a", "ä", "🔔"])
-def test_what_is_larger_than_fcm_takes_is_refused_counted_in_bytes(kind: str, limit: int, letter: str) -> None:
+def test_a_message_over_fcms_size_in_bytes_is_refused(kind: str, limit: int, letter: str) -> None:
     room = limit - len("titlebodynotification_id42" + "Hello")
     fits = letter * (room // len(letter.encode())) + "x" * (room % len(letter.encode()))
 

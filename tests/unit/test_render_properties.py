@@ -1,4 +1,4 @@
-"""What holds of every message, whatever stands in the rows: no words, params or fields of a caller break a worker."""
+"""Properties of every message: no content, params or fields of a caller break a worker."""
 
 import json
 from collections.abc import Mapping
@@ -127,9 +127,7 @@ def lowered(body: Mapping[str, Json], platform: str) -> list[str]:
 
 
 @given(any_deliveries, kinds)
-def test_whatever_stands_in_the_rows_there_is_a_message_or_an_outcome_and_json_can_write_it(
-    delivery: Delivery, kind: str
-) -> None:
+def test_any_row_renders_to_a_json_message_or_an_outcome(delivery: Delivery, kind: str) -> None:
     result = render(replace(delivery, kind=kind, address=ADDRESSES[kind]))
 
     if isinstance(result, Message):
@@ -153,7 +151,7 @@ addresses = st.text() | st.sampled_from(sorted(ADDRESSES.values())) | st.builds(
 
 
 @given(kinds, addresses)
-def test_whatever_the_address_is_it_is_taken_or_refused_and_only_a_topic_is_shown(kind: str, address: str) -> None:
+def test_any_address_is_accepted_or_refused_and_only_a_topic_is_shown(kind: str, address: str) -> None:
     result = render(replace(DELIVERY, kind=kind, address=address))
 
     if isinstance(result, Message):
@@ -174,14 +172,12 @@ lengths = st.integers(0, 2200)
 @given(kinds, letters, lengths, lengths)
 @example("topic", "a", 1000, 2048 - 1000 - len("bodyanotification_id42"))
 @example("topic", "a", 1000, 2049 - 1000 - len("bodyanotification_id42"))
-def test_what_is_over_fcms_size_never_comes_out_and_what_is_not_does(
-    kind: str, letter: str, words: int, data: int
-) -> None:
-    said, told = letter * words, letter * data
+def test_only_messages_within_fcms_size_are_rendered(kind: str, letter: str, words: int, data: int) -> None:
+    text, value = letter * words, letter * data
 
-    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(body=said, data={"a": told})))
+    result = render(replace(DELIVERY, kind=kind, address=ADDRESSES[kind], inline=Content(body=text, data={"a": value})))
 
-    size = len(f"body{said}a{told}notification_id42".encode())
+    size = len(f"body{text}a{value}notification_id42".encode())
     assert isinstance(result, Message) == (size <= LARGEST[kind])
 
 
@@ -215,7 +211,7 @@ def test_every_placeholder_of_a_known_param_is_filled_and_every_other_letter_sta
 
 
 @given(messages, st.none() | text, st.none() | strings, priorities)
-def test_the_notifications_id_stands_in_all_data_that_the_caller_brings(
+def test_the_notifications_id_is_in_all_data_of_the_caller(
     message: Json, title: str | None, data: Mapping[str, str] | None, priority: str | None
 ) -> None:
     result = rendered(inline=Content(title=title, data=data, message=message), priority=priority)
@@ -243,7 +239,7 @@ def test_the_tag_is_there_on_each_platform_where_the_message_is_visible_and_only
 
 
 @given(what_shows_nothing, strings, priorities)
-def test_what_is_data_only_stays_data_only_and_goes_to_ios_at_five_unless_the_caller_says_otherwise(
+def test_a_data_only_message_stays_so_and_goes_to_ios_at_five_by_default(
     message: Json, data: Mapping[str, str], priority: str | None
 ) -> None:
     result = rendered(inline=Content(data=data, message=message), priority=priority)
@@ -259,7 +255,7 @@ def test_what_is_data_only_stays_data_only_and_goes_to_ios_at_five_unless_the_ca
 
 
 @given(messages, st.none() | text, priorities)
-def test_the_callers_own_fields_win_and_no_header_stands_twice(
+def test_the_callers_fields_win_and_no_header_appears_twice(
     message: Json, title: str | None, priority: str | None
 ) -> None:
     result = rendered(inline=Content(title=title, message=message), priority=priority)

@@ -1,4 +1,4 @@
-"""When a delivery is retried, by example, and what a quick retry repeats. What holds always: `test_retry_properties.py`."""
+"""Retries and quick retries by example; their properties are in `test_retry_properties.py`."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -30,25 +30,25 @@ def test_a_project_that_waits_for_days_may_be_paused_for_months() -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict.SENT, Verdict.FAILED, Verdict.UNREGISTERED])
-def test_what_is_settled_is_never_tried_again(verdict: Verdict) -> None:
+def test_a_settled_outcome_is_never_retried(verdict: Verdict) -> None:
     assert OURS.retry_in(DELIVERY, Outcome(verdict), jitter=0) is None
 
 
-def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold() -> None:
+def test_an_unknown_outcome_with_hold_is_never_retried() -> None:
     held = replace(DELIVERY, on_unknown=OnUnknown.HOLD)
 
     assert OURS.retry_in(held, Outcome(Verdict.UNKNOWN), jitter=0) is None
     assert OURS.retry_in(held, Outcome(Verdict.RETRY), jitter=0) == TEN_SECONDS
 
 
-def test_the_wait_grows_with_the_attempts_that_count_and_not_with_the_tries() -> None:
+def test_the_wait_grows_only_with_attempts_that_count() -> None:
     delivery = replace(DELIVERY, attempts=2, last_attempt_number=7)
 
     assert OURS.retry_in(delivery, Outcome(Verdict.RETRY), jitter=0) == timedelta(seconds=40)
     assert OURS.retry_in(delivery, Outcome(Verdict.UNKNOWN), jitter=0) == timedelta(seconds=40)
 
 
-def test_a_policy_is_what_the_projects_row_says() -> None:
+def test_a_policy_comes_from_the_projects_row() -> None:
     row = Project("shop", max_attempts=3, first_retry_after=2 * TEN_SECONDS, longest_retry_after=3 * TEN_SECONDS)
 
     assert RetryPolicy.of(row) == RetryPolicy(3, 2 * TEN_SECONDS, 3 * TEN_SECONDS)
@@ -74,12 +74,12 @@ class Requests:
 
 
 SENT = Outcome(Verdict.SENT)
-MENDABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
+RETRYABLE = Outcome(Verdict.UNKNOWN, http_status=503, quickly_retryable=True)
 
 
-async def test_quick_retries_make_three_requests_and_the_last_outcome_stands() -> None:
-    last = replace(MENDABLE, http_status=500)
-    requests = Requests(MENDABLE, MENDABLE, last, SENT)
+async def test_quick_retries_make_three_requests_and_keep_the_last_outcome() -> None:
+    last = replace(RETRYABLE, http_status=500)
+    requests = Requests(RETRYABLE, RETRYABLE, last, SENT)
 
     outcome = await requests.outcome()
 
@@ -88,7 +88,7 @@ async def test_quick_retries_make_three_requests_and_the_last_outcome_stands() -
 
 
 async def test_quick_retries_wait_one_second_then_two_and_up_to_a_fifth_more() -> None:
-    many = [Requests(MENDABLE, MENDABLE, SENT) for _ in range(100)]
+    many = [Requests(RETRYABLE, RETRYABLE, SENT) for _ in range(100)]
 
     for requests in many:
         await requests.outcome()
@@ -99,13 +99,13 @@ async def test_quick_retries_wait_one_second_then_two_and_up_to_a_fifth_more() -
 
 
 async def test_a_quick_retry_that_gets_through_is_the_last() -> None:
-    requests = Requests(MENDABLE, SENT)
+    requests = Requests(RETRYABLE, SENT)
 
     assert await requests.outcome() is SENT
     assert (requests.made, len(requests.waits)) == (2, 1)
 
 
-async def test_an_outcome_that_is_not_quickly_retryable_is_asked_for_once() -> None:
+async def test_an_outcome_that_is_not_quickly_retryable_gets_one_request() -> None:
     failed = Outcome(Verdict.FAILED)
     requests = Requests(failed)
 

@@ -1,4 +1,4 @@
-"""What holds of every wait: for every policy of a project, every attempt, every Retry-After and every jitter."""
+"""Properties of every wait: for every policy, attempt, Retry-After and jitter."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -50,16 +50,14 @@ def test_a_wait_is_never_longer_than_a_fifth_above_the_longest_or_what_fcm_asks_
 
 
 @given(policies, attempts, attempts, askings, dices)
-def test_a_later_wait_is_never_shorter_for_the_same_dice(
+def test_a_later_wait_is_never_shorter_for_the_same_jitter(
     policy: RetryPolicy, attempt: int, later: int, asked: timedelta, jitter: float
 ) -> None:
     assert policy.wait(attempt, asked=asked, jitter=jitter) <= policy.wait(attempt + later, asked=asked, jitter=jitter)
 
 
 @given(policies, st.integers(1, 40), askings, dices)
-def test_the_dice_add_at_most_a_fifth_and_take_nothing_away(
-    policy: RetryPolicy, attempt: int, asked: timedelta, jitter: float
-) -> None:
+def test_jitter_adds_at_most_a_fifth(policy: RetryPolicy, attempt: int, asked: timedelta, jitter: float) -> None:
     least = policy.wait(attempt, asked=asked, jitter=0)
 
     assert least <= policy.wait(attempt, asked=asked, jitter=jitter) <= least * 1.2
@@ -102,7 +100,7 @@ def test_the_retries_of_a_delivery_come_to_an_end(policy: RetryPolicy, verdict: 
 
 
 @given(policies, counts, askings, dices)
-def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold(
+def test_an_unknown_outcome_with_hold_is_never_retried(
     policy: RetryPolicy, counted: int, asked: timedelta, jitter: float
 ) -> None:
     held = replace(DELIVERY, attempts=counted, on_unknown=OnUnknown.HOLD)
@@ -111,7 +109,7 @@ def test_an_unknown_outcome_is_never_tried_again_where_the_sender_said_hold(
 
 
 @given(policies, attempts, st.sampled_from(OnUnknown), askings, dices)
-def test_what_a_pause_keeps_back_is_never_given_up(
+def test_paused_deliveries_are_never_given_up(
     policy: RetryPolicy, tries: int, on_unknown: OnUnknown, asked: timedelta, jitter: float
 ) -> None:
     delivery = replace(DELIVERY, attempts=tries, last_attempt_number=tries, on_unknown=on_unknown)

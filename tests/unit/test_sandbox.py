@@ -46,7 +46,7 @@ def test_the_credentials_are_for_their_owner_alone(open_box: Sandbox) -> None:
     assert json.loads(open_box.credentials.read_text())["token_uri"] == f"{open_box.url}/token"
 
 
-def test_a_key_of_somebody_else_is_refused(open_box: Sandbox, tmp_path: Path) -> None:
+def test_a_foreign_key_is_refused(open_box: Sandbox, tmp_path: Path) -> None:
     info = json.loads(open_box.credentials.read_text())
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -69,7 +69,7 @@ def test_a_key_of_somebody_else_is_refused(open_box: Sandbox, tmp_path: Path) ->
         ({"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": "W10.W10.W10"}, "invalid_grant"),
     ],
 )
-def test_what_is_no_signed_grant_is_refused(open_box: Sandbox, form: dict[str, str], code: str) -> None:
+def test_an_unsigned_grant_is_refused(open_box: Sandbox, form: dict[str, str], code: str) -> None:
     answer = httpx.post(f"{open_box.url}/token", data=form, verify=False)
 
     assert (answer.status_code, answer.json()["error"]) == (400, code)
@@ -121,7 +121,7 @@ def test_without_a_bearer_of_ours_nothing_is_sent(
     assert open_box.accepted == before
 
 
-def test_an_expired_bearer_is_told_so(key: Path) -> None:
+def test_an_expired_bearer_is_refused(key: Path) -> None:
     with sandbox.start(key, token_lifetime=0) as box, client_of(box) as client:
         answer = send(client, "phone")
 
@@ -200,7 +200,7 @@ ANDROID_SNAKE = {
         {"data": {"notification_id": "1", "collapse_key": "x", "": ""}},
     ],
 )
-def test_whatever_form_google_takes_is_taken(open_client: httpx.Client, fields: dict[str, Any]) -> None:
+def test_every_form_that_google_takes_is_accepted(open_client: httpx.Client, fields: dict[str, Any]) -> None:
     assert send(open_client, "phone", **fields).status_code == 200
 
 
@@ -261,7 +261,7 @@ def test_doubles_are_counted_by_notification_and_address(box: Sandbox, client: h
         ({"message": {"condition": " || ".join(["'a' in topics"] * 6)}}, "INVALID_ARGUMENT", "message.condition"),
     ],
 )
-def test_what_fcm_would_not_take_is_refused(
+def test_a_message_that_fcm_refuses_is_refused(
     open_box: Sandbox, open_client: httpx.Client, body: Any, code: str | None, field: str | None
 ) -> None:
     before = open_box.accepted
@@ -317,7 +317,7 @@ def test_a_front_end_that_is_down_answers_with_a_page(open_client: httpx.Client)
     assert send(open_client, "502:x").headers["Content-Type"] == "text/html; charset=UTF-8"
 
 
-def test_an_error_that_nobody_has_seen_has_no_body(open_client: httpx.Client) -> None:
+def test_an_undocumented_error_has_no_body(open_client: httpx.Client) -> None:
     answer = send(open_client, "599:x")
 
     assert (answer.status_code, answer.content) == (599, b"")
@@ -396,15 +396,15 @@ def test_latency_comes_before_each_answer_and_after_the_message_is_shown(key: Pa
 # What there is to look at
 
 
-def test_each_thing_shown_is_told_at_once(key: Path) -> None:
-    told: list[Shown] = []
+def test_each_shown_message_is_streamed_at_once(key: Path) -> None:
+    received: list[Shown] = []
 
-    with sandbox.start(key, on_show=told.append) as box, client_of(box) as client:
+    with sandbox.start(key, on_show=received.append) as box, client_of(box) as client:
         send(client, "dead:x")
         send(client, "phone")
 
-        assert told == box.shown
-    assert len(told) == 1
+        assert received == box.shown
+    assert len(received) == 1
 
 
 @pytest.mark.parametrize(
@@ -446,10 +446,15 @@ def test_the_same_can_be_had_as_json(box: Sandbox, client: httpx.Client) -> None
     send(client, "once503:phone-1")
     send(client, "once503:phone-1", data={"notification_id": "7"})
 
-    told = client.get("/shown").json()
+    state = client.get("/shown").json()
 
-    assert (told["received"], told["accepted"], told["doubles"], told["by_status"]) == (2, 1, 0, {"200": 1, "503": 1})
-    assert [(each["address"], each["notification_id"]) for each in told["shown"]] == [("phone-1", "7")]
+    assert (state["received"], state["accepted"], state["doubles"], state["by_status"]) == (
+        2,
+        1,
+        0,
+        {"200": 1, "503": 1},
+    )
+    assert [(each["address"], each["notification_id"]) for each in state["shown"]] == [("phone-1", "7")]
 
 
 # Start and stop

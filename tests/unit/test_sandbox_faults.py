@@ -102,7 +102,7 @@ def test_the_details_say_why(open_client: httpx.Client, name: str, kind: str, sa
     assert [json.dumps(each).strip('"') in detail for each in said] == [True] * len(said)
 
 
-def test_only_a_garbage_bearer_is_told_so_in_a_header(open_client: httpx.Client) -> None:
+def test_only_a_garbage_bearer_gets_a_header_that_says_so(open_client: httpx.Client) -> None:
     named = [send(open_client, f"{name}:x").headers.get("WWW-Authenticate") for name in ("badbearer", "expiredbearer")]
 
     assert named == ['Bearer realm="https://accounts.google.com/", error="invalid_token"', None]
@@ -142,7 +142,7 @@ def test_an_answer_that_is_cut_off_was_a_200_and_the_phone_shows_it(box: Sandbox
     assert send(client, "oncecut200:x").status_code == 200
 
 
-def test_what_is_accepted_and_dropped_is_shown_and_not_answered(box: Sandbox, client: httpx.Client) -> None:
+def test_an_accepted_request_can_be_dropped_and_is_shown(box: Sandbox, client: httpx.Client) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         send(client, "accepteddrop:x", data={"notification_id": "1"})
     with pytest.raises(httpx.RemoteProtocolError):
@@ -151,7 +151,7 @@ def test_what_is_accepted_and_dropped_is_shown_and_not_answered(box: Sandbox, cl
     assert (box.received, box.accepted, box.doubles, box.in_flight, box.by_status) == (2, 2, 1, 0, {})
 
 
-def test_what_is_accepted_and_hangs_is_shown_at_once(box: Sandbox, client: httpx.Client) -> None:
+def test_an_accepted_request_that_hangs_is_shown_at_once(box: Sandbox, client: httpx.Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
         client.post(SEND, json=message_to("acceptedhang:x"), timeout=0.2)
 
@@ -160,7 +160,7 @@ def test_what_is_accepted_and_hangs_is_shown_at_once(box: Sandbox, client: httpx
     assert box.by_status == {}
 
 
-def test_what_is_accepted_may_be_answered_late(box: Sandbox, client: httpx.Client) -> None:
+def test_an_accepted_request_may_be_answered_late(box: Sandbox, client: httpx.Client) -> None:
     before = monotonic()
 
     answer = send(client, "acceptedhang0.2:x")
@@ -244,9 +244,7 @@ def test_a_topic_is_no_device_that_could_be_dead(key: Path) -> None:
         ({"503": float("nan")}, "fail 503 is nan. Give it a number from 0 on."),
     ],
 )
-def test_a_rate_that_is_none_is_refused_before_anything_is_served(
-    tmp_path: Path, fail: dict[str, float], says: str
-) -> None:
+def test_an_invalid_rate_is_refused_at_start(tmp_path: Path, fail: dict[str, float], says: str) -> None:
     with pytest.raises(NotifyWorkerError, match=f"^{says}".replace(".", r"\.").replace("?", r"\?")):
         sandbox.start(tmp_path / "sandbox.json", fail=fail)
 
@@ -256,7 +254,7 @@ def test_a_rate_that_is_none_is_refused_before_anything_is_served(
 # By switch
 
 
-def test_an_outage_begins_and_ends_while_the_sandbox_runs(box: Sandbox, client: httpx.Client) -> None:
+def test_an_outage_can_be_switched_while_the_sandbox_runs(box: Sandbox, client: httpx.Client) -> None:
     assert statuses(client, "phone") == [200]
 
     box.switch(fail={"503": 1.0})
@@ -275,7 +273,7 @@ def test_latency_is_switched(box: Sandbox, client: httpx.Client) -> None:
     assert monotonic() - before >= 0.2
 
 
-def test_what_is_not_named_stays_as_it_is(box: Sandbox) -> None:
+def test_a_switch_that_is_not_named_stays_unchanged(box: Sandbox) -> None:
     box.switch(latency=0.5, quota=10)
 
     stand = box.switch(quota=None)
@@ -347,7 +345,7 @@ def test_switches_can_be_had_over_http(box: Sandbox, client: httpx.Client) -> No
         ("{", "the body is no JSON object."),
     ],
 )
-def test_a_switch_that_is_none_is_refused_and_nothing_is_switched(
+def test_an_unknown_switch_is_refused_and_changes_nothing(
     open_box: Sandbox, open_client: httpx.Client, asked: str, says: str
 ) -> None:
     before = open_box.switches
@@ -363,12 +361,12 @@ def test_the_page_and_its_json_tell_of_switches_and_faults(box: Sandbox, client:
     box.switch(fail={"503": 0.5}, refuse_grants=True)
     send(client, "dead:x")
 
-    page, told = client.get("/").text, client.get("/shown").json()
+    page, state = client.get("/").text, client.get("/shown").json()
 
     assert "fail (503 0.5), " in page
     assert "refuse_grants" in page
     assert "by_fault (dead 1)" in page
-    assert (told["by_fault"], told["switches"]["fail"]) == ({"dead": 1}, {"503": 0.5})
+    assert (state["by_fault"], state["switches"]["fail"]) == ({"dead": 1}, {"503": 0.5})
 
 
 # Quota, and projects
@@ -392,7 +390,7 @@ def test_the_refusal_says_for_how_long_where_that_is_switched_on(box: Sandbox, c
     assert send(client, "phone").headers["Retry-After"] == "7"
 
 
-def test_what_is_refused_for_its_quota_uses_none_up_and_other_errors_do(box: Sandbox, client: httpx.Client) -> None:
+def test_refusals_for_quota_use_none_up_and_other_errors_do(box: Sandbox, client: httpx.Client) -> None:
     box.switch(quota=1)
 
     assert statuses(client, "devicequota:x", "bare429:x", "quota:x", "dead:x", "phone") == [429, 429, 429, 404, 429]
@@ -417,10 +415,10 @@ def test_projects_have_a_quota_and_counts_of_their_own(key: Path) -> None:
             client.post(f"/v1/projects/{name}/messages:send", json=message_to("phone"))
             for name in ("sandbox", "sandbox", "other", "third")
         ]
-        told = client.get("/shown").json()
+        state = client.get("/shown").json()
 
     assert [answer.status_code for answer in answers] == [200, 429, 200, 403]
     assert answers[2].json()["name"].startswith("projects/other/messages/")
     assert (box.received, box.project("sandbox").received, box.project("other").accepted) == (4, 2, 1)
     assert [shown.project for shown in box.shown] == ["sandbox", "other"]
-    assert told["projects"]["sandbox"]["by_status"] == {"200": 1, "429": 1}
+    assert state["projects"]["sandbox"]["by_status"] == {"200": 1, "429": 1}

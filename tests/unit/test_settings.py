@@ -1,4 +1,4 @@
-"""What the environment may say, and what the one message says when it may not."""
+"""The settings in the environment, and the one error message for a wrong one."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_an_unknown_variable_is_answered_with_the_nearest_one(wrong: str, right:
     assert problems(**{wrong: "x"}) == [f"NOTIFY_WORKER_{wrong} is not a setting. Did you mean NOTIFY_WORKER_{right}?"]
 
 
-def test_where_none_is_near_all_are_named_and_none_is_suggested() -> None:
+def test_without_a_close_match_all_settings_are_listed() -> None:
     [problem] = problems(BATCH_SIZE="10")
 
     assert problem.startswith("NOTIFY_WORKER_BATCH_SIZE is not a setting. There are: ")
@@ -155,20 +155,8 @@ def test_a_lease_that_can_not_be_read_is_not_also_called_too_short() -> None:
     assert problem.startswith('NOTIFY_WORKER_LEASE_SECONDS is "long".')
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        "0",
-        "-1",
-        "10001",
-        "1.5",
-        "1e3",
-        "many",
-        " 1",
-        "²",
-    ],
-)
-def test_requests_in_flight_are_a_whole_number_within_reason(number: str) -> None:
+@pytest.mark.parametrize("number", ["0", "-1", "10001", "1.5", "1e3", "many", " 1", "²"])
+def test_requests_in_flight_is_a_whole_number_in_range(number: str) -> None:
     assert problems(CONCURRENCY=number) == [
         f'NOTIFY_WORKER_CONCURRENCY is "{number}". It has to be a whole number from 1 to 10000.'
     ]
@@ -192,7 +180,7 @@ def test_a_request_waits_for_twenty_seconds_at_most() -> None:
     ]
 
 
-def test_the_database_and_its_password_stand_in_no_repr_and_no_error() -> None:
+def test_no_repr_and_no_error_shows_the_database_or_its_password() -> None:
     secret = "postgresql://me:opensesame@db/shop"  # no account of anybody
 
     settings = Settings.from_env({"NOTIFY_WORKER_DATABASE_URL": secret})

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what each verb prints, where, and with which code it ends."""
+"""The command line: what each verb prints, where, and its exit code."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
 from tests.support import cli_process
-from tests.support.cli_process import HELLO, Cli, Ended, ended, lets_in, start
+from tests.support.cli_process import HELLO, NEEDS_THE_SCHEMA, Cli, Ended, accepts_password, ended, start
 from tests.support.waiting import until
 
 VERBS = ("demo", "migrate", "worker", "sandbox", "send", "explain")
@@ -66,20 +66,26 @@ def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
         ),
         ((*HELLO, "--data", "order"), '--data\': "order" is not NAME=VALUE'),
         (("explain",), "Missing argument 'NOTIFICATION'"),
+        (("history",), "Missing argument 'RECEIVER'"),
+        (("cancel",), "Missing argument 'NOTIFICATION'"),
+        (("pause", "default"), "Missing argument 'REASON'"),
+        (("resume",), "Missing argument 'PROJECT'"),
+        (("prune",), "Missing option '--older-than'"),
+        (("retry", "--delivery", "first"), "Invalid value for '--delivery': 'first' is not a valid integer"),
     ],
 )
-def test_who_asks_wrongly_is_told_how_to_ask(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
-    told = cli(*arguments)
+def test_a_usage_error_shows_the_usage(cli: Cli, arguments: tuple[str, ...], complaint: str) -> None:
+    result = cli(*arguments)
 
-    assert (told.code, told.out) == (2, "")
-    assert told.err.startswith("Usage: notify-worker")
-    assert complaint in told.err.splitlines()[-1]
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Usage: notify-worker")
+    assert complaint in result.err.splitlines()[-1]
 
 
 # ── migrate ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_migrate_brings_the_schema_and_again_finds_it_there(
+def test_migrate_creates_the_schema_and_can_be_repeated(
     cli: Cli, empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", empty_database)
@@ -90,7 +96,7 @@ def test_migrate_brings_the_schema_and_again_finds_it_there(
     schema.verify(empty_database)
 
 
-def test_what_migrate_prints_makes_the_schema_through_psql(cli: Cli, empty_database: str) -> None:
+def test_the_sql_that_migrate_prints_creates_the_schema_through_psql(cli: Cli, empty_database: str) -> None:
     printed = cli("migrate", "--sql")
     assert (printed.code, printed.err) == (0, "")
 
@@ -109,7 +115,7 @@ def test_what_migrate_prints_makes_the_schema_through_psql(cli: Cli, empty_datab
 
 # ── what is wrong ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NEEDS_THE_DATABASE = [("migrate",), ("worker", "--drain"), HELLO, ("explain", "order:42:paid")]
+NEEDS_THE_DATABASE: list[tuple[str, ...]] = [("migrate",), *NEEDS_THE_SCHEMA]
 
 
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
@@ -130,7 +136,7 @@ def test_a_wrong_password_is_said_and_not_repeated(
     cli: Cli, database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     wrong = make_conninfo(database, password="opensesame")
-    if lets_in(wrong):
+    if accepts_password(wrong):
         pytest.skip("this server asks for no password")
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", wrong)
 
@@ -140,8 +146,8 @@ def test_a_wrong_password_is_said_and_not_repeated(
     assert "sesame" not in complaint
 
 
-@pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE[1:], ids=lambda arguments: arguments[0])
-def test_a_database_without_our_schema_is_told_to_migrate(
+@pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
+def test_a_database_without_our_schema_gets_the_hint_to_migrate(
     cli: Cli, empty_database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", empty_database)
@@ -166,7 +172,7 @@ def test_a_lease_that_is_too_short_stops_the_worker(cli: Cli, monkeypatch: pytes
     assert "NOTIFY_WORKER_LEASE_SECONDS is 30: too short. " in cli("worker").complaint
 
 
-def test_what_the_database_refuses_is_said_with_its_hint_and_without_the_row(
+def test_a_refusal_of_the_database_is_shown_with_its_hint_and_without_the_row(
     cli: Cli, shop: psycopg.Connection
 ) -> None:
     refused = cli("send", "--token", "fcm:not-for-your-eyes", "--title", "Hello", "--priority", "urgent")
@@ -194,13 +200,11 @@ def test_an_unknown_event_is_named(cli: Cli, shop: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("explain", "²"), ("sandbox", "--port", "99999")], ids=lambda each: each[0])
-def test_a_number_that_is_none_is_no_reason_for_a_traceback(
-    shop: psycopg.Connection, arguments: tuple[str, ...]
-) -> None:
-    told = ended(start(*arguments))
+def test_an_invalid_number_causes_no_traceback(shop: psycopg.Connection, arguments: tuple[str, ...]) -> None:
+    result = ended(start(*arguments))
 
-    assert (told.code, told.out) == (2, "")
-    assert "Traceback" not in told.err
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
 
 
 def test_only_verbose_shows_where_an_error_came_from() -> None:
@@ -208,17 +212,17 @@ def test_only_verbose_shows_where_an_error_came_from() -> None:
     quiet, verbose = start("migrate", **lost), start("-v", "migrate", **lost)
 
     assert ended(quiet).complaint.startswith("No connection to the database: ")
-    told = ended(verbose)
-    assert told.code == 2
-    assert "Traceback (most recent call last):" in told.err
-    assert told.err.splitlines()[-1].startswith("notify-worker: No connection to the database: ")
-    assert "sesame" not in told.err
+    result = ended(verbose)
+    assert result.code == 2
+    assert "Traceback (most recent call last):" in result.err
+    assert result.err.splitlines()[-1].startswith("notify-worker: No connection to the database: ")
+    assert "sesame" not in result.err
 
 
 # ── send and explain ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_send_inserts_one_notification_with_what_it_was_given(cli: Cli, shop: psycopg.Connection) -> None:
+def test_send_inserts_one_notification_with_its_options(cli: Cli, shop: psycopg.Connection) -> None:
     sent = cli(
         *("send", "--topic", "news", "--campaign", "restock", "--body", "Back", "--image", "https://shop.example/t.png"),
         *("--param", "item=tent", "--param", "sum=1=1", "--data", "screen=shop", "--priority", "high", "--project", "p"),
@@ -253,15 +257,15 @@ def test_explain_takes_an_event_or_a_number(cli: Cli, shop: psycopg.Connection) 
 
     by_event, by_number = cli("explain", "order:42:paid"), cli("explain", str(number))
 
-    for told in (by_event, by_number):
-        assert (told.code, told.err) == (0, "")
-        inserted, stands = told.out.splitlines()
+    for result in (by_event, by_number):
+        assert (result.code, result.err) == (0, "")
+        inserted, stands = result.out.splitlines()
         assert inserted.endswith(f"notification {number} (event order:42:paid) was inserted for receiver u_42")
         assert "it is pending" in stands
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}  ", inserted)
 
 
-def test_an_event_whose_name_is_a_number_comes_before_that_number(cli: Cli, shop: psycopg.Connection) -> None:
+def test_a_numeric_event_id_comes_before_a_notification_id(cli: Cli, shop: psycopg.Connection) -> None:
     number = defer(shop, receiver_id="by number", title="Hello")
     defer(shop, event_id=str(number), receiver_id="by event", title="Hello")
 
@@ -295,9 +299,7 @@ def test_send_waits_for_the_story_and_ends_by_how_it_ended(cli: Cli, shop: psyco
 
 
 @pytest.mark.parametrize("value", ["1e5000", "[" * 2000 + "]" * 2000], ids=["long number", "deep list"])
-def test_a_row_that_python_can_not_read_keeps_nobody_else_from_being_sent(
-    shop: psycopg.Connection, tmp_path: Path, value: str
-) -> None:
+def test_a_row_that_python_cannot_read_delays_no_other(shop: psycopg.Connection, tmp_path: Path, value: str) -> None:
     shop.execute(
         """
         insert into notify_worker.notifications (kind, address, title, params)
@@ -354,7 +356,7 @@ def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
     assert "Traceback" not in left.err
 
 
-def test_a_session_of_the_command_line_is_told_apart_by_its_name(shop: psycopg.Connection) -> None:
+def test_a_command_line_session_has_its_own_application_name(shop: psycopg.Connection) -> None:
     waiting = start("send", "--token", "app:phone", "--title", "Hello", "--wait")
     named = "select from pg_stat_activity where datname = current_database() and application_name = 'notify-worker cli'"
 
@@ -380,7 +382,7 @@ def test_the_sandbox_says_where_it_is_and_how_to_use_it_and_ends_on_sigterm(tmp_
     assert ended(sandbox) == Ended(0, "", "")
 
 
-def test_the_sandbox_can_be_told_what_goes_wrong(tmp_path: Path) -> None:
+def test_the_sandbox_takes_faults_as_options(tmp_path: Path) -> None:
     sandbox = start(
         *("sandbox", "--port", "0", "--credentials", str(tmp_path / "key.json"), "--latency", "0.5", "--quota", "50"),
         *("--token-lifetime", "60", "--fail", "503=0.1", "--fail", "dead=0.02"),
@@ -405,11 +407,11 @@ def test_the_sandbox_can_be_told_what_goes_wrong(tmp_path: Path) -> None:
         ("503", '"503" is not NAME=VALUE'),
     ],
 )
-def test_what_can_not_go_wrong_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
-    told = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
+def test_an_unknown_fault_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
+    result = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
 
-    assert (told.code, told.out) == (2, "")
-    assert told.err.endswith(f"{complaint}\n")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith(f"{complaint}\n")
 
 
 def test_a_port_that_is_taken_is_named(cli: Cli, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_worker_in_json_that_finds_no_credentials_ends_its_log_in_json(shop: p
     assert "GOOGLE_APPLICATION_CREDENTIALS" in lines(left.err)[-1]["text"]
 
 
-def test_an_exception_that_nobody_expected_is_one_json_object_too() -> None:
+def test_an_unexpected_exception_is_one_json_object() -> None:
     code = (
         "from notify_worker.cli import logs; logs.configure('json', 20); import warnings; warnings.warn('odd'); 1 / 0"
     )

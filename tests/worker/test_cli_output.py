@@ -1,4 +1,4 @@
-"""What the command line offers beside its verbs: examples, completion, a version, and tables and colours on a terminal."""
+"""The command line beside its verbs: examples, completion, version, and tables and colours on a terminal."""
 
 import os
 import pty
@@ -8,13 +8,12 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-import psycopg
 import pytest
 
 from notify_worker.cli.main import app
 from tests.support import cli_process
 from tests.support.cli_process import CHECKOUT, Cli, Ended, ended, start
-from tests.support.store_calls import EVENT, claim, insert, register_worker
+from tests.support.store_calls import EVENT, Connection
 
 cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
@@ -125,15 +124,15 @@ def test_the_script_that_the_help_names_is_printed_for_each_shell(cli: Cli, shel
 
 
 @pytest.fixture
-def told_shop(shop: psycopg.Connection) -> psycopg.Connection:
+def told_shop(shop: Connection) -> Connection:
     """A receiver with a notification that had no device, and one that waits, whose event tries to be markup and control."""
-    insert(shop, receiver_id="u_42", event_id=EVENT)
-    claim(shop, register_worker(shop))
-    insert(shop, receiver_id="u_42", event_id="[bold]\x1b[2Jorder\n")
+    shop.insert(receiver_id="u_42", event_id=EVENT)
+    shop.claim(shop.register_worker())
+    shop.insert(receiver_id="u_42", event_id="[bold]\x1b[2Jorder\n")
     return shop
 
 
-def test_a_terminal_gets_the_history_as_a_table_with_colours(told_shop: psycopg.Connection) -> None:
+def test_a_terminal_gets_the_history_as_a_table_with_colours(told_shop: Connection) -> None:
     shown = on_terminal("history", "u_42")
 
     assert {"notification", "event", "state", "reason"} <= set(
@@ -145,21 +144,21 @@ def test_a_terminal_gets_the_history_as_a_table_with_colours(told_shop: psycopg.
     assert COLOUR.search(shown)
 
 
-def test_no_color_is_a_table_without_colours(told_shop: psycopg.Connection) -> None:
+def test_no_color_is_a_table_without_colours(told_shop: Connection) -> None:
     shown = on_terminal("history", "u_42", NO_COLOR="1")
 
     assert EVENT in shown
     assert not COLOUR.search(shown)
 
 
-def test_a_terminal_gets_the_status_as_a_table(told_shop: psycopg.Connection) -> None:
+def test_a_terminal_gets_the_status_as_a_table(told_shop: Connection) -> None:
     shown = on_terminal("status")
 
     assert re.search(r"pending\W+1\b", shown)
     assert "pending           1" not in shown
 
 
-def test_a_pipe_gets_plain_lines(cli: Cli, told_shop: psycopg.Connection) -> None:
+def test_a_pipe_gets_plain_lines(cli: Cli, told_shop: Connection) -> None:
     for arguments in (("status",), ("history", "u_42")):
         shown = cli(*arguments)
 

@@ -1,4 +1,4 @@
-"""Every answer that FCM can give, and what becomes of it: the specification as a table, held against running workers.
+"""Every answer that FCM can give, and its consequences: the specification as a table, checked on running workers.
 
 All rows go on at once under one worker. One that stops something has a project of its own: it is in no other row's way.
 """
@@ -68,9 +68,7 @@ UNREGISTERED = Fate(
     retired=True,
 )
 FAILED = Fate(
-    "failed",
-    "failed",
-    story=("{tried} came to failed: {said}", "{phone} ended failed: {said}", "it ended failed"),
+    "failed", "failed", story=("{tried} came to failed: {said}", "{phone} ended failed: {said}", "it ended failed")
 )
 PROJECT_PAUSED = Fate(
     "paused",
@@ -297,7 +295,7 @@ TABLE = [
     Answer("topicquota", TOPICS_PAUSED, TOPIC_QUOTA, kind="condition", platform=None),
     Answer("devicequota", DEVICE_OVER_QUOTA, DEVICE_QUOTA),
     Answer("devicequota", DEVICE_OVER_QUOTA, DEVICE_QUOTA, kind="fid"),
-    # 500, 502, 503, 504: a blip, then the table
+    # 500, 502, 503, 504: quick retries, then the table
     Answer("once503", SENT, ACCEPTED, requests=2),
     Answer("internal", UNKNOWN, INTERNAL, requests=3),
     Answer("empty500", UNKNOWN, an_empty(500), requests=3),
@@ -432,11 +430,11 @@ def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) 
         with ThreadPoolExecutor() as at_once:
             list(at_once.map(start_worker, shops.values(), shops, addresses.values()))
 
-        told = {row: tell_row(shops[row.where], row) for row in ROWS}
+        inserted = {row: tell_row(shops[row.where], row) for row in ROWS}
         until("each has its attempt", lambda: not any(map(untried, shops.values())), within=30)
         with suppress(AssertionError):  # the tests say what did not come
             until("what stops is stopped", lambda: all(is_stopped(shops[row.where], row) for row in ALONE), within=2)
-        seen = {row: look_at(shops[row.where], row, told[row]) for row in ROWS}
+        seen = {row: look_at(shops[row.where], row, inserted[row]) for row in ROWS}
         put_probes_off(shops["sandbox"])
 
         beside = {row: tell_others(shops["sandbox"], PROJECTS[row]) for row in ROWS if row.where == "sandbox"}
@@ -476,7 +474,7 @@ def start_worker(shop: Shop, where: Where, fcm_url: str) -> None:
             )
     shop.start_worker(
         NOTIFY_WORKER_FCM_URL=fcm_url,
-        NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=4,  # no longer than a blip takes to be given up, and roomy
+        NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=4,  # no longer than the quick retries take, with room
         NOTIFY_WORKER_LEASE_SECONDS=40,
     )
 
@@ -551,8 +549,8 @@ def tell(  # noqa: PLR0917
     return shop.notify("", kind=None, address=None, receiver_id=whose, project=project, on_unknown=on_unknown)
 
 
-def sent(shop: Shop, told: Mapping[str, int]) -> set[str]:
-    return {whom for whom, number in told.items() if shop.state(number) == "sent"}
+def sent(shop: Shop, inserted: Mapping[str, int]) -> set[str]:
+    return {whom for whom, number in inserted.items() if shop.state(number) == "sent"}
 
 
 def look_at(shop: Shop, row: Answer, number: int) -> Facts:
@@ -629,7 +627,7 @@ def read(row: Answer) -> tuple[int | None, str | None]:
 
 
 @each_answer
-def test_explain_says_of_each_answer_what_came_of_it(facts: dict[Answer, Facts], row: Answer) -> None:
+def test_explain_shows_the_consequence_of_each_answer(facts: dict[Answer, Facts], row: Answer) -> None:
     found = facts[row]
     phone = f"delivery {found.delivery['id']} ({row.platform or row.kind} …{found.delivery['address']})"
     names = {
@@ -682,7 +680,7 @@ def verdicts(shop: Shop, number: int) -> list[str]:
     return [attempt["verdict"] for attempt in shop.attempts(number)]
 
 
-def test_a_probe_that_gets_through_ends_the_pause_and_what_waited_is_sent(shop: Shop) -> None:
+def test_a_successful_probe_ends_the_pause_and_the_rest_is_sent(shop: Shop) -> None:
     shop.start_worker()
     first = shop.notify("oncehtml404:phone")
     until("the project is paused", lambda: verdicts(shop, first) == ["paused"], within=20)

@@ -1,4 +1,4 @@
-"""Hostile input by every door: SQL, FCM's answers, the command line, the environment. A clear error each, nothing else lost.
+"""Hostile input in SQL, FCM's answers, the command line and the environment: a clear error each, nothing else lost.
 
 What is committed goes to one running worker all at once, healthy neighbours in between. What each door refuses for a plain
 mistake stands in the tests of that door.
@@ -42,21 +42,7 @@ from notify_worker.settings import Settings
 from tests.support.hostile import Act, HostileServer, answer, in_turn, then_close, then_stall
 from tests.support.server import created
 from tests.support.shop import Shop, a_shop
-from tests.support.store_calls import (
-    as_stored,
-    attempts,
-    claim,
-    connected,
-    deliveries,
-    insert,
-    outcome,
-    record,
-    register,
-    register_worker,
-    rows,
-    state,
-    value,
-)
+from tests.support.store_calls import Connection, as_stored, connected, outcome
 from tests.support.waiting import until
 
 HEALTHY = 20
@@ -90,17 +76,17 @@ IMPOSSIBLE: list[tuple[str, type[psycopg.Error], dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("error", "columns"), [each[1:] for each in IMPOSSIBLE], ids=[each[0] for each in IMPOSSIBLE])
-def test_what_can_not_be_a_notification_is_refused_in_its_own_transaction(
-    connection: psycopg.Connection, error: type[psycopg.Error], columns: dict[str, object]
+def test_an_invalid_notification_is_refused_in_its_transaction(
+    connection: Connection, error: type[psycopg.Error], columns: dict[str, object]
 ) -> None:
     with pytest.raises(error) as refused:
-        insert(connection, **columns)
+        connection.insert(**columns)
 
     if error is errors.CheckViolation:
         assert refused.value.diag.constraint_name
         assert refused.value.diag.message_hint
-    assert value(connection, "select count(*) from notify_worker.notifications") == 0
-    assert insert(connection)
+    assert connection.value("select count(*) from notify_worker.notifications") == 0
+    assert connection.insert()
 
 
 NO_PROJECT: list[tuple[str, LiteralString]] = [
@@ -122,8 +108,8 @@ NO_INFINITY = (errors.InvalidDatetimeFormat,)
 
 
 @pytest.mark.parametrize(("rule", "change"), NO_PROJECT, ids=[each[1][:40] for each in NO_PROJECT])
-def test_what_can_not_be_a_project_is_refused_by_a_named_rule(
-    connection: psycopg.Connection, rule: str, change: LiteralString
+def test_an_invalid_project_is_refused_by_a_named_rule(
+    connection: Connection, rule: str, change: LiteralString
 ) -> None:
     with pytest.raises((errors.CheckViolation, *NO_INFINITY)) as refused:
         connection.execute("update notify_worker.projects set " + change)
@@ -147,59 +133,59 @@ OUT_OF_REACH: list[LiteralString] = [
 @pytest.mark.parametrize("change", OUT_OF_REACH)
 async def test_a_length_that_no_clock_can_add_stops_no_other_project(database: str, change: LiteralString) -> None:
     with connected(database) as connection:
-        healthy = insert(connection)
-        register(connection, "u_42", "fcm:hostile", project="hostile")
+        healthy = connection.insert()
+        connection.register_device("u_42", "fcm:hostile", project="hostile")
         connection.execute("insert into notify_worker.projects (name) values ('hostile')")
         with suppress(errors.CheckViolation):
             connection.execute("update notify_worker.projects set " + change + " where name = 'hostile'")
-        insert(connection, receiver_id="u_42", project="hostile")
+        connection.insert(receiver_id="u_42", project="hostile")
 
         async with Store(database) as store:
             await store.projects()
-        claimed = claim(connection, register_worker(connection))
+        claimed = connection.claim(connection.register_worker())
 
     assert healthy in {each["notification_id"] for each in claimed}
 
 
-def test_made_up_names_of_projects_hide_none_that_is_there(connection: psycopg.Connection) -> None:
+def test_unknown_project_names_hide_no_real_project(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, project, send_at)
         select 'token', 'x', 't', '!' || number, now() + interval '20 years' from generate_series(1, 2000) as number
         """
     )
-    number = insert(connection)
+    number = connection.insert()
 
-    assert value(connection, "select notify_worker.has_due()")
-    assert value(connection, "select sum(due) from notify_worker.status") == 1
-    assert [each["notification_id"] for each in claim(connection, register_worker(connection))] == [number]
+    assert connection.value("select notify_worker.has_due()")
+    assert connection.value("select sum(due) from notify_worker.status") == 1
+    assert [each["notification_id"] for each in connection.claim(connection.register_worker())] == [number]
 
 
 @pytest.mark.parametrize("wait", ["infinity", "200000 years"])
 async def test_a_retry_beyond_the_end_of_all_times_is_refused_or_recorded(database: str, wait: str) -> None:
     with connected(database) as connection:
-        number = insert(connection)
+        number = connection.insert()
         with suppress(errors.CheckViolation, *NO_INFINITY):
             connection.execute(
                 "update notify_worker.projects set first_retry_after = %s, longest_retry_after = %s", [wait, wait]
             )
         async with Store(database) as store:
             ((project, *_),) = await store.projects()
-        worker = register_worker(connection)
-        claimed = claim(connection, worker)
+        worker = connection.register_worker()
+        claimed = connection.claim(worker)
 
         retry_in = RetryPolicy.of(project).wait(1, jitter=0.9)
-        record(connection, worker, outcome(claimed[0], verdict="retry", retry_in=retry_in.total_seconds()))
+        connection.record(worker, outcome(claimed[0], verdict="retry", retry_in=retry_in.total_seconds()))
 
-        assert [attempt["verdict"] for attempt in attempts(connection, number)] == ["retry"]
+        assert [attempt["verdict"] for attempt in connection.attempts(number)] == ["retry"]
 
 
 @pytest.mark.parametrize("message", ['{"x": 1e5000}', '{"x": ' + "[" * 5_000 + "]" * 5_000 + "}"], ids=["long", "deep"])
 async def test_a_campaign_that_can_not_be_read_fails_its_own_rows_alone(database: str, message: str) -> None:
     with connected(database) as connection:
         connection.execute("insert into notify_worker.campaigns (name, message) values ('hostile', %s)", [message])
-        hostile, healthy = insert(connection, campaign="hostile"), insert(connection)
-        worker = register_worker(connection)
+        hostile, healthy = connection.insert(campaign="hostile"), connection.insert()
+        worker = connection.register_worker()
 
     async with Store(database) as store:
         claimed = await store.claim(worker.id, uuid4(), 100, {"default": 1000}, timedelta(seconds=60))
@@ -425,7 +411,7 @@ class Facts:
     """What there is to see once all is over."""
 
     rows: dict[int, dict[str, Any]]
-    told: dict[str, int]
+    inserted: dict[str, int]
     """The number of each notification."""
     healthy: list[str]
     """The states of the neighbours."""
@@ -438,11 +424,11 @@ class Facts:
     worker_lives: bool
 
     def of(self, name: str) -> dict[str, Any]:
-        return self.rows[self.told[name]]
+        return self.rows[self.inserted[name]]
 
     def title(self, name: str) -> str:
         """The title that FCM was given."""
-        number = str(self.told[name])
+        number = str(self.inserted[name])
         (message,) = (each for each in map(message_of, self.requests) if each["data"]["notification_id"] == number)
         return str(message["notification"]["title"])
 
@@ -460,14 +446,14 @@ def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) 
         redirect = answer(307, location=f"{elsewhere.url}/v1/projects/x/messages:send")
         acts[f"/v1/projects/{list(PROJECTS).index('a redirect')}/"] = redirect
         with served({"": answer(404), "/v1/projects/sandbox/": answer(200, NAME)} | acts) as fcm:
-            told = tell(shop)
+            inserted = tell(shop)
             worker = shop.start_worker(NOTIFY_WORKER_FCM_URL=by_name(fcm.url))
             with suppress(AssertionError):  # the tests say what did not come
-                until("the worker has got through", lambda: has_got_through(shop, told), within=15)
+                until("the worker has got through", lambda: has_got_through(shop, inserted), within=15)
             story = shop.rows(STORY)
             yield Facts(
                 rows={row["id"]: row for row in story},
-                told=told,
+                inserted=inserted,
                 healthy=[row["state"] for row in story if str(row["event_id"]).startswith("healthy:")],
                 requests=list(fcm.seen),
                 elsewhere=len(elsewhere.seen),
@@ -534,7 +520,7 @@ def by_name(url: str) -> str:
 
 def tell(shop: Shop) -> dict[str, int]:
     """Commit everything, in one transaction."""
-    told = {}
+    inserted = {}
     with shop.connection.transaction():
         for number, (name, hostile) in enumerate(ROWS.items()):
             columns = dict(hostile.columns)
@@ -542,17 +528,17 @@ def tell(shop: Shop) -> dict[str, int]:
                 put(shop.connection, "campaigns", {"name": name, **hostile.campaign})
                 columns |= {"campaign": name, "title": None}
             if number % 3 == 0:
-                insert(shop.connection, event_id=f"healthy:{number}")
-            told[name] = insert(shop.connection, **columns)
+                shop.connection.insert(event_id=f"healthy:{number}")
+            inserted[name] = shop.connection.insert(**columns)
         for number, (name, answered) in enumerate(PROJECTS.items()):
             put(shop.connection, "projects", {"name": name, "firebase_project_id": str(number), **answered.row})
             if number % 3 == 0:
-                insert(shop.connection, event_id=f"healthy:too:{number}")
-            told[name] = insert(shop.connection, project=name)
-    return told
+                shop.connection.insert(event_id=f"healthy:too:{number}")
+            inserted[name] = shop.connection.insert(project=name)
+    return inserted
 
 
-def put(connection: psycopg.Connection, table: str, columns: Mapping[str, object]) -> None:
+def put(connection: Connection, table: str, columns: Mapping[str, object]) -> None:
     connection.execute(
         SQL("insert into notify_worker.{} ({}) values ({})").format(
             Identifier(table), SQL(", ").join(map(Identifier, columns)), SQL(", ").join(map(Placeholder, columns))
@@ -561,11 +547,11 @@ def put(connection: psycopg.Connection, table: str, columns: Mapping[str, object
     )
 
 
-def has_got_through(shop: Shop, told: Mapping[str, int]) -> bool:
+def has_got_through(shop: Shop, inserted: Mapping[str, int]) -> bool:
     """Say whether each has come to its end, or to its first attempt."""
     story = {row["id"]: row for row in shop.rows(STORY)}
-    return all(story[told[name]]["state"] == hostile.state for name, hostile in ROWS.items()) and all(
-        story[told[name]]["verdict"] for name in PROJECTS
+    return all(story[inserted[name]]["state"] == hostile.state for name, hostile in ROWS.items()) and all(
+        story[inserted[name]]["verdict"] for name in PROJECTS
     )
 
 
@@ -580,7 +566,7 @@ def test_a_hostile_row_ends_as_it_should_and_says_why(facts: Facts, name: str) -
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_a_hostile_project_or_answer_comes_to_what_it_should_and_says_why(facts: Facts, name: str) -> None:
+def test_a_hostile_project_or_answer_has_its_documented_result(facts: Facts, name: str) -> None:
     answered, row = PROJECTS[name], facts.of(name)
 
     assert row["verdict"] == answered.verdict, row
@@ -643,7 +629,7 @@ async def test_a_long_name_of_one_project_keeps_no_worker_from_starting(database
     await open_both(database, credentials=f"file:{key}", firebase_project_id="x" * 70_000)
 
 
-async def test_a_pipe_that_nobody_writes_keeps_no_worker_from_starting(database: str, tmp_path: Path) -> None:
+async def test_a_credential_that_is_a_silent_pipe_does_not_block_the_start(database: str, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
 
@@ -687,10 +673,7 @@ def poured(size: int) -> Act:
 
 @pytest.mark.parametrize(
     "act",
-    [
-        answer(200, gzip.compress(bytes(100 * MEGABYTE)), content_encoding="gzip"),
-        poured(50 * MEGABYTE),
-    ],
+    [answer(200, gzip.compress(bytes(100 * MEGABYTE)), content_encoding="gzip"), poured(50 * MEGABYTE)],
     ids=["packed", "as it is"],
 )
 async def test_an_answer_takes_no_more_memory_than_an_answer_of_fcm(act: Act) -> None:
@@ -738,24 +721,22 @@ SHADOWS: LiteralString = """
 """
 
 
-def test_temporary_tables_and_functions_of_the_producer_catch_nobody(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_producers_temporary_objects_shadow_nothing(database: str, connection: Connection) -> None:
     with connected(database) as shop:
         shop.execute(SHADOWS)
         shop.execute("set role notify_worker_producer")
-        device = register(shop, "u_42", "fcm:phone")
-        insert(shop, receiver_id="u_42", event_id="order:42:paid")
-        taken_back = insert(shop, receiver_id="u_42", event_id="order:43:paid")
+        device = shop.register_device("u_42", "fcm:phone")
+        shop.insert(receiver_id="u_42", event_id="order:42:paid")
+        taken_back = shop.insert(receiver_id="u_42", event_id="order:43:paid")
         with pytest.raises(errors.CheckViolation):
-            insert(shop, event_id="x" * 513)
+            shop.insert(event_id="x" * 513)
         shop.execute("select notify_worker.cancel('order:43:paid')")
-        caught = rows(shop, "select what from caught")
+        caught = shop.rows("select what from caught")
 
     assert caught == []
-    assert state(connection, taken_back) == "cancelled"
-    (claimed,) = claim(connection, register_worker(connection))
-    assert [each["device_id"] for each in deliveries(connection, claimed["notification_id"])] == [device]
+    assert connection.state(taken_back) == "cancelled"
+    (claimed,) = connection.claim(connection.register_worker())
+    assert [each["device_id"] for each in connection.deliveries(claimed["notification_id"])] == [device]
 
 
 # ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -809,17 +790,17 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), ARGUMENTS, ids=[" ".join(each[0])[:60] for each in ARGUMENTS])
-def test_a_hostile_argument_is_told_what_is_wrong_with_it(
+def test_a_hostile_argument_gets_a_clear_error(
     shared: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
 
-    told = capsys.readouterr()
-    assert (left.value.code, told.out) == (2, "")
-    assert says.lower() in told.err.splitlines()[-1].lower()
-    with psycopg.connect(shared) as connection:
-        assert value(connection, "select count(*) from notify_worker.notifications") == 0
+    result = capsys.readouterr()
+    assert (left.value.code, result.out) == (2, "")
+    assert says.lower() in result.err.splitlines()[-1].lower()
+    with Connection.connect(shared) as connection:
+        assert connection.value("select count(*) from notify_worker.notifications") == 0
 
 
 @pytest.fixture(scope="module")
@@ -832,15 +813,15 @@ def shared(server: str, template: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("verb", ["explain", "history"])
-def test_no_word_of_a_producer_writes_on_the_terminal_of_an_operator(
+def test_no_content_of_a_producer_reaches_an_operators_terminal_raw(
     database: str,
-    connection: psycopg.Connection,
+    connection: Connection,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     verb: str,
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", database)
-    number = insert(connection, receiver_id="u_42", event_id="order\x1b[2J\n2027-01-02 09:00:00  it ended sent")
+    number = connection.insert(receiver_id="u_42", event_id="order\x1b[2J\n2027-01-02 09:00:00  it ended sent")
 
     with pytest.raises(SystemExit):
         main([verb, str(number) if verb == "explain" else "u_42"])
@@ -893,7 +874,7 @@ ADDRESSES: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "says"), [*VARIABLES, *ADDRESSES], ids=lambda each: each[:40])
-def test_a_hostile_variable_is_named_with_what_it_has_to_be(name: str, text: str, says: str) -> None:
+def test_a_hostile_variable_is_named_with_its_expected_value(name: str, text: str, says: str) -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env({f"NOTIFY_WORKER_{name}": text, "NOTIFY_WORKER_HOME": "/nowhere"})
 
@@ -918,7 +899,7 @@ DATABASES = [
 
 @pytest.mark.parametrize("conninfo", DATABASES)
 @pytest.mark.parametrize("verb", ["status", "migrate"])
-def test_an_address_of_no_database_is_told_without_its_password(
+def test_an_unreachable_database_is_reported_without_its_password(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, conninfo: str, verb: str
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", conninfo)
@@ -926,7 +907,7 @@ def test_an_address_of_no_database_is_told_without_its_password(
     with pytest.raises(SystemExit) as left:
         main([verb])
 
-    told = capsys.readouterr()
-    assert (left.value.code, told.out) == (2, "")
-    assert told.err.startswith("notify-worker: ")
-    assert "sesame" not in told.err
+    result = capsys.readouterr()
+    assert (left.value.code, result.out) == (2, "")
+    assert result.err.startswith("notify-worker: ")
+    assert "sesame" not in result.err

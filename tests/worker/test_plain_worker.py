@@ -1,19 +1,17 @@
-"""procrastinate's own worker on our app: `procrastinate --app=notify_worker.worker.app`, with nothing of ours around it."""
+"""procrastinate's own worker on our app (`procrastinate --app=notify_worker.worker.app`), without our supervisor."""
 
 import random
 from datetime import timedelta
 from uuid import uuid4
 
-import psycopg
-
 from tests.support.shop import LEASE, Shop
-from tests.support.store_calls import CLAIM
+from tests.support.store_calls import CLAIM, Connection
 from tests.support.waiting import until
 
 
 def claim_and_die(shop: Shop) -> str:
     """Claim what is due as a worker would, in a session that then ends; return the dead worker's name."""
-    with psycopg.connect(shop.conninfo, autocommit=True) as session:
+    with Connection.connect(shop.conninfo, autocommit=True) as session:
         row = session.execute(
             "select * from notify_worker.register_worker('here', 1, %s)", [timedelta(seconds=LEASE)]
         ).fetchone()
@@ -23,12 +21,12 @@ def claim_and_die(shop: Shop) -> str:
     return str(name)
 
 
-def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_worker(shop: Shop) -> None:
+def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: Shop) -> None:
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
     shop.delete_bells()
-    assert (shop.held(), shop.bells()) == (1, 0)
+    assert (shop.held(), shop.wakeups()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
     shop.procrastinate("worker", "--one-shot")
@@ -42,7 +40,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
         """
     )
     assert [row["id"] for row in due] == [orphan, unrung]
-    assert shop.bells() >= 1  # the periodic one may have run beside it, and rung in the same moment
+    assert shop.wakeups() >= 1  # the periodic one may have run beside it, and sent a wake-up in the same moment
     (cut_off,) = shop.attempts(orphan)
     assert (cut_off["verdict"], cut_off["worker"], cut_off["finished_at"]) == ("unknown", dead, None)
     assert shop.delivery(orphan)["attempts"] == 0
@@ -50,7 +48,7 @@ def test_one_requeue_orphans_puts_back_in_line_what_has_lost_its_bell_or_its_wor
     assert shop.value("select clock_timestamp() < %s", leased_until), "this took longer than the lease itself"
 
 
-def test_a_plain_worker_defers_requeue_orphans_by_itself_and_so_finds_what_did_not_ring(shop: Shop) -> None:
+def test_a_plain_worker_runs_requeue_orphans_and_finds_commits_without_a_wakeup(shop: Shop) -> None:
     shop.start_worker("procrastinate")
     until("the worker sleeps", shop.sleeps, within=5)
 
@@ -84,12 +82,12 @@ FAR_AWAY = "--fetch-job-polling-interval=60"
 
 def test_two_commits_within_milliseconds_are_both_sent_at_once(shop: Shop) -> None:
     shop.start_worker("procrastinate", FAR_AWAY)
-    dice = random.Random(7)
+    jitter = random.Random(7)
 
     for pair in range(60):
         shop.notify(f"app:{pair}-first")
         with shop.connection.transaction():
-            shop.connection.execute("select pg_sleep(%s)", [dice.uniform(0, 0.012)])
+            shop.connection.execute("select pg_sleep(%s)", [jitter.uniform(0, 0.012)])
             committed_at = shop.notify_at(f"app:{pair}-second")
         until("both are sent", lambda count=2 * pair + 2: shop.box.accepted == count, within=5)  # type: ignore[misc]
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""What a process knows of the projects: rows followed as they change, senders kept, incidents told and heard of."""
+"""The projects that a process knows: it follows their rows, keeps their senders, and reports and syncs incidents."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +20,7 @@ from notify_worker.senders import Sender
 from notify_worker.senders.factory import LazySender
 from tests.support.messages import DELIVERY
 from tests.support.relay import Relay
-from tests.support.store_calls import connected, insert, paused, register_worker, row, rows, value
+from tests.support.store_calls import Connection, connected
 from tests.support.waiting import auntil
 
 READING = "from notify_worker.projects"
@@ -113,7 +113,7 @@ def is_blocked(*scopes: Scope) -> Callable[[ProjectState], bool]:
 
 
 async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sender(
-    connection: psycopg.Connection, store: Store
+    connection: Connection, store: Store
 ) -> None:
     post = Post()
     projects = Projects(store, post.open_sender)
@@ -139,8 +139,8 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
 @pytest.mark.parametrize(
     "change", ["credentials = 'file:new.json'", "firebase_project_id = 'another'", "sender = 'console'"]
 )
-async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
-    connection: psycopg.Connection, store: Store, change: LiteralString
+async def test_another_sender_key_opens_another_sender_and_both_are_closed(
+    connection: Connection, store: Store, change: LiteralString
 ) -> None:
     post = Post()
     projects = Projects(store, post.open_sender)
@@ -159,7 +159,7 @@ async def test_another_way_opens_another_sender_and_both_are_closed_at_the_end(
     assert [letters.closed for letters in post.opened] == [True, True]
 
 
-async def test_credentials_that_come_back_find_their_sender_again(connection: psycopg.Connection, store: Store) -> None:
+async def test_credentials_that_come_back_find_their_sender_again(connection: Connection, store: Store) -> None:
     post = Post()
     projects = Projects(store, post.open_sender)
 
@@ -171,7 +171,7 @@ async def test_credentials_that_come_back_find_their_sender_again(connection: ps
     assert [letters.credentials for letters in post.opened] == ["file:old.json", "file:new.json"]
 
 
-async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(store: Store, relay: Relay) -> None:
+async def test_project_rows_are_read_at_most_once_a_second(store: Store, relay: Relay) -> None:
     projects = Projects(store, Post().open_sender)
 
     for _ in range(50):
@@ -182,9 +182,7 @@ async def test_the_rows_are_read_once_a_second_however_often_a_worker_looks(stor
     assert relay.asked(READING) == 2
 
 
-async def test_a_project_made_just_now_has_a_limiter_once_it_is_read(
-    connection: psycopg.Connection, store: Store
-) -> None:
+async def test_a_new_project_has_a_limiter_once_it_is_read(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     connection.execute("insert into notify_worker.projects (name, max_attempts) values ('orders', 4)")
@@ -198,7 +196,7 @@ async def test_a_project_made_just_now_has_a_limiter_once_it_is_read(
     assert projects.limiters["orders"].available(monotonic()) >= 1
 
 
-async def test_a_new_rate_is_that_of_the_same_limiter(connection: psycopg.Connection, store: Store) -> None:
+async def test_a_new_rate_is_that_of_the_same_limiter(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     limiter = projects.limiters["default"]
@@ -211,16 +209,16 @@ async def test_a_new_rate_is_that_of_the_same_limiter(connection: psycopg.Connec
 
 
 async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
-    connection: psycopg.Connection, store: Store, relay: Relay
+    connection: Connection, store: Store, relay: Relay
 ) -> None:
     projects = Projects(store, Post().open_sender)
-    connection.execute("select notify_worker.pause('default', 'maintenance')")
+    connection.pause("default", "maintenance")
     await projects.read()
     stopped = knows(projects).blocked
-    connection.execute("select notify_worker.resume('default')")
-    insert(connection)
+    connection.resume("default")
+    connection.insert()
 
-    claim = await store.claim(register_worker(connection).id, uuid4(), 10, {"default": 10}, A_MINUTE)
+    claim = await store.claim(connection.register_worker().id, uuid4(), 10, {"default": 10}, A_MINUTE)
     await projects.reread_if_blocked(claim.deliveries)
     await projects.reread_if_blocked(claim.deliveries)
 
@@ -230,7 +228,7 @@ async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
     assert relay.asked(READING) == 2
 
 
-async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.Connection, store: Store) -> None:
+async def test_a_deleted_project_is_forgotten(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     await projects.read()
@@ -247,7 +245,7 @@ async def test_a_project_whose_row_is_gone_is_known_no_more(connection: psycopg.
 # ── tell ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_is_found_out_is_told_in_order_and_once(connection: psycopg.Connection, store: Store) -> None:
+async def test_incidents_are_reported_in_order_and_once(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     state = knows(projects)
@@ -257,19 +255,17 @@ async def test_what_is_found_out_is_told_in_order_and_once(connection: psycopg.C
     await projects.report()
     await projects.report()
 
-    told = rows(connection, INCIDENTS)
-    assert [(each["scope"], each["reason"]) for each in told] == [
+    incidents = connection.rows(INCIDENTS)
+    assert [(each["scope"], each["reason"]) for each in incidents] == [
         ("project", "invalid_grant"),
         ("topics", "too many topics"),
         ("apns_web", "no key for Apple"),
     ]
-    assert {(each["project"], each["by"], each["ended"]) for each in told} == {("default", "worker", False)}
+    assert {(each["project"], each["by"], each["ended"]) for each in incidents} == {("default", "worker", False)}
     assert list(projects.unreported()) == []
 
 
-async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(
-    connection: psycopg.Connection, store: Store
-) -> None:
+async def test_a_pause_that_ends_unreported_is_opened_and_closed(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     state = knows(projects)
@@ -278,12 +274,12 @@ async def test_a_pause_that_is_over_before_it_was_told_begins_and_ends(
 
     await projects.report()
 
-    (only,) = rows(connection, INCIDENTS)
+    (only,) = connection.rows(INCIDENTS)
     assert only["ended"]
-    assert paused(connection) == (None, None)
+    assert connection.project_pause() == (None, None)
 
 
-async def test_each_project_tells_of_itself(connection: psycopg.Connection, store: Store) -> None:
+async def test_each_project_tells_of_itself(connection: Connection, store: Store) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     projects = Projects(store, Post().open_sender)
     await projects.read()
@@ -291,13 +287,13 @@ async def test_each_project_tells_of_itself(connection: psycopg.Connection, stor
 
     await projects.report()
 
-    assert paused(connection, "orders")[1] == "invalid_grant"
-    assert paused(connection) == (None, None)
+    assert connection.project_pause("orders")[1] == "invalid_grant"
+    assert connection.project_pause() == (None, None)
     assert knows(projects).allows(DELIVERY)
 
 
-async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_reading_undoes_it(
-    connection: psycopg.Connection, store: Store
+async def test_a_refused_incident_is_reported_later_once_and_no_sync_undoes_it(
+    connection: Connection, store: Store
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
@@ -318,10 +314,10 @@ async def test_what_the_database_refuses_is_told_later_and_nothing_twice_and_no_
 
     assert kept == [Scope.TOPICS, Scope.APNS_WEB]
     assert still_blocked == {Scope.PROJECT, Scope.TOPICS, Scope.APNS_WEB}
-    assert [each["scope"] for each in rows(connection, INCIDENTS)] == ["project", "topics", "apns_web"]
+    assert [each["scope"] for each in connection.rows(INCIDENTS)] == ["project", "topics", "apns_web"]
 
 
-async def test_where_the_database_is_away_everything_is_kept(connection: psycopg.Connection, relay: Relay) -> None:
+async def test_where_the_database_is_away_everything_is_kept(connection: Connection, relay: Relay) -> None:
     async with Store(relay.conninfo) as store:
         projects = Projects(store, Post().open_sender)
         await projects.read()
@@ -335,11 +331,11 @@ async def test_where_the_database_is_away_everything_is_kept(connection: psycopg
 
     assert [incident.scope for incident in projects.unreported()] == [Scope.PROJECT]
     assert not state.allows(DELIVERY)
-    assert rows(connection, INCIDENTS) == []
+    assert connection.rows(INCIDENTS) == []
 
 
-async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
-    connection: psycopg.Connection, store: Store, relay: Relay
+async def test_an_incident_with_a_lost_answer_is_reported_again_and_stored_once(
+    connection: Connection, store: Store, relay: Relay
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
@@ -354,11 +350,11 @@ async def test_an_incident_whose_answer_is_lost_is_told_again_and_stands_once(
     assert relay.has_lost("open_incident(")
     assert len(kept) == 1
     assert list(projects.unreported()) == []
-    assert len(rows(connection, INCIDENTS)) == 1
+    assert len(connection.rows(INCIDENTS)) == 1
 
 
-async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_same(
-    connection: psycopg.Connection, store: Store
+async def test_an_incident_with_text_that_postgres_refuses_is_stored_sanitised(
+    connection: Connection, store: Store
 ) -> None:
     """Of a sender that another package brings: its outcome passes LazySender, which cleans it."""
     post = Post(answer=Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
@@ -369,15 +365,13 @@ async def test_an_incident_whose_words_postgres_can_not_hold_is_told_all_the_sam
 
     await projects.report()
 
-    assert (row(connection, INCIDENTS)["scope"], row(connection, INCIDENTS)["reason"]) == ("project", "it broke at")
+    assert (connection.row(INCIDENTS)["scope"], connection.row(INCIDENTS)["reason"]) == ("project", "it broke at")
 
 
 # ── two processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_second(
-    store: Store, other: Projects
-) -> None:
+async def test_another_process_follows_a_pause_within_a_second(store: Store, other: Projects) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     await other.read()
@@ -392,8 +386,8 @@ async def test_a_pause_that_one_process_tells_is_followed_by_another_within_a_se
     assert list(other.unreported()) == []
 
 
-async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_second(
-    connection: psycopg.Connection, store: Store, other: Projects
+async def test_another_process_follows_the_end_of_a_pause_within_a_second(
+    connection: Connection, store: Store, other: Projects
 ) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
@@ -407,17 +401,17 @@ async def test_a_pause_that_one_process_ends_is_over_for_the_others_within_a_sec
 
     assert followed == {Scope.PROJECT}
     await follows(projects, "the first one goes on", is_blocked())
-    assert [each["ended"] for each in rows(connection, INCIDENTS)] == [True]
+    assert [each["ended"] for each in connection.rows(INCIDENTS)] == [True]
 
 
 async def test_an_operators_pause_and_resume_are_followed_within_a_second(
-    connection: psycopg.Connection, other: Projects
+    connection: Connection, other: Projects
 ) -> None:
     await other.read()
 
-    connection.execute("select notify_worker.pause('default', 'maintenance')")
+    connection.pause("default", "maintenance")
     await follows(other, "it stops", is_blocked(Scope.PROJECT))
-    connection.execute("select notify_worker.resume('default')")
+    connection.resume("default")
 
     await follows(other, "it goes on", is_blocked())
 
@@ -443,7 +437,7 @@ async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
 
 
 @pytest.fixture
-def slow_answers(connection: psycopg.Connection) -> None:
+def slow_answers(connection: Connection) -> None:
     """A reading that has seen how things stand answers only when nobody holds this lock any more."""
     connection.execute(
         """
@@ -461,16 +455,16 @@ def slow_answers(connection: psycopg.Connection) -> None:
     )
 
 
-async def under_way(connection: psycopg.Connection) -> None:
+async def under_way(connection: Connection) -> None:
     waits: LiteralString = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
-    await auntil("the reading has seen, and answers late", lambda: bool(value(connection, waits)), within=5)
+    await auntil("the reading has seen, and answers late", lambda: bool(connection.value(waits)), within=5)
 
 
 @pytest.mark.usefixtures("slow_answers")
 @pytest.mark.parametrize("news", ["it is stopped", "it goes on"])
 @pytest.mark.parametrize("order", ["read, find", "read, find, tell", "find, read, tell"])
-async def test_a_reading_that_began_before_undoes_nothing_of_what_this_process_found(
-    connection: psycopg.Connection, database: str, store: Store, order: str, news: str
+async def test_an_older_sync_does_not_undo_an_incident_of_this_process(
+    connection: Connection, database: str, store: Store, order: str, news: str
 ) -> None:
     before, meanwhile = order.split("read")
     projects = Projects(store, Post().open_sender)

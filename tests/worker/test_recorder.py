@@ -1,4 +1,4 @@
-"""What comes back from the requests is recorded, whatever stands in the way of some of it."""
+"""Outcomes are recorded, even while some of them cannot be."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from notify_worker.database.store import Store
@@ -20,7 +19,7 @@ from notify_worker.senders import Sender
 from notify_worker.senders.console import ConsoleSender
 from notify_worker.senders.factory import LazySender
 from notify_worker.settings import Settings
-from tests.support.store_calls import attempts, connected, insert, register, register_worker, state, unbalanced, value
+from tests.support.store_calls import Connection, connected
 from tests.support.waiting import auntil
 
 QUOTA = Outcome(
@@ -65,12 +64,10 @@ async def working(database: str, sender: Scripted) -> AsyncIterator[Pipeline]:
             await pipeline.close()
 
 
-async def test_who_keeps_the_row_of_a_stopped_project_keeps_nothing_of_the_others(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_locked_project_row_delays_no_other_project(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
-    stopped = insert(connection, address="stopped")
-    others = [insert(connection, project="orders", address=f"phone-{number}") for number in range(20)]
+    stopped = connection.insert(address="stopped")
+    others = [connection.insert(project="orders", address=f"phone-{number}") for number in range(20)]
     sender = Scripted({"stopped": QUOTA})
 
     async with working(database, sender) as pipeline:
@@ -80,26 +77,26 @@ async def test_who_keeps_the_row_of_a_stopped_project_keeps_nothing_of_the_other
             operator.execute("select from notify_worker.projects for update")
 
             await pipeline.drain(within=2)
-            assert {state(connection, number) for number in others} == {"sent"}
+            assert {connection.state(number) for number in others} == {"sent"}
             assert await is_paused(connection), "its incident is reported nevertheless"
 
-            insert(connection, project="orders", address="phone-20")
+            connection.insert(project="orders", address="phone-20")
             for _ in range(150):
-                insert(connection)
+                connection.insert()
             await pipeline.drain(within=2)
             assert sender.sent.count("phone-20") == 1
-            assert value(connection, "select count(*) from notify_worker.notifications where lease is not null") == 0
+            assert connection.value("select count(*) from notify_worker.notifications where lease is not null") == 0
             operator.execute("rollback")
 
         await auntil("its pause is told", lambda: is_paused(connection), within=5)
 
     assert sorted(sender.sent) == sorted({*sender.sent}), "nothing was sent twice"
-    assert state(connection, stopped) == "pending"
-    assert unbalanced(connection) == []
+    assert connection.state(stopped) == "pending"
+    assert connection.unbalanced() == []
 
 
-async def is_paused(connection: psycopg.Connection) -> bool:
-    return bool(value(connection, "select count(*) from notify_worker.incidents where ended_at is null"))
+async def is_paused(connection: Connection) -> bool:
+    return bool(connection.value("select count(*) from notify_worker.incidents where ended_at is null"))
 
 
 @pytest.mark.parametrize(
@@ -114,49 +111,47 @@ async def is_paused(connection: psycopg.Connection) -> bool:
     ],
     ids=str,
 )
-async def test_an_odd_outcome_of_somebody_s_own_sender_is_recorded_and_keeps_no_other(
-    database: str, connection: psycopg.Connection, odd: dict[str, Any]
+async def test_an_odd_outcome_of_a_plugin_is_recorded_and_delays_no_other(
+    database: str, connection: Connection, odd: dict[str, Any]
 ) -> None:
-    strange = insert(connection, address="strange")
-    others = [insert(connection, address=f"phone-{number}") for number in range(5)]
+    strange = connection.insert(address="strange")
+    others = [connection.insert(address=f"phone-{number}") for number in range(5)]
     sender = Scripted({"strange": Outcome(Verdict.SENT, **odd)})
 
     async with working(database, sender) as pipeline:
         await pipeline.drain(within=5)
 
-    assert {state(connection, number) for number in (strange, *others)} == {"sent"}
-    assert [attempt["verdict"] for attempt in attempts(connection, strange)] == ["sent"]
+    assert {connection.state(number) for number in (strange, *others)} == {"sent"}
+    assert [attempt["verdict"] for attempt in connection.attempts(strange)] == ["sent"]
     assert len(sender.sent) == 6
 
 
 async def test_an_outcome_that_the_database_refuses_is_named_in_the_log_and_keeps_no_other(
-    database: str, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+    database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection.execute(
         "alter table notify_worker.stored_attempts add constraint no_teapots check (http_status is distinct from 418)"
     )
-    refused = insert(connection, address="teapot")
-    others = [insert(connection, address=f"phone-{number}") for number in range(5)]
+    refused = connection.insert(address="teapot")
+    others = [connection.insert(address=f"phone-{number}") for number in range(5)]
 
     async with working(database, Scripted({"teapot": Outcome(Verdict.FAILED, http_status=418)})) as pipeline:
         await pipeline.drain(within=5)
 
-    assert {state(connection, number) for number in others} == {"sent"}
-    assert state(connection, refused) == "pending"
-    delivery_id = value(
-        connection, "select id from notify_worker.stored_deliveries where notification_id = %s", refused
-    )
+    assert {connection.state(number) for number in others} == {"sent"}
+    assert connection.state(refused) == "pending"
+    delivery_id = connection.value("select id from notify_worker.stored_deliveries where notification_id = %s", refused)
     logged = [record for record in caplog.records if getattr(record, "event", None) == "outcome_refused"]
     assert [vars(record)["delivery_id"] for record in logged] == [delivery_id]
 
 
 async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connection(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     """Else a device that registers meanwhile would be taken for one that has not registered since."""
-    register(connection, "ada", "fcm:1")
-    insert(connection, receiver_id="ada")
-    worker = register_worker(connection)
+    connection.register_device("ada", "fcm:1")
+    connection.insert(receiver_id="ada")
+    worker = connection.register_worker()
 
     async with Store(database) as store:
         (delivery,) = (await store.claim(worker.id, uuid4(), 10, {"default": 1000}, timedelta(minutes=1))).deliveries
@@ -165,10 +160,10 @@ async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connecti
         async with store._pool.connection(), store._pool.connection():
             waits = asyncio.create_task(store.record(worker.id, [gone]))
             await auntil("it waits", lambda: waiting_for_a_connection(store), within=5)
-            register(connection, "ada", "fcm:1")
+            connection.register_device("ada", "fcm:1")
         await waits
 
-    assert value(connection, "select retired_at from notify_worker.devices") is None
+    assert connection.value("select retired_at from notify_worker.devices") is None
 
 
 async def waiting_for_a_connection(store: Store) -> bool:

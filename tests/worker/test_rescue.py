@@ -1,4 +1,4 @@
-"""Which workers count as dead and how soon: within seconds of a crash; and none that is alive loses what it holds."""
+"""Which workers count as dead, and how soon: within seconds of a crash; and no living worker loses its leases."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -21,23 +21,7 @@ from notify_worker.sandbox import Sandbox
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
 from tests.support.messages import DELIVERY
-from tests.support.store_calls import (
-    Row,
-    Worker,
-    attempts,
-    claim,
-    connected,
-    insert,
-    outcome,
-    record,
-    register_worker,
-    rescue_worker,
-    row,
-    rows,
-    send_heartbeat,
-    unbalanced,
-    value,
-)
+from tests.support.store_calls import Connection, Row, Worker, connected, outcome
 from tests.support.waiting import auntil
 
 LEASE = timedelta(seconds=40)
@@ -47,22 +31,22 @@ SOON, HALF_A_LEASE = 3, LEASE.total_seconds() / 2
 def die(database: str, lease: timedelta = LEASE) -> Worker:
     """A worker claims what is due and dies."""
     with connected(database) as session:
-        worker = register_worker(session, lease)
-        claim(session, worker)
+        worker = session.register_worker(lease)
+        session.claim(worker)
     return worker
 
 
-def grace_period(connection: psycopg.Connection, worker: Worker, reconnected_ago: float | None = None) -> float | None:
+def grace_period(connection: Connection, worker: Worker, reconnected_ago: float | None = None) -> float | None:
     """For how long a worker has to stay stale until it is dead; None: it is not stale."""
-    found = rows(connection, "select * from notify_worker.stale_workers(%s)", reconnected_ago)
+    found = connection.rows("select * from notify_worker.stale_workers(%s)", reconnected_ago)
     return next((each["grace_period"] for each in found if each["worker_id"] == worker.id), None)
 
 
-def rescue(connection: psycopg.Connection, reconnected_ago: float | None = None) -> Row:
-    return row(connection, "select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
+def rescue(connection: Connection, reconnected_ago: float | None = None) -> Row:
+    return connection.row("select * from notify_worker.rescue_dead_workers(%s)", reconnected_ago)
 
 
-def let_pass(connection: psycopg.Connection, seconds: float) -> None:
+def let_pass(connection: Connection, seconds: float) -> None:
     """Let time pass for the workers: what the database noted of them was then longer ago."""
     connection.execute(
         """
@@ -74,27 +58,27 @@ def let_pass(connection: psycopg.Connection, seconds: float) -> None:
     )
 
 
-def has_ended(connection: psycopg.Connection, worker_id: int) -> bool:
+def has_ended(connection: Connection, worker_id: int) -> bool:
     return bool(
-        value(connection, "select ended_at is not null from notify_worker.stored_workers where id = %s", worker_id)
+        connection.value("select ended_at is not null from notify_worker.stored_workers where id = %s", worker_id)
     )
 
 
-def sent(connection: psycopg.Connection) -> int:
-    return int(value(connection, "select count(*) from notify_worker.notifications where state = 'sent'"))
+def sent(connection: Connection) -> int:
+    return int(connection.value("select count(*) from notify_worker.notifications where state = 'sent'"))
 
 
 # For how long a stale worker has to stay so
 
 
-def test_a_worker_whose_lock_is_held_is_not_stale(connection: psycopg.Connection) -> None:
-    worker = register_worker(connection, LEASE)
+def test_a_worker_whose_lock_is_held_is_not_stale(connection: Connection) -> None:
+    worker = connection.register_worker(LEASE)
 
     assert grace_period(connection, worker) is None
 
 
 def test_a_worker_that_sent_a_heartbeat_since_the_server_started_is_dead_after_three_seconds(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     dead = die(database)
 
@@ -102,7 +86,7 @@ def test_a_worker_that_sent_a_heartbeat_since_the_server_started_is_dead_after_t
 
 
 def test_a_worker_that_sent_no_heartbeat_since_the_server_started_is_dead_after_half_a_lease(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     dead = die(database)
     connection.execute(
@@ -115,13 +99,13 @@ def test_a_worker_that_sent_no_heartbeat_since_the_server_started_is_dead_after_
     )
     assert grace_period(connection, dead) == HALF_A_LEASE
 
-    send_heartbeat(connection, dead)
+    connection.send_heartbeat(dead)
 
     assert grace_period(connection, dead) == SOON
 
 
 def test_a_worker_that_sent_no_heartbeat_since_the_caller_reconnected_is_dead_after_half_a_lease(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     dead = die(database)
 
@@ -130,7 +114,7 @@ def test_a_worker_that_sent_no_heartbeat_since_the_caller_reconnected_is_dead_af
 
 
 def test_a_worker_that_cannot_hold_a_lock_is_stale_once_it_misses_a_heartbeat_and_dead_half_a_lease_later(
-    connection: psycopg.Connection,
+    connection: Connection,
 ) -> None:
     pooled = register_pooled(connection)
     assert grace_period(connection, pooled) is None
@@ -140,17 +124,15 @@ def test_a_worker_that_cannot_hold_a_lock_is_stale_once_it_misses_a_heartbeat_an
     assert grace_period(connection, pooled) == HALF_A_LEASE
 
 
-def register_pooled(connection: psycopg.Connection) -> Worker:
-    return Worker(**row(connection, "select * from notify_worker.register_worker('here', 1, %s, false)", LEASE))
+def register_pooled(connection: Connection) -> Worker:
+    return Worker(**connection.row("select * from notify_worker.register_worker('here', 1, %s, false)", LEASE))
 
 
 # From when that counts
 
 
-def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woken(
-    database: str, connection: psycopg.Connection
-) -> None:
-    insert(connection)
+def test_a_worker_is_rescued_after_its_grace_period_with_a_wakeup(database: str, connection: Connection) -> None:
+    connection.insert()
     dead = die(database)
     delete_wakeups(connection)
 
@@ -163,50 +145,44 @@ def test_a_worker_is_rescued_at_the_end_of_its_grace_period_and_somebody_is_woke
     assert rescue(connection) == {"workers": 1, "notifications": 1, "again_in": None}
 
     assert has_ended(connection, dead.id)
-    assert bells(connection) == 1
+    assert connection.wakeups() == 1
 
 
-def test_where_nothing_is_due_again_nobody_is_woken(database: str, connection: psycopg.Connection) -> None:
+def test_a_rescue_without_due_notifications_sends_no_wakeup(database: str, connection: Connection) -> None:
     die(database)
     rescue(connection)
     let_pass(connection, SOON)
 
     assert rescue(connection) == {"workers": 1, "notifications": 0, "again_in": None}
 
-    assert bells(connection) == 0
+    assert connection.wakeups() == 0
 
 
-def delete_wakeups(connection: psycopg.Connection) -> None:
+def delete_wakeups(connection: Connection) -> None:
     connection.execute("select notify_worker.delete_wakeups()")
-    assert bells(connection) == 0
-
-
-def bells(connection: psycopg.Connection) -> int:
-    return int(value(connection, "select count(*) from notify_worker.procrastinate_jobs where status = 'todo'"))
+    assert connection.wakeups() == 0
 
 
 def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_when_its_session_was_lost(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     """A busy database answers no heartbeat for 3 s: the worker gives its session up, and registers again a second later."""
-    insert(connection)
+    connection.insert()
     with connected(database) as session:
-        slow = register_worker(session, LEASE)
-        claim(session, slow)
+        slow = session.register_worker(LEASE)
+        session.claim(slow)
         rescue(connection)
         let_pass(connection, 5)
 
     assert rescue(connection)["workers"] == 0
-    assert send_heartbeat(connection, slow), "it is back, and what it holds is its own"
+    assert connection.send_heartbeat(slow), "it is back, and what it holds is its own"
 
 
-def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_heartbeat_resets_the_grace_period(database: str, connection: Connection) -> None:
     dead = die(database)
     rescue(connection)
     let_pass(connection, SOON)
-    send_heartbeat(connection, dead)
+    connection.send_heartbeat(dead)
 
     assert rescue(connection)["workers"] == 0
     let_pass(connection, 2)
@@ -215,9 +191,7 @@ def test_a_heartbeat_ends_the_grace_period_and_the_next_loss_begins_another(
     assert rescue(connection)["workers"] == 1
 
 
-def test_a_lock_that_is_held_again_ends_the_grace_period_and_the_next_loss_begins_another(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_a_lock_held_again_resets_the_grace_period(database: str, connection: Connection) -> None:
     dead = die(database)
     rescue(connection)
     with connected(database) as session:
@@ -229,9 +203,7 @@ def test_a_lock_that_is_held_again_ends_the_grace_period_and_the_next_loss_begin
     assert not has_ended(connection, dead.id)
 
 
-def test_half_a_lease_is_counted_from_when_the_caller_reconnected(
-    database: str, connection: psycopg.Connection
-) -> None:
+def test_half_a_lease_is_counted_from_when_the_caller_reconnected(database: str, connection: Connection) -> None:
     dead = die(database, timedelta(seconds=2))
     rescue(connection)
     let_pass(connection, 3)
@@ -241,7 +213,7 @@ def test_half_a_lease_is_counted_from_when_the_caller_reconnected(
     assert rescue(connection, reconnected_ago=2.0)["workers"] == 1
 
 
-def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, connection: psycopg.Connection) -> None:
+def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, connection: Connection) -> None:
     """It was found stale before, and the server was away for longer than that."""
     dead = die(database)
     rescue(connection)
@@ -260,16 +232,16 @@ def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, con
     assert not has_ended(connection, dead.id)
 
 
-def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, connection: psycopg.Connection) -> None:
-    insert(connection), insert(connection)
+def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, connection: Connection) -> None:
+    connection.insert(), connection.insert()
     with connected(database) as session:
-        dead = register_worker(session, LEASE)
-        claimed, _ = claim(session, dead)
+        dead = session.register_worker(LEASE)
+        claimed, _ = session.claim(dead)
     rescue(connection)
     let_pass(connection, SOON)
     with connected(database) as recording:
         recording.execute("begin")
-        record(recording, dead, outcome(claimed, verdict="sent"))
+        recording.record(dead, outcome(claimed, verdict="sent"))
 
         assert rescue(connection) == {"workers": 0, "notifications": 0, "again_in": 0}
         recording.execute("commit")
@@ -277,12 +249,12 @@ def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, c
     assert rescue(connection)["notifications"] == 1
 
 
-def test_a_heartbeat_is_not_waited_for(database: str, connection: psycopg.Connection) -> None:
+def test_a_heartbeat_is_not_waited_for(database: str, connection: Connection) -> None:
     dead = die(database)
     connection.execute("set lock_timeout = '1s'")
     with connected(database) as session:
         session.execute("begin")
-        send_heartbeat(session, dead)
+        session.send_heartbeat(dead)
 
         rescue(connection)
 
@@ -290,30 +262,28 @@ def test_a_heartbeat_is_not_waited_for(database: str, connection: psycopg.Connec
 # What holds a rescue off
 
 
-def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connection: psycopg.Connection) -> None:
-    number = insert(connection)
+def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connection: Connection) -> None:
+    number = connection.insert()
     worker = die(database)
     with connected(database) as session:
         session.execute("select pg_advisory_lock(notify_worker.presence_lock_class(), %s)", [worker.id])
 
-        assert rescue_worker(connection, worker) == 0
+        assert connection.rescue_worker(worker) == 0
         assert not has_ended(connection, worker.id)
 
-    assert rescue_worker(connection, worker) == 1
-    assert [each["verdict"] for each in attempts(connection, number)] == ["unknown"]
+    assert connection.rescue_worker(worker) == 1
+    assert [each["verdict"] for each in connection.attempts(number)] == ["unknown"]
 
 
-def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbeats(
-    connection: psycopg.Connection,
-) -> None:
+def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbeats(connection: Connection) -> None:
     pooled = register_pooled(connection)
     let_pass(connection, SOON)
-    (stale,) = rows(connection, "select * from notify_worker.stale_workers()")
-    insert(connection)
-    claim(connection, pooled)
-    send_heartbeat(connection, pooled)
+    (stale,) = connection.rows("select * from notify_worker.stale_workers()")
+    connection.insert()
+    connection.claim(pooled)
+    connection.send_heartbeat(pooled)
 
-    rescued = value(connection, "select notify_worker.rescue_worker(%s, %s)", pooled.id, stale["last_heartbeat_at"])
+    rescued = connection.value("select notify_worker.rescue_worker(%s, %s)", pooled.id, stale["last_heartbeat_at"])
 
     assert rescued is None
     assert not has_ended(connection, pooled.id)
@@ -334,16 +304,15 @@ async def living(database: str) -> AsyncIterator[tuple[Heartbeat, Rescuer]]:
             await heartbeat.close(unregister=True)
 
 
-async def lose_its_session(connection: psycopg.Connection, heartbeat: Heartbeat) -> None:
+async def lose_its_session(connection: Connection, heartbeat: Heartbeat) -> None:
     """Kill the session that holds the lock, and wait until the worker has another one, under another id."""
     former = heartbeat.worker_id
     kill_its_session(connection, former)
     await auntil("it has another id", lambda: heartbeat.worker_id != former, within=10)
 
 
-def kill_its_session(connection: psycopg.Connection, worker_id: int) -> None:
-    killed = value(
-        connection,
+def kill_its_session(connection: Connection, worker_id: int) -> None:
+    killed = connection.value(
         """
         select pg_terminate_backend(pid)
         from pg_locks
@@ -355,11 +324,9 @@ def kill_its_session(connection: psycopg.Connection, worker_id: int) -> None:
     assert killed
 
 
-async def test_what_a_dead_worker_held_is_due_again_after_three_seconds(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_dead_workers_notifications_are_due_after_three_seconds(database: str, connection: Connection) -> None:
     async with living(database) as (_, rescuer):
-        insert(connection)
+        connection.insert()
         dead = die(database)
         began = monotonic()
 
@@ -369,27 +336,25 @@ async def test_what_a_dead_worker_held_is_due_again_after_three_seconds(
         assert has_ended(connection, dead.id)
 
 
-async def test_a_process_that_has_just_reconnected_robs_nobody(database: str, connection: psycopg.Connection) -> None:
+async def test_a_process_that_just_reconnected_rescues_no_living_worker(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
-        insert(connection)
+        connection.insert()
         slower = die(database)  # the same has befallen another, which is not back yet
         await lose_its_session(connection, heartbeat)
 
         assert await rescuer.rescue() == 0
 
         assert not has_ended(connection, slower.id)
-        assert send_heartbeat(connection, slower), "it comes back, and what it holds is its own"
-        assert (
-            value(connection, "select count(*) from notify_worker.notifications where leased_by = %s", slower.id) == 1
-        )
+        assert connection.send_heartbeat(slower), "it comes back, and what it holds is its own"
+        assert connection.value("select count(*) from notify_worker.notifications where leased_by = %s", slower.id) == 1
 
 
 async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_seconds_again(
-    database: str, connection: psycopg.Connection
+    database: str, connection: Connection
 ) -> None:
     async with living(database) as (heartbeat, rescuer):
         await lose_its_session(connection, heartbeat)
-        insert(connection)
+        connection.insert()
         dead = die(database)
 
         assert await rescuer.rescue() == 1
@@ -397,11 +362,11 @@ async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_s
         assert has_ended(connection, dead.id)
 
 
-async def test_a_process_does_not_rescue_what_it_was_itself(database: str, connection: psycopg.Connection) -> None:
+async def test_a_process_does_not_rescue_its_own_earlier_ids(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
         former = heartbeat.worker_id
-        insert(connection)
-        claim(connection, Worker(former, ""))
+        connection.insert()
+        connection.claim(Worker(former, ""))
         heartbeat.outstanding.add(replace(DELIVERY, worker_id=former))
         await lose_its_session(connection, heartbeat)
 
@@ -439,18 +404,18 @@ async def working(database: str, box: Sandbox) -> AsyncIterator[tuple[Pipeline, 
             await pipeline.close()
 
 
-async def drained(pipeline: Pipeline, connection: psycopg.Connection) -> bool:
+async def drained(pipeline: Pipeline, connection: Connection) -> bool:
     """Drain, as a look does; tell whether all is sent."""
     with suppress(psycopg.Error):  # its session was killed: the next look does it
         await pipeline.drain(within=0.5)
     return sent(connection) == COUNT
 
 
-async def test_a_worker_that_lost_its_lock_ends_what_is_in_flight_and_starts_the_rest_under_another_name(
-    database: str, connection: psycopg.Connection, box: Sandbox
+async def test_a_worker_that_lost_its_lock_finishes_and_goes_on_under_a_new_id(
+    database: str, connection: Connection, box: Sandbox
 ) -> None:
     for _ in range(COUNT):
-        insert(connection)
+        connection.insert()
     async with working(database, box) as (pipeline, heartbeat), living(database) as (_, others):
         former = await heartbeat.ensure_registered()
         former_name = heartbeat.name
@@ -473,12 +438,12 @@ async def test_a_worker_that_lost_its_lock_ends_what_is_in_flight_and_starts_the
 
     assert box.received == COUNT
     assert box.doubles == 0
-    by_worker = rows(connection, "select worker, verdict, count(*) from notify_worker.attempts group by 1, 2")
+    by_worker = connection.rows("select worker, verdict, count(*) from notify_worker.attempts group by 1, 2")
     assert {(each["worker"], each["verdict"], each["count"]) for each in by_worker} == {
         (former_name, "sent", PLACES),
         (heartbeat.name, "sent", COUNT - PLACES),
     }
-    assert unbalanced(connection) == []
+    assert connection.unbalanced() == []
 
 
 async def hang(pipeline: Pipeline, box: Sandbox) -> bool:
@@ -486,8 +451,8 @@ async def hang(pipeline: Pipeline, box: Sandbox) -> bool:
     return box.in_flight == PLACES
 
 
-def last_heartbeat_at(connection: psycopg.Connection, worker_id: int) -> datetime:
-    moment: datetime = value(
-        connection, "select last_heartbeat_at from notify_worker.stored_workers where id = %s", worker_id
+def last_heartbeat_at(connection: Connection, worker_id: int) -> datetime:
+    moment: datetime = connection.value(
+        "select last_heartbeat_at from notify_worker.stored_workers where id = %s", worker_id
     )
     return moment

@@ -1,4 +1,4 @@
-"""A key that is revoked, an API that is switched off, an outage: while a backlog is being sent, and until it is over."""
+"""A revoked key, an API that is switched off, an outage: during a backlog, and until it is over."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
     [(REVOKED, ACCEPTED_AGAIN, "invalid_grant"), (API_OFF, API_ON, "SERVICE_DISABLED")],
     ids=["the key is revoked", "the API is switched off"],
 )
-def test_what_makes_every_request_vain_pauses_the_project_and_burns_nothing(
+def test_a_project_wide_failure_pauses_the_project_and_costs_no_attempt(
     shop: Shop, happens: Changes, is_mended: Changes, reason: str
 ) -> None:
     start_sending(shop)
@@ -96,7 +96,7 @@ def test_an_outage_that_is_there_from_the_start_costs_next_to_nothing(shop: Shop
     for _ in range(PROBES):
         probe(shop)
 
-    assert before <= 3 * PLACES * WORKERS, "a blip is three requests"
+    assert before <= 3 * PLACES * WORKERS, "an attempt is at most three requests"
     assert shop.box.received - before <= PROBES
     assert shop.value("select sum(attempts) from notify_worker.deliveries") <= 2 * PLACES
     assert_all_is_sent_after_the_next_probe(shop, {"fail": None})

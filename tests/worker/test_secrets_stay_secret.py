@@ -1,4 +1,4 @@
-"""No token, key, address in full or word of a message stands in a log, an error text, an incident, or what the CLI prints.
+"""No token, key, full address or content appears in a log, an error text, an incident, or the CLI's output.
 
 All that is secret here carries one mark that stands nowhere else, or can be known by its look, so that one search finds it.
 """
@@ -71,8 +71,8 @@ def keys(shop: Shop, tmp_path: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def test_nothing_secret_is_logged_recorded_or_printed_whatever_happens(shop: Shop, keys: dict[str, str]) -> None:
-    told = [*every_fault(shop), *every_wrong_key(shop, keys), *what_cannot_be_rendered(shop)]
+def test_no_secret_is_logged_recorded_or_printed(shop: Shop, keys: dict[str, str]) -> None:
+    numbers = [*every_fault(shop), *every_wrong_key(shop, keys), *what_cannot_be_rendered(shop)]
 
     with talkative_worker(shop):
         until("each has been tried, or has ended", lambda: not untried(shop), within=60)
@@ -81,8 +81,8 @@ def test_nothing_secret_is_logged_recorded_or_printed_whatever_happens(shop: Sho
         until("an outcome is refused", lambda: "refused" in shop.log.read_text(), within=10)
 
     assert leaks(shop.log.read_text(), shop, keys) == []
-    assert leaks(stories(shop, told), shop, keys) == []
-    for arguments in (["status"], ["status", "--json"], ["explain", str(told[0])]):
+    assert leaks(stories(shop, numbers), shop, keys) == []
+    for arguments in (["status"], ["status", "--json"], ["explain", str(numbers[0])]):
         assert leaks(printed(shop, *arguments), shop, keys) == []
 
 
@@ -102,9 +102,7 @@ def test_a_claim_that_the_database_refuses_is_logged_without_the_row(shop: Shop)
     [[], ["--priority", "urgent"], ["--data", f"google.{MARK}={MARK}"], ["--project", "nowhere"]],
     ids=["sent", "an unknown priority", "a reserved key", "an unknown project"],
 )
-def test_send_prints_neither_the_address_nor_the_words_not_even_when_asked_for_more(
-    shop: Shop, options: list[str]
-) -> None:
+def test_send_prints_neither_address_nor_content_even_when_verbose(shop: Shop, options: list[str]) -> None:
     said = printed(shop, "send", "--token", f"app:{MARK}-phone", "--title", f"{MARK} title", *options)
 
     assert leaks(said, shop, {}) == []
@@ -121,7 +119,7 @@ BAD_ROWS: dict[str, Columns] = {
 
 
 @pytest.mark.parametrize("columns", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_notification_is_refused_without_a_word_of_it(connection: psycopg.Connection, columns: Columns) -> None:
+def test_a_refused_notification_is_not_quoted(connection: psycopg.Connection, columns: Columns) -> None:
     bad: Columns = {**worded(kind="token", address=f"app:{MARK}-phone"), **columns}
 
     with pytest.raises(psycopg.errors.CheckViolation) as refused:
@@ -153,13 +151,13 @@ def test_a_device_is_refused_without_its_address(
 
 def every_fault(shop: Shop) -> list[int]:
     """Tell one device of each fault, of a project of its own: what pauses one must not keep the next from its fault."""
-    told = []
+    numbers = []
     for fault in FAULTS:
         make_project(shop, fault, None)
-        told.append(shop.notify(f"{fault}:{MARK}-phone", **worded(project=fault)))
-    told.append(shop.notify(f"topicquota~{MARK}", **worded(kind="topic", project="topicquota")))
-    told.append(shop.notify(f"'topicquota~{MARK}' in topics", **worded(kind="condition", project="topicquota")))
-    return told
+        numbers.append(shop.notify(f"{fault}:{MARK}-phone", **worded(project=fault)))
+    numbers.append(shop.notify(f"topicquota~{MARK}", **worded(kind="topic", project="topicquota")))
+    numbers.append(shop.notify(f"'topicquota~{MARK}' in topics", **worded(kind="condition", project="topicquota")))
+    return numbers
 
 
 def every_wrong_key(shop: Shop, keys: dict[str, str]) -> list[int]:
@@ -230,7 +228,7 @@ def talkative_worker(shop: Shop) -> Iterator[None]:
 # What is said of it
 
 
-def stories(shop: Shop, told: list[int]) -> str:
+def stories(shop: Shop, numbers: list[int]) -> str:
     """All that the database says of it to people, but the rows that the application wrote itself."""
     said = [
         *shop.rows("select error, error_code, provider_message_id from notify_worker.attempts"),
@@ -238,7 +236,7 @@ def stories(shop: Shop, told: list[int]) -> str:
         *shop.rows("select settled_reason from notify_worker.notifications"),
         *shop.rows("select reason from notify_worker.incidents"),
         *shop.rows("select retired_reason from notify_worker.devices"),
-        *(row for each in told for row in shop.rows("select * from notify_worker.explain(%s::bigint)", each)),
+        *(row for each in numbers for row in shop.rows("select * from notify_worker.explain(%s::bigint)", each)),
     ]
     return "\n".join(map(str, said))
 

@@ -1,4 +1,4 @@
-"""Which sender carries a project's messages: `projects.sender` names the console, or one that another package brings."""
+"""The sender of a project: `projects.sender` names FCM, the console, or a plugin of another package."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_the_console_prints_a_line_for_each_message_without_its_address(shop: Sh
 # ── from another package ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_sender_that_another_package_brings_is_used_for_its_project_alone(shop: Shop, package: Path) -> None:
+def test_a_plugin_sender_is_used_for_its_project_alone(shop: Shop, package: Path) -> None:
     project(shop, "birds", "pigeons")
     by_pigeon = shop.notify("loft:7", project="birds", title="Coo")
     by_fcm = shop.notify("app:phone")
@@ -159,7 +159,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("sender", SAID)
-def test_a_sender_that_is_not_there_or_does_not_open_pauses_and_burns_nothing(
+def test_a_missing_or_broken_sender_pauses_its_project_and_costs_no_attempt(
     shop: Shop, package: Path, sender: str
 ) -> None:
     project(shop, "birds", sender)
@@ -274,12 +274,12 @@ def test_a_sender_that_breaks_at_start_is_named_in_the_log(shop: Shop, package: 
     until("it is named", lambda: "project sick can't send: " in shop.log.read_text(), within=3)
 
 
-def test_what_waits_for_a_sender_is_sent_when_there_is_one(shop: Shop, package: Path) -> None:
+def test_notifications_wait_for_their_sender_and_are_sent(shop: Shop, package: Path) -> None:
     project(shop, "birds", "pigeons")
     number = shop.notify("loft:7", project="birds")
     drain(shop)
     assert shop.attempts(number)[0]["verdict"] == "paused"
-    shop.connection.execute("select notify_worker.resume('birds')")
+    shop.connection.resume("birds")
     shop.connection.execute("update notify_worker.notifications set due_at = now() where id = %s", [number])
     shop.connection.execute(
         "update notify_worker.stored_deliveries set due_at = now() where notification_id = %s", [number]

@@ -1,4 +1,4 @@
-"""The tasks that procrastinate's own command line can defer: what each does, and what becomes of one that is wrong."""
+"""The tasks that procrastinate's command line can defer: what each does, and how a wrong one fails."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from procrastinate.jobs import Job
 
 from notify_worker.worker import app
 from tests.support.shop import Row, Shop
-from tests.support.store_calls import EVENT, insert, move, settled
+from tests.support.store_calls import EVENT
 from tests.support.waiting import until
 
 TASKS = {
@@ -66,7 +66,7 @@ def test_a_worker_takes_our_queue_alone_and_stops_before_a_platform_kills_it() -
 
 @each_task
 @pytest.mark.parametrize("error", [psycopg.OperationalError("away"), RuntimeError("a bug")], ids=str)
-def test_what_a_database_or_a_bug_breaks_is_put_back_at_once_ten_times(name: str, error: Exception) -> None:
+def test_a_failed_job_is_retried_at_once_up_to_ten_times(name: str, error: Exception) -> None:
     decisions = [after(name, error, attempts) for attempts in range(11)]
 
     assert all(decision is not None and decision.retry_at is not None for decision in decisions[:10])
@@ -83,7 +83,7 @@ def after(name: str, error: Exception, attempts: int) -> procrastinate.RetryDeci
     return strategy.get_retry_decision(exception=error, job=job)
 
 
-def test_the_app_is_imported_without_any_environment_and_whatever_stands_in_it() -> None:
+def test_the_app_imports_with_any_environment() -> None:
     wrong = {"NOTIFY_WORKER_NONSENSE": "1", "NOTIFY_WORKER_DATABASE_URL": "nonsense"}
 
     for env in ({}, wrong):
@@ -103,7 +103,7 @@ def test_the_app_is_imported_without_any_environment_and_whatever_stands_in_it()
 
 def test_retry_sends_again_by_notification_event_or_delivery(shop: Shop) -> None:
     first, second, third, untouched = (
-        settled(shop.connection, "failed", event_id=event) for event in (None, EVENT, None, None)
+        shop.connection.insert_settled("failed", event_id=event) for event in (None, EVENT, None, None)
     )
     delivery = shop.delivery(third)["id"]
 
@@ -120,9 +120,11 @@ def test_retry_sends_again_by_notification_event_or_delivery(shop: Shop) -> None
     assert shop.unbalanced() == []
 
 
-def test_retry_sends_again_what_failed_in_a_project_since_then(shop: Shop) -> None:
+def test_retry_by_project_sends_failures_since_a_time_again(shop: Shop) -> None:
     shop.connection.execute("insert into notify_worker.projects (name) values ('other')")
-    old, new, of_other = (settled(shop.connection, "failed", project=name) for name in ("default", "default", "other"))
+    old, new, of_other = (
+        shop.connection.insert_settled("failed", project=name) for name in ("default", "default", "other")
+    )
     shop.connection.execute(
         "update notify_worker.stored_deliveries set settled_at = settled_at - interval '2 days' where notification_id = %s",
         [old],
@@ -134,15 +136,11 @@ def test_retry_sends_again_what_failed_in_a_project_since_then(shop: Shop) -> No
     assert jobs_of(shop) == []
 
 
-WRONG: list[dict[str, Any]] = [
-    {},
-    {"notification_id": 1, "event_id": EVENT},
-    {"event": EVENT},
-]
+WRONG: list[dict[str, Any]] = [{}, {"notification_id": 1, "event_id": EVENT}, {"event": EVENT}]
 
 
 def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop) -> None:
-    number = settled(shop.connection, "failed", event_id=EVENT)
+    number = shop.connection.insert_settled("failed", event_id=EVENT)
 
     for arguments in WRONG:
         shop.procrastinate("defer", "notify_worker.retry", json.dumps(arguments))
@@ -157,11 +155,11 @@ def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop
 # ── prune ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_prune_deletes_what_settled_long_ago_and_nothing_else(shop: Shop) -> None:
-    old, new = settled(shop.connection, "failed"), settled(shop.connection, "failed")
-    waiting = insert(shop.connection, send_at="tomorrow")
-    move(shop.connection, old, "settled_at", timedelta(days=91))
-    move(shop.connection, waiting, "created_at", timedelta(days=91))
+def test_prune_deletes_only_what_settled_long_ago(shop: Shop) -> None:
+    old, new = shop.connection.insert_settled("failed"), shop.connection.insert_settled("failed")
+    waiting = shop.connection.insert(send_at="tomorrow")
+    shop.connection.set_back(old, "settled_at", timedelta(days=91))
+    shop.connection.set_back(waiting, "created_at", timedelta(days=91))
 
     run(shop, ("prune", {"older_than": "90 days"}))
 

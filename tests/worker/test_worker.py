@@ -44,7 +44,7 @@ def test_each_of_five_commits_a_second_apart_wakes_the_worker_at_once(shop: Shop
     assert not shop.said("WARNING"), "nothing is wrong, and it takes nothing for wrong"
 
 
-def test_without_any_notify_a_commit_is_found_by_the_next_look(shop: Shop) -> None:
+def test_without_notify_the_next_poll_finds_a_commit(shop: Shop) -> None:
     trigger = shop.value(
         """
         select tgname
@@ -62,7 +62,7 @@ def test_without_any_notify_a_commit_is_found_by_the_next_look(shop: Shop) -> No
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=1.5)
 
 
-def test_what_is_to_be_sent_in_three_seconds_is_sent_in_three_to_four(open_shop: Shop) -> None:
+def test_a_notification_scheduled_in_three_seconds_is_sent_in_three_to_four(open_shop: Shop) -> None:
     send_at = datetime.now(UTC) + timedelta(seconds=3)
     later = open_shop.notify("app:later", send_at=send_at)
 
@@ -122,7 +122,7 @@ def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
     }
 
 
-def test_memory_does_not_grow_with_what_is_due(shop: Shop) -> None:
+def test_memory_does_not_grow_with_the_backlog(shop: Shop) -> None:
     shop.notify_many(50_000)
     worker = psutil.Process(shop.start_worker().pid)
 
@@ -137,7 +137,7 @@ def test_memory_does_not_grow_with_what_is_due(shop: Shop) -> None:
 # What can't be sent
 
 
-def test_a_campaign_that_is_not_there_fails_its_notification_alone(open_shop: Shop) -> None:
+def test_a_missing_campaign_fails_its_notification_alone(open_shop: Shop) -> None:
     open_shop.connection.execute(
         "insert into notify_worker.campaigns (name, title, body) values ('order_paid', 'Paid', 'Order {order_id} is paid')"
     )
@@ -164,7 +164,7 @@ def test_a_campaign_that_is_not_there_fails_its_notification_alone(open_shop: Sh
 
 
 @pytest.mark.parametrize("fault", ["drop", "hang"], ids=["the connection is closed", "the request times out"])
-def test_where_the_sender_said_hold_an_answer_that_never_came_is_held(open_shop: Shop, fault: str) -> None:
+def test_a_request_without_an_answer_is_held_under_hold(open_shop: Shop, fault: str) -> None:
     address = f"{fault}:hold"
     held = open_shop.notify(address, on_unknown="hold")
 
@@ -175,7 +175,7 @@ def test_where_the_sender_said_hold_an_answer_that_never_came_is_held(open_shop:
     assert open_shop.delivery(held)["state"] == "held"
 
 
-def test_a_503_is_mended_by_three_requests_and_then_retried_in_the_table(open_shop: Shop) -> None:
+def test_a_503_gets_three_requests_and_is_then_retried_later(open_shop: Shop) -> None:
     retried = open_shop.notify("503:resend")
 
     until("its attempt has ended", lambda: open_shop.attempts(retried) != [], within=8)
@@ -188,7 +188,7 @@ def test_a_503_is_mended_by_three_requests_and_then_retried_in_the_table(open_sh
     assert 9 < delivery["due_in"] <= 12
 
 
-def test_a_503_where_the_sender_said_hold_makes_one_request(open_shop: Shop) -> None:
+def test_a_503_with_hold_gets_one_request(open_shop: Shop) -> None:
     held = open_shop.notify("503:hold", on_unknown="hold")
 
     until("it is held", lambda: open_shop.state(held) == "held", within=5)
@@ -197,12 +197,12 @@ def test_a_503_where_the_sender_said_hold_makes_one_request(open_shop: Shop) -> 
     assert open_shop.box.requests_for("503:hold") == 1
 
 
-def test_a_503_that_is_over_within_seconds_is_mended_within_the_attempt(open_shop: Shop) -> None:
-    mended = open_shop.notify("once503:phone")
+def test_a_503_of_a_few_seconds_is_retried_within_the_attempt(open_shop: Shop) -> None:
+    retried = open_shop.notify("once503:phone")
 
-    until("it is sent", lambda: open_shop.state(mended) == "sent", within=5)
+    until("it is sent", lambda: open_shop.state(retried) == "sent", within=5)
 
-    (attempt,) = open_shop.attempts(mended)
+    (attempt,) = open_shop.attempts(retried)
     assert (attempt["verdict"], attempt["requests"]) == ("sent", 2)
 
 
@@ -218,7 +218,7 @@ def test_an_unregistered_device_is_retired_and_leaves_the_receiver_unreachable(o
     assert [attempt["verdict"] for attempt in open_shop.attempts(unreachable)] == ["unregistered"]
 
 
-def test_a_device_that_is_told_too_often_waits_alone(open_shop: Shop) -> None:
+def test_a_device_over_its_quota_waits_alone(open_shop: Shop) -> None:
     waiting = open_shop.notify("429:phone")
 
     until("its attempt has ended", lambda: open_shop.attempts(waiting) != [], within=5)
@@ -235,7 +235,7 @@ def test_after_all_that_the_ledger_balances(open_shop: Shop) -> None:
     assert open_shop.unbalanced() == []
 
 
-def test_what_nobody_takes_is_retried_and_not_lost(shop: Shop) -> None:
+def test_notifications_that_fcm_does_not_accept_are_retried(shop: Shop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     shop.start_worker(NOTIFY_WORKER_FCM_URL=f"http://127.0.0.1:{port}")
@@ -267,7 +267,7 @@ def test_a_wrong_key_costs_no_attempt(shop: Shop, tmp_path: Path) -> None:
 
 
 @both_kinds
-def test_a_stop_ends_and_records_what_is_in_flight_and_gives_back_the_rest(shop: Shop, kind: str) -> None:
+def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, kind: str) -> None:
     worker = shop.start_worker(
         kind, NOTIFY_WORKER_CONCURRENCY=20, NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=5, NOTIFY_WORKER_LEASE_SECONDS=60
     )
@@ -280,7 +280,7 @@ def test_a_stop_ends_and_records_what_is_in_flight_and_gives_back_the_rest(shop:
     assert shop.box.received == 20
     assert shop.states() == {"sent": 20, "pending": 180}
     assert (shop.held(), shop.unbalanced()) == (0, [])
-    given_back = shop.value(
+    released = shop.value(
         """
         select count(*)
         from notify_worker.notifications as notification
@@ -289,11 +289,11 @@ def test_a_stop_ends_and_records_what_is_in_flight_and_gives_back_the_rest(shop:
             and not exists (select from notify_worker.attempts where notification_id = notification.id)
         """
     )
-    assert given_back == 180
+    assert released == 180
 
 
 @both_kinds
-def test_a_stop_does_not_wait_for_the_end_of_a_blip(shop: Shop, kind: str) -> None:
+def test_a_stop_does_not_wait_for_a_quick_retry(shop: Shop, kind: str) -> None:
     worker = shop.start_worker(kind)
     mending = shop.notify("503:phone")
     until("FCM has answered once", lambda: shop.box.by_status.get(503) == 1, within=10)
@@ -360,24 +360,25 @@ def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> 
 # Several devices
 
 
-def test_of_three_devices_one_dead_one_failing_twice_and_one_well_each_is_told_once(shop: Shop) -> None:
+def test_each_of_three_devices_gets_one_message_whatever_its_answers(shop: Shop) -> None:
     shop.connection.execute("update notify_worker.projects set first_retry_after = '100 milliseconds'")
     for address in ("dead:gone", "twicedrop:shaky", "app:well"):
         shop.value("select notify_worker.register_device('u_42', 'token', %s)", address)
     shop.start_worker()
 
-    told = shop.value(
+    scheduled = shop.value(
         "insert into notify_worker.notifications (receiver_id, title) values ('u_42', 'Hello') returning id"
     )
 
-    until("it is settled", lambda: shop.state(told) == "sent", within=15)
+    until("it is settled", lambda: shop.state(scheduled) == "sent", within=15)
     assert sorted(each.address for each in shop.box.shown) == ["app:well", "twicedrop:shaky"]
     assert [shop.box.requests_for(address) for address in ("dead:gone", "twicedrop:shaky", "app:well")] == [1, 3, 1]
     deliveries = shop.rows("select state, attempts from notify_worker.deliveries order by id")
     assert [(row["state"], row["attempts"]) for row in deliveries] == [("failed", 1), ("sent", 3), ("sent", 1)]
     assert shop.unbalanced() == []
     story = " | ".join(
-        str(what) for (what,) in shop.connection.execute("select what from notify_worker.explain(%s::bigint)", [told])
+        str(what)
+        for (what,) in shop.connection.execute("select what from notify_worker.explain(%s::bigint)", [scheduled])
     )
     assert story.count("came to unknown") == 2
     assert story.count("came to sent") == 2
@@ -388,7 +389,7 @@ def test_of_three_devices_one_dead_one_failing_twice_and_one_well_each_is_told_o
 # What must not stop it
 
 
-def test_a_drain_job_that_is_cancelled_stops_nobody(shop: Shop) -> None:
+def test_a_cancelled_drain_job_stops_no_worker(shop: Shop) -> None:
     shop.start_worker()
     shop.notify("hang1.5:slow")
     until("a request hangs", lambda: shop.box.in_flight == 1, within=5)
@@ -407,7 +408,7 @@ def test_a_drain_job_that_is_cancelled_stops_nobody(shop: Shop) -> None:
     until("and what hung too", lambda: shop.all_sent(2), within=10)
 
 
-def test_what_is_of_a_project_made_a_moment_ago_goes_by_its_own_sender(shop: Shop) -> None:
+def test_a_project_created_a_moment_ago_uses_its_own_sender(shop: Shop) -> None:
     shop.start_worker()
     shop.notify("app:first")
     until("the worker knows the projects of before", lambda: shop.all_sent(1), within=5)

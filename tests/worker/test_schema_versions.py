@@ -1,4 +1,4 @@
-"""Workers of this release beside a schema that is not its own: later, older, or none."""
+"""Workers of this release on a later schema, an older one, or none."""
 
 import psycopg
 
@@ -94,7 +94,7 @@ def test_a_worker_goes_on_while_every_function_trigger_and_view_is_installed_aga
 # An older one
 
 
-def test_a_worker_that_is_too_new_for_the_schema_waits_for_it_and_says_so_once(shop: Shop) -> None:
+def test_a_worker_newer_than_the_schema_waits_and_says_so_once(shop: Shop) -> None:
     set_version(shop, "0001")
     waiting = shop.notify("app:waiting")
     worker = shop.launch()
@@ -126,7 +126,7 @@ def test_a_worker_that_waits_for_its_schema_can_be_stopped(shop: Shop) -> None:
     assert worker.stop() == 0
 
 
-def test_procrastinate_alone_does_not_wait_for_a_schema_and_says_what_to_do(shop: Shop) -> None:
+def test_a_plain_worker_does_not_wait_for_a_schema_and_says_what_to_do(shop: Shop) -> None:
     set_version(shop, "0001")
 
     worker = shop.launch("procrastinate")
@@ -140,7 +140,7 @@ def test_procrastinate_alone_does_not_wait_for_a_schema_and_says_what_to_do(shop
 
 
 @both_kinds
-def test_without_a_schema_a_worker_leaves_at_once_and_says_what_to_do(shop: Shop, kind: str) -> None:
+def test_without_a_schema_a_worker_exits_and_says_what_to_do(shop: Shop, kind: str) -> None:
     shop.connection.execute("drop schema notify_worker cascade")
 
     worker = shop.launch(kind)

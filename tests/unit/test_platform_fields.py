@@ -1,4 +1,4 @@
-"""What a message carries besides its words: the notification's id, its tag, how long it is good for, how urgent it is."""
+"""The fields that we add to a message: the notification's id, its tag, its time to live, its priority."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,13 +25,9 @@ def message(own: Mapping[str, Json], words: Content = DELIVERY.inline, **deliver
 
 @pytest.mark.parametrize(
     "words",
-    [
-        Content(title="Thank you"),
-        Content(body="It is paid"),
-        Content(message={"notification": {"title": "Thank you"}}),
-    ],
+    [Content(title="Thank you"), Content(body="It is paid"), Content(message={"notification": {"title": "Thank you"}})],
 )
-def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Content) -> None:
+def test_a_visible_message_has_the_tag_on_all_three_platforms(words: Content) -> None:
     rendered = body(replace(DELIVERY, inline=words))
 
     assert rendered["android"]["notification"]["tag"] == TAG
@@ -47,7 +43,7 @@ def test_what_is_visible_carries_the_tag_on_all_three_platforms(words: Content) 
         ("webpush", {"notification": {"title": "Thank you"}}),
     ],
 )
-def test_what_one_platform_shows_carries_the_tag_there_and_stays_data_only_elsewhere(platform: str, own: Json) -> None:
+def test_a_message_visible_on_one_platform_has_the_tag_there_alone(platform: str, own: Json) -> None:
     rendered = body(replace(DELIVERY, inline=Content(message={platform: own})))
 
     assert TAG in json.dumps(rendered[platform])
@@ -64,7 +60,7 @@ def test_the_callers_own_tag_wins_on_the_platform_that_it_names() -> None:
     assert rendered["webpush"]["notification"] == {"tag": TAG}
 
 
-def test_the_notifications_id_stands_in_the_data_of_every_platform_that_has_its_own() -> None:
+def test_the_notifications_id_is_in_each_platforms_own_data() -> None:
     own = {"android": {"data": {"a": "1"}}, "webpush": {"data": {"w": "2"}}, "data": {"d": "3"}}
 
     rendered = body(replace(DELIVERY, inline=Content(title="Thank you", message=own)))
@@ -91,7 +87,7 @@ def test_data_of_a_platform_that_are_empty_replace_nothing_and_stay_empty(platfo
 
 
 @pytest.mark.parametrize("spelling", ["android_v2", "androidV2"])
-def test_what_is_ours_goes_into_the_successor_of_android_as_fcm_refuses_a_message_with_both(spelling: str) -> None:
+def test_our_fields_go_into_androids_successor_if_the_caller_uses_it(spelling: str) -> None:
     own = {spelling: {"background_sync": {}, "data": {"a": "1"}}}
 
     rendered = message(own, priority="high")
@@ -100,7 +96,7 @@ def test_what_is_ours_goes_into_the_successor_of_android_as_fcm_refuses_a_messag
     assert rendered[spelling] == {"background_sync": {}, "data": {"a": "1", **ID}, "ttl": "86400s"}
 
 
-def test_who_writes_the_successor_of_android_twice_is_left_to_fcm_too() -> None:
+def test_a_message_with_two_successors_of_android_is_left_to_fcm() -> None:
     rendered = message({"android_v2": {}, "androidV2": {}, "android": {"collapse_key": "a"}})
 
     assert rendered["android"] == {"collapse_key": "a"}
@@ -111,7 +107,7 @@ def test_who_writes_the_successor_of_android_twice_is_left_to_fcm_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "topic"])
-def test_what_is_data_only_stays_data_only_and_goes_to_ios_in_the_background(kind: str) -> None:
+def test_a_data_only_message_goes_to_ios_in_the_background(kind: str) -> None:
     rendered = body(replace(DELIVERY, kind=kind, address="there", inline=SILENT))
 
     assert rendered == {
@@ -127,7 +123,7 @@ def test_what_is_data_only_stays_data_only_and_goes_to_ios_in_the_background(kin
 
 
 @pytest.mark.parametrize("priority", ["high", "normal", None])
-def test_what_is_data_only_goes_to_ios_at_five_whatever_its_priority(priority: str | None) -> None:
+def test_a_data_only_message_goes_to_ios_at_five_at_any_priority(priority: str | None) -> None:
     rendered = message({}, SILENT, priority=priority)
 
     assert rendered["apns"]["headers"].items() >= BACKGROUND.items()
@@ -135,13 +131,13 @@ def test_what_is_data_only_goes_to_ios_at_five_whatever_its_priority(priority: s
 
 
 @pytest.mark.parametrize("platform", ["android", "webpush"])
-def test_what_only_another_platform_shows_is_data_only_on_ios(platform: str) -> None:
+def test_a_message_visible_only_elsewhere_is_data_only_on_ios(platform: str) -> None:
     rendered = message({platform: {"notification": {"title": "Thank you"}}}, SILENT, priority="high")
 
     assert rendered["apns"]["headers"].items() >= BACKGROUND.items()
 
 
-def test_the_callers_own_payload_stays_beside_what_ios_needs_for_the_background() -> None:
+def test_the_callers_payload_stays_beside_our_background_fields() -> None:
     rendered = message({"apns": {"payload": {"own": [1], "aps": {"category": "x"}}}}, SILENT)
 
     assert rendered["apns"]["payload"] == {"own": [1], "aps": {"category": "x", "content-available": 1}}
@@ -159,7 +155,7 @@ def test_the_callers_own_payload_stays_beside_what_ios_needs_for_the_background(
         {"headers": {"Apns-Push-Type": "location"}},
     ],
 )
-def test_what_the_caller_makes_more_of_on_ios_is_no_background_push(apns: Json) -> None:
+def test_a_visible_or_special_ios_push_is_no_background_push(apns: Json) -> None:
     rendered = message({"apns": apns}, SILENT, priority="high")
 
     assert rendered["apns"]["headers"]["apns-priority"] == "10"
@@ -168,7 +164,7 @@ def test_what_the_caller_makes_more_of_on_ios_is_no_background_push(apns: Json) 
 
 
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_what_the_caller_calls_a_background_push_goes_at_five(words: Content) -> None:
+def test_a_background_push_of_the_caller_goes_at_five(words: Content) -> None:
     rendered = message({"apns": {"headers": {"APNS-Push-Type": "background"}}}, words, priority="high")
 
     assert rendered["apns"]["headers"]["apns-priority"] == "5"
@@ -192,9 +188,7 @@ def test_what_the_caller_calls_a_background_push_goes_at_five(words: Content) ->
         (inf, FOUR_WEEKS),
     ],
 )
-def test_a_message_may_wait_for_its_phone_as_long_as_is_left_in_whole_seconds_and_four_weeks_at_most(
-    left: float, seconds: int
-) -> None:
+def test_android_ttl_is_the_time_left_in_whole_seconds_up_to_four_weeks(left: float, seconds: int) -> None:
     rendered = message({}, expires_in=left)
 
     assert rendered["android"]["ttl"] == f"{seconds}s"
@@ -211,7 +205,7 @@ def test_a_message_may_wait_for_its_phone_as_long_as_is_left_in_whole_seconds_an
         (-60, 1_800_000_000, "1800000000"),
     ],
 )
-def test_apple_is_told_the_moment_and_four_weeks_from_the_claim_at_most(
+def test_apns_expiration_is_the_expiry_up_to_four_weeks_from_the_claim(
     left: float, expires_at: float, until: str
 ) -> None:
     rendered = message({}, expires_in=left, expires_at=expires_at)
@@ -219,7 +213,7 @@ def test_apple_is_told_the_moment_and_four_weeks_from_the_claim_at_most(
     assert rendered["apns"]["headers"]["apns-expiration"] == until
 
 
-def test_of_what_never_expires_apple_is_told_what_fcm_tells_it() -> None:
+def test_a_message_that_never_expires_has_fcms_default_on_apns() -> None:
     rendered = message({}, expires_in=inf, expires_at=inf)
 
     assert "apns-expiration" not in rendered["apns"]["headers"]
@@ -231,7 +225,7 @@ def test_of_what_never_expires_apple_is_told_what_fcm_tells_it() -> None:
 @pytest.mark.parametrize(
     ("priority", "android", "apns", "webpush"), [("high", "HIGH", "10", "high"), ("normal", "NORMAL", "5", "normal")]
 )
-def test_a_priority_is_said_to_each_platform_in_its_words(priority: str, android: str, apns: str, webpush: str) -> None:
+def test_a_priority_has_each_platforms_own_value(priority: str, android: str, apns: str, webpush: str) -> None:
     rendered = message({}, priority=priority)
 
     assert rendered["android"]["priority"] == android
@@ -239,7 +233,7 @@ def test_a_priority_is_said_to_each_platform_in_its_words(priority: str, android
     assert rendered["webpush"]["headers"]["Urgency"] == webpush
 
 
-def test_without_a_priority_fcms_own_default_stands() -> None:
+def test_without_a_priority_fcms_default_applies() -> None:
     rendered = message({})
 
     assert "priority" not in rendered["android"]
@@ -266,7 +260,7 @@ def test_the_callers_own_time_and_priority_win(words: Content) -> None:
 
 
 @pytest.mark.parametrize("spelled", [str.upper, str.title, str.swapcase])
-def test_the_callers_own_header_wins_in_any_case_and_stands_once(spelled: Callable[[str], str]) -> None:
+def test_the_callers_header_wins_in_any_case_and_appears_once(spelled: Callable[[str], str]) -> None:
     apns = {spelled(name): "own" for name in ("apns-expiration", "apns-priority", "apns-collapse-id")}
     webpush = {spelled(name): "own" for name in ("TTL", "Urgency", "Topic")}
 
@@ -278,7 +272,7 @@ def test_the_callers_own_header_wins_in_any_case_and_stands_once(spelled: Callab
 
 @pytest.mark.parametrize("odd", [None, "x", [], ["x"], 1, False])
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_what_the_caller_put_where_fcm_wants_an_object_stays_for_fcm_to_refuse(odd: Json, words: Content) -> None:
+def test_a_wrong_type_in_place_of_an_object_is_left_to_fcm(odd: Json, words: Content) -> None:
     platforms = message({"android": odd, "apns": odd, "webpush": odd}, words, priority="high")
     headers = message({"apns": {"headers": odd, "payload": odd}, "webpush": {"headers": odd}}, words, priority="high")
 

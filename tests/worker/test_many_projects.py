@@ -1,4 +1,4 @@
-"""Firebase projects side by side under one worker: each has its own key, quota, pauses and sender, and delays no other."""
+"""Many Firebase projects under one worker: each has its own key, quota, pauses and sender, and delays no other."""
 
 import json
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     notify_many(shop, "tired", fault="quota")
     shop.start_worker()
     until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
-    until("what was claimed of them is back in line", lambda: shop.held() == 0, within=20)
+    until("their claimed notifications are due again", lambda: shop.held() == 0, within=20)
 
     assert longest_way(shop, 20) < PROMPT
     shown = shop.notify("app:phone", project="shown")
@@ -107,14 +107,14 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     assert shop.unbalanced() == []
 
 
-def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
+def test_a_repaired_key_unblocks_its_project(shop: Shop) -> None:
     shop.start_worker()
     waiting = [shop.notify("app:phone", project="refused"), shop.notify("quota:phone", project="tired")]
     until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
 
     account = json.loads((shop.folder / "well.json").read_text())
     (shop.folder / "refused.json").write_text(json.dumps(account | {"project_id": "refused"}))
-    shop.connection.execute("select notify_worker.resume('refused')")
+    shop.connection.resume("refused")
 
     until("it is sent", lambda: shop.state(waiting[0]) == "sent", within=8)  # a probe would come after 10
     assert paused_projects(shop) == {"tired"}
@@ -124,12 +124,12 @@ def test_a_key_that_is_mended_sets_its_own_project_free(shop: Shop) -> None:
 
 def test_an_operator_pauses_one_project_and_the_others_go_on(shop: Shop) -> None:
     shop.start_worker()
-    shop.connection.execute("select notify_worker.pause('tired', 'a campaign went wrong')")
+    shop.connection.pause("tired", "a campaign went wrong")
     waiting = shop.notify("app:phone", project="tired")
 
     assert longest_way(shop, 5) < PROMPT
 
     assert shop.attempts(waiting) == []
-    shop.connection.execute("select notify_worker.resume('tired')")
+    shop.connection.resume("tired")
     until("it is sent", lambda: shop.state(waiting) == "sent", within=20)
     assert shop.box.project("tired").accepted == 1

@@ -1,4 +1,4 @@
-"""The mark that a request is about to begin: many in one write, each with its own answer; no is the answer to all doubt."""
+"""Start marks before requests: many in one write, each with its own answer; in doubt the answer is no."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import LiteralString
 from uuid import uuid4
 
-import psycopg
 import pytest
 import pytest_asyncio
 
@@ -15,7 +14,7 @@ from notify_worker.database.store import Store
 from notify_worker.model import Delivery, OnUnknown
 from notify_worker.pipeline.start_marks import StartMarks
 from tests.support.relay import Relay
-from tests.support.store_calls import A_MOMENT, await_end_of_lease, connected, register_worker, rows, value
+from tests.support.store_calls import SHORT_LEASE, Connection, connected
 from tests.support.waiting import auntil
 
 MARK = "notify_worker.mark_started("
@@ -36,7 +35,7 @@ async def store(relay: Relay) -> AsyncIterator[Store]:
         yield store
 
 
-async def held(connection: psycopg.Connection, store: Store, count: int, lease: timedelta = A_MINUTE) -> list[Delivery]:
+async def held(connection: Connection, store: Store, count: int, lease: timedelta = A_MINUTE) -> list[Delivery]:
     """Deliveries that a worker holds, of callers who said hold. The worker lives as long as the connection."""
     connection.execute(
         """
@@ -45,7 +44,7 @@ async def held(connection: psycopg.Connection, store: Store, count: int, lease: 
         """,
         [count],
     )
-    worker = register_worker(connection, lease)
+    worker = connection.register_worker(lease)
     claim = await store.claim(worker.id, uuid4(), count, {"default": 1000}, lease)
     assert len(claim.deliveries) == count
     return claim.deliveries
@@ -63,15 +62,15 @@ def unsent(caplog: pytest.LogCaptureFixture) -> list[int]:
     return [record["deliveries"] for record in failed]
 
 
-def marked(connection: psycopg.Connection) -> list[int]:
-    return [row["id"] for row in rows(connection, MARKED)]
+def marked(connection: Connection) -> list[int]:
+    return [row["id"] for row in connection.rows(MARKED)]
 
 
 def ids(deliveries: list[Delivery]) -> list[int]:
     return sorted(delivery.id for delivery in deliveries)
 
 
-async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: psycopg.Connection, store: Store) -> None:
+async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: Connection, store: Store) -> None:
     first, second = await held(connection, store, 2)
 
     assert await StartMarks(store).mark(first)
@@ -79,11 +78,11 @@ async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: psy
     assert first.on_unknown is OnUnknown.HOLD
     assert marked(connection) == [first.id]
     by = "select started_under from notify_worker.stored_deliveries where id = %s"
-    assert value(connection, by, first.id) == first.lease
-    assert value(connection, by, second.id) is None
+    assert connection.value(by, first.id) == first.lease
+    assert connection.value(by, second.id) is None
 
 
-async def test_many_at_once_are_one_write(connection: psycopg.Connection, store: Store, relay: Relay) -> None:
+async def test_many_at_once_are_one_write(connection: Connection, store: Store, relay: Relay) -> None:
     deliveries, marker = await held(connection, store, 200), StartMarks(store)
 
     written = await answers(*map(marker.mark, deliveries))
@@ -94,7 +93,7 @@ async def test_many_at_once_are_one_write(connection: psycopg.Connection, store:
 
 
 async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
-    database: str, connection: psycopg.Connection, store: Store, relay: Relay
+    database: str, connection: Connection, store: Store, relay: Relay
 ) -> None:
     (first, *others), marker = await held(connection, store, 100), StartMarks(store)
     asking: list[Delivery] = []
@@ -117,9 +116,7 @@ async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
     assert relay.asked(MARK) == 2
 
 
-async def test_one_after_the_other_each_is_written_at_once(
-    connection: psycopg.Connection, store: Store, relay: Relay
-) -> None:
+async def test_one_after_the_other_each_is_written_at_once(connection: Connection, store: Store, relay: Relay) -> None:
     deliveries, marker = await held(connection, store, 3), StartMarks(store)
 
     written = [await marker.mark(each) for each in deliveries]
@@ -128,10 +125,10 @@ async def test_one_after_the_other_each_is_written_at_once(
     assert relay.asked(MARK) == 3
 
 
-async def test_in_one_write_each_gets_its_own_answer(connection: psycopg.Connection, store: Store) -> None:
+async def test_in_one_write_each_gets_its_own_answer(connection: Connection, store: Store) -> None:
     good, another_holds = await held(connection, store, 2)
-    (over,) = await held(connection, store, 1, A_MOMENT)
-    await_end_of_lease(connection, over.notification_id)
+    (over,) = await held(connection, store, 1, SHORT_LEASE)
+    connection.await_end_of_lease(over.notification_id)
     marker = StartMarks(store)
 
     written = await answers(*map(marker.mark, (over, good, replace(another_holds, lease=uuid4()))))
@@ -141,10 +138,10 @@ async def test_in_one_write_each_gets_its_own_answer(connection: psycopg.Connect
 
 
 async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
-    connection: psycopg.Connection, store: Store
+    connection: Connection, store: Store
 ) -> None:
-    (before,) = await held(connection, store, 1, A_MOMENT)
-    await_end_of_lease(connection, before.notification_id)
+    (before,) = await held(connection, store, 1, SHORT_LEASE)
+    connection.await_end_of_lease(before.notification_id)
     (now,) = (await store.claim(before.worker_id, uuid4(), 1, {"default": 1000}, A_MINUTE)).deliveries
     assert now.id == before.id
     connection.execute("update notify_worker.notifications set due_at = now() + interval '1 minute'")
@@ -155,20 +152,18 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
     assert written == [False, True]
 
 
-async def test_what_was_given_back_is_not_marked(connection: psycopg.Connection, store: Store) -> None:
-    given_back, still_held = await held(connection, store, 2)
+async def test_a_released_delivery_is_not_marked(connection: Connection, store: Store) -> None:
+    released, still_held = await held(connection, store, 2)
     marker = StartMarks(store)
 
-    await store.release(given_back.lease, [given_back.id])
-    written = await answers(marker.mark(given_back), marker.mark(still_held))
+    await store.release(released.lease, [released.id])
+    written = await answers(marker.mark(released), marker.mark(still_held))
 
     assert written == [False, True]
     assert marked(connection) == [still_held.id]
 
 
-async def test_a_delivery_that_somebody_has_locked_is_not_waited_for(
-    database: str, connection: psycopg.Connection, store: Store
-) -> None:
+async def test_a_locked_delivery_is_not_waited_for(database: str, connection: Connection, store: Store) -> None:
     locked, free = await held(connection, store, 2)
     marker = StartMarks(store)
 
@@ -182,7 +177,7 @@ async def test_a_delivery_that_somebody_has_locked_is_not_waited_for(
 
 
 async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
-    connection: psycopg.Connection, relay: Relay, caplog: pytest.LogCaptureFixture
+    connection: Connection, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Store(relay.conninfo) as store:
         deliveries, marker = await held(connection, store, 3), StartMarks(store)
@@ -194,8 +189,8 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
     assert unsent(caplog) == [3]
 
 
-async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_one_goes(
-    connection: psycopg.Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
+async def test_a_mark_with_a_lost_answer_counts_as_not_written(
+    connection: Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = await held(connection, store, 2)
     marker = StartMarks(store)
@@ -210,7 +205,7 @@ async def test_a_mark_whose_answer_is_lost_counts_as_not_written_and_the_next_on
 
 
 async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
-    connection: psycopg.Connection, store: Store, caplog: pytest.LogCaptureFixture
+    connection: Connection, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     deliveries, marker = await held(connection, store, 2), StartMarks(store)
     connection.execute("alter function notify_worker.mark_started rename to mark_of_yesterday")
@@ -221,8 +216,8 @@ async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
     assert unsent(caplog) == [2]
 
 
-async def test_who_gives_up_waiting_takes_nobody_along(
-    database: str, connection: psycopg.Connection, store: Store, relay: Relay
+async def test_a_cancelled_waiter_cancels_no_other(
+    database: str, connection: Connection, store: Store, relay: Relay
 ) -> None:
     deliveries, marker = await held(connection, store, 3), StartMarks(store)
     with connected(database) as somebody, somebody.transaction():

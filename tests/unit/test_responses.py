@@ -1,4 +1,4 @@
-"""What each answer of FCM comes to: every row of the catalogue, and whatever else a server may say."""
+"""The outcome of each answer of FCM: every row of the catalogue, and any other answer of a server."""
 
 import json
 from collections.abc import Mapping
@@ -349,7 +349,7 @@ CATALOGUE = [
 @pytest.mark.parametrize(
     ("row", "kind"), [pytest.param(row, kind, id=f"{row.name}, {kind}") for row in CATALOGUE for kind in row.kinds]
 )
-def test_an_answer_comes_to_what_the_table_says(row: Row, kind: str) -> None:
+def test_each_answer_has_the_outcome_of_the_table(row: Row, kind: str) -> None:
     outcome = classify(answered(row.status, row.body, **row.headers), kind)
 
     assert (outcome.verdict, outcome.pause, outcome.quickly_retryable) == (
@@ -383,11 +383,7 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
             unauthenticated(message="No."),
             "401 UNAUTHENTICATED: No. Look at the project's credentials: FCM refuses every token that they give.",
         ),
-        (
-            404,
-            b"<html>",
-            f"404 HTTP_404: {NOT_OF_FCM}. Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL.",
-        ),
+        (404, b"<html>", f"404 HTTP_404: {NOT_OF_FCM}. Look at firebase_project_id, and at NOTIFY_WORKER_FCM_URL."),
         (
             307,
             b"<html>",
@@ -395,16 +391,8 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
         ),
         (429, exhausted(), "429 RESOURCE_EXHAUSTED: Quota exceeded"),
         (503, b"", "503 HTTP_503: an empty body"),
-        (
-            400,
-            invalid(bad("message.token"), message="Wrong."),
-            "400 INVALID_ARGUMENT: Wrong (message.token: No.)",
-        ),
-        (
-            400,
-            invalid(bad("message.token"), message="No. And no again."),
-            "400 INVALID_ARGUMENT: No. And no again",
-        ),
+        (400, invalid(bad("message.token"), message="Wrong."), "400 INVALID_ARGUMENT: Wrong (message.token: No.)"),
+        (400, invalid(bad("message.token"), message="No. And no again."), "400 INVALID_ARGUMENT: No. And no again"),
         (
             401,
             unauthenticated(fcm("THIRD_PARTY_AUTH_ERROR"), message="No."),
@@ -412,9 +400,7 @@ LOOK_AT_APNS = "Look at the APNs key and the web push certificate in the Firebas
         ),
     ],
 )
-def test_an_error_says_what_happened_and_what_stops_the_project_where_to_look(
-    status: int, body: bytes, text: str
-) -> None:
+def test_an_error_says_what_happened_and_where_to_check(status: int, body: bytes, text: str) -> None:
     assert classify(answered(status, body, content_type="text/html"), "token").error == text
 
 
@@ -465,9 +451,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 @given(status=st.integers(100, 999), body=BODIES, headers=HEADERS, kind=st.sampled_from(ADDRESS_KINDS))
-def test_whatever_a_server_says_comes_to_something(
-    status: int, body: bytes, headers: dict[bytes, bytes], kind: str
-) -> None:
+def test_any_answer_has_an_outcome(status: int, body: bytes, headers: dict[bytes, bytes], kind: str) -> None:
     outcome = classify(parse_response(httpx.Response(status, headers=list(headers.items())), body), kind)
 
     assert (outcome.verdict is SENT) is (status == 200)

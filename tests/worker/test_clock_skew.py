@@ -1,4 +1,4 @@
-"""A worker whose clock is ten minutes off: nothing changes, since it sends ages, and the database subtracts.
+"""A worker's clock is ten minutes off: nothing changes, since it sends ages that the database subtracts.
 
 Its process is told another time of day by a `sitecustomize`; what runs evenly (`time.monotonic`) is left alone. Google's own
 code is spared: it signs the hour into what it asks a token with, and Google refuses an hour that is not its own.
@@ -88,11 +88,11 @@ def test_a_commit_is_sent_at_once_and_its_history_has_the_databases_times(shop: 
     worker = shop.start_worker()
     before = now(shop)
 
-    told = shop.notify("hang1:slow")
+    number = shop.notify("hang1:slow")
 
-    until("it is sent", lambda: shop.state(told) == "sent", within=10)
+    until("it is sent", lambda: shop.state(number) == "sent", within=10)
     after = now(shop)
-    (attempt,) = shop.attempts(told)
+    (attempt,) = shop.attempts(number)
     assert before < attempt["started_at"] < attempt["finished_at"] < after
     assert timedelta(seconds=0.9) < attempt["finished_at"] - attempt["started_at"] < timedelta(seconds=3)
     assert before < shop.value("select settled_at from notify_worker.notifications") < after
@@ -119,7 +119,7 @@ def test_a_lease_lasts_as_long_as_it_should_and_a_retry_waits_as_long_as_it_shou
 
 
 @both_ways
-def test_what_is_to_be_sent_later_is_sent_then_and_what_has_expired_is_not(shop: Shop) -> None:
+def test_send_at_and_expires_at_follow_the_databases_clock(shop: Shop) -> None:
     shop.start_worker()
     later = shop.notify("app:later", send_at=now(shop) + timedelta(seconds=2))
     lasts = shop.notify("app:lasts", expires_at=now(shop) + timedelta(minutes=5))
@@ -135,7 +135,7 @@ def test_what_is_to_be_sent_later_is_sent_then_and_what_has_expired_is_not(shop:
 
 
 @both_ways
-def test_a_phone_is_told_by_the_databases_clock_until_when_a_message_is_worth_showing(shop: Shop) -> None:
+def test_the_message_expiry_follows_the_databases_clock(shop: Shop) -> None:
     shop.connection.execute("update notify_worker.projects set sender = 'console'")
     expires_at = now(shop) + timedelta(hours=1)
     shop.start_worker()
@@ -178,7 +178,7 @@ def assert_nobody_is_dead(shop: Shop) -> None:
 
 
 @both_ways
-def test_a_retry_after_that_is_a_date_is_measured_by_the_clock_of_who_sent_it(shop: Shop) -> None:
+def test_a_retry_after_date_is_measured_by_the_servers_clock(shop: Shop) -> None:
     shop.connection.execute("update notify_worker.projects set first_retry_after = '1 s'")
     shop.start_worker()
 

@@ -1,4 +1,4 @@
-"""How one project stands: what is let through, what is found out and told once, and what counts against a delivery."""
+"""The state of a project: which deliveries are allowed, which incidents are reported, and which attempts count."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -77,7 +77,7 @@ STOPPED_BY = {
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_an_incident_stops_what_is_of_its_scope_and_nothing_else(scope: Scope) -> None:
+def test_an_incident_blocks_exactly_its_scope(scope: Scope) -> None:
     project = state(scope)
 
     assert [each for each in EVERYTHING if not project.allows(each)] == STOPPED_BY[scope]
@@ -119,7 +119,7 @@ def test_trouble_among_good_answers_counts() -> None:
     assert project.unreported == []
 
 
-def test_three_quarters_of_twenty_answers_are_an_outage_whatever_the_last_attempts_were() -> None:
+def test_three_quarters_of_twenty_answers_are_an_outage_despite_the_last_attempts() -> None:
     project = state()
     answer(project, *[TAKEN, SILENT, SILENT, DEVICE_QUOTA, SILENT, SILENT, WRONG] * 2)  # 8 of 14
     answer(project, SILENT, SILENT, TAKEN, SILENT, SILENT)  # 12 of 19
@@ -155,7 +155,7 @@ def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_del
     assert answer(project, WRONG, DEVICE_QUOTA, TAKEN, GONE) == [True, True, True, True]
 
 
-def test_a_pause_that_another_process_began_spares_this_ones_stragglers_as_well() -> None:
+def test_a_pause_of_another_process_spares_this_ones_stragglers() -> None:
     assert answer(state(Scope.PROJECT), SILENT) == [False]
 
 
@@ -191,7 +191,7 @@ def test_trouble_counts_while_only_a_part_of_the_project_is_stopped(scope: Scope
 
 
 @pytest.mark.parametrize("outcome", [TAKEN, WRONG, GONE, OTHERS, DEVICE_QUOTA, BUSY, SILENT, NEVER_LEFT, REFUSED_TOKEN])
-def test_one_answer_about_one_delivery_is_nothing_to_tell(outcome: Outcome) -> None:
+def test_one_answer_about_one_delivery_reports_nothing(outcome: Outcome) -> None:
     project = state()
 
     answer(project, outcome)
@@ -221,7 +221,7 @@ def test_each_scope_is_one_incident_however_many_answers_say_so() -> None:
     assert project.changes == 4
 
 
-def test_what_the_database_says_is_stopped_already_is_no_news() -> None:
+def test_an_incident_known_from_the_database_is_not_reported_again() -> None:
     project = state(*Scope)
 
     answer(project, REVOKED, TOPIC_QUOTA, NO_APNS_KEY, *[SILENT] * 3, *[GONE] * 20)
@@ -229,7 +229,7 @@ def test_what_the_database_says_is_stopped_already_is_no_news() -> None:
     assert project.unreported == []
 
 
-def test_an_outage_lasts_until_a_probe_succeeded_recently_and_says_what_was_answered_last() -> None:
+def test_an_outage_lasts_until_a_probe_succeeds_and_quotes_the_last_answer() -> None:
     project = state()
 
     answer(project, SILENT, SILENT, BUSY)
@@ -318,9 +318,7 @@ def test_a_probe_that_fcm_answers_ends_the_pause_of_the_project(answered: Outcom
 
 @pytest.mark.parametrize("wrong", [WRONG, TOO_BIG], ids=lambda given: str(given.http_status))
 @pytest.mark.parametrize(
-    ("delivery", "scopes"),
-    [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])],
-    ids=["android", "ios"],
+    ("delivery", "scopes"), [(ANDROID, [Scope.PROJECT]), (IOS, [Scope.PROJECT, Scope.APNS_WEB])], ids=["android", "ios"]
 )
 def test_a_probe_that_fails_by_its_own_fault_decides_nothing_and_asks_for_another(
     wrong: Outcome, delivery: Delivery, scopes: list[Scope]
@@ -336,7 +334,7 @@ def test_a_probe_that_fails_by_its_own_fault_decides_nothing_and_asks_for_anothe
     assert project.stats.is_outage(monotonic()), "what was seen before is not forgotten"
 
 
-def test_what_fails_by_its_own_fault_and_is_no_probe_asks_for_none() -> None:
+def test_a_failed_delivery_that_is_no_probe_asks_for_none() -> None:
     project = state(Scope.PROJECT)
 
     answer(project, WRONG)
@@ -352,7 +350,7 @@ def test_a_probe_that_was_never_requested_asks_for_another() -> None:
     assert project.unreported == [Incident("orders", Scope.PROJECT, change=Change.UNDECIDED)]
 
 
-def test_a_probe_that_decides_nothing_hastens_none_of_a_pause_that_began_while_it_was_in_flight() -> None:
+def test_an_undecided_probe_hastens_no_probe_of_a_newer_pause() -> None:
     project = state()
     started = monotonic()
     project.sync(project.project, ["project"])
@@ -437,7 +435,7 @@ def test_the_good_answer_of_a_straggler_ends_nothing() -> None:
     assert not project.allows(ANDROID)
 
 
-def test_after_a_probe_got_through_the_trouble_of_before_is_forgotten() -> None:
+def test_a_successful_probe_clears_earlier_trouble() -> None:
     project = state()
     answer(project, *[SILENT] * 30)
     answer(project, TAKEN, delivery=probe())
@@ -458,7 +456,7 @@ def test_an_outage_that_comes_again_is_an_incident_of_its_own() -> None:
     assert [incident.change for incident in project.unreported] == [Change.OPENED, Change.CLOSED, Change.OPENED]
 
 
-def test_a_probe_whose_token_is_anothers_does_not_end_the_pause_for_foreign_credentials() -> None:
+def test_a_probe_with_a_foreign_token_does_not_end_the_mismatch_pause() -> None:
     project = state()
     answer(project, *[OTHERS] * 20)
 
@@ -481,7 +479,7 @@ def test_a_probe_whose_access_token_was_refused_ends_nothing() -> None:
 # ── follow ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_the_database_says_is_stopped_is_stopped_and_what_goes_on_goes_on() -> None:
+def test_a_sync_blocks_and_unblocks_as_the_database_says() -> None:
     project = state()
 
     project.sync(project.project, ["apns_web", "topics"])
@@ -493,7 +491,7 @@ def test_what_the_database_says_is_stopped_is_stopped_and_what_goes_on_goes_on()
     assert (project.unreported, project.changes) == ([], 0)
 
 
-def test_a_stale_reading_neither_reopens_nor_stops_and_yet_brings_the_row() -> None:
+def test_a_stale_sync_changes_no_incident_but_brings_the_row() -> None:
     project = state()
     answer(project, REVOKED)
     patient = replace(project.project, max_attempts=3)
@@ -504,7 +502,7 @@ def test_a_stale_reading_neither_reopens_nor_stops_and_yet_brings_the_row() -> N
     assert project.policy.max_attempts == 3
 
 
-def test_a_reading_that_reopens_the_project_makes_its_trouble_forgotten() -> None:
+def test_a_sync_that_unblocks_the_project_clears_its_stats() -> None:
     project = state()
     answer(project, *[SILENT] * 30)
     project.unreported.clear()
@@ -528,7 +526,7 @@ def test_after_a_resume_of_the_breaker_for_devices_it_trips_no_sooner_than_befor
     assert project.unreported == []
 
 
-def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_cause_by_its_code_without_quoting(caplog: pytest.LogCaptureFixture) -> None:
     quotes = replace(REVOKED, error='403 No: {"title": "Your result"}', error_code="PERMISSION_DENIED", http_status=403)
 
     answer(state(), quotes)
@@ -540,7 +538,7 @@ def test_the_log_says_what_stops_by_its_code_and_quotes_nobody(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("blocked", [["project"], ["project", "topics"]])
-def test_a_reading_that_reopens_nothing_of_the_whole_project_forgets_nothing(blocked: list[str]) -> None:
+def test_a_sync_that_does_not_unblock_the_project_keeps_its_stats(blocked: list[str]) -> None:
     project = state(Scope.PROJECT, Scope.APNS_WEB)
     answer(project, *[SILENT] * 30)
 
