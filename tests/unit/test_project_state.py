@@ -135,7 +135,7 @@ def test_three_quarters_of_twenty_answers_are_an_outage_despite_the_last_attempt
     assert counts == [True] * counts.index(False) + [False] * (40 - counts.index(False))
 
 
-@pytest.mark.parametrize(("tries", "outage"), [(0, True), (1, False)])
+@pytest.mark.parametrize(("last_attempt_number", "outage"), [(0, True), (1, False)])
 def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
     last_attempt_number: int, outage: bool
 ) -> None:
