@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
+import psycopg
+
 from notify_worker.database.store import Store
 from notify_worker.errors import CredentialsError
 from notify_worker.model import Delivery, Incident, Project
@@ -39,14 +41,14 @@ class Projects:
         """Read the rows, unless that was done within the last second or is forced. Raises psycopg.Error."""
         if not force and monotonic() - self._read_at < READ_INTERVAL:
             return
-        before = self._changes()
+        before = {name: state.changes for name, state in self._states.items()}
         rows = await self._store.projects()
         self._read_at = monotonic()
-        # If this process learned something meanwhile, the rows may be older than that.
-        current = self._changes() == before and not any(self.unreported())
         for project, blocked, worker_rate in rows:
-            new = project.name not in self._states
-            self._sync(project, blocked if current or new else None)
+            state = self._states.get(project.name)
+            # If this process learned something meanwhile, or could not report it, the row is older than that.
+            knows_more = state is not None and (state.unreported or state.changes != before.get(project.name))
+            self._sync(project, None if knows_more else blocked)
             self.limiters.setdefault(project.name, RateLimiter(worker_rate)).rate = worker_rate
         for gone in self._states.keys() - {project.name for project, *_ in rows}:
             del self._states[gone], self.limiters[gone]
@@ -68,13 +70,22 @@ class Projects:
         """Return the projects with unreported incidents."""
         return {incident.project for incident in self.unreported()}
 
-    async def report(self) -> None:
-        """Report incidents to the database. Raises psycopg.Error; what was not reported then is kept."""
+    async def report(self) -> psycopg.errors.LockNotAvailable | None:
+        """Report incidents to the database. What was not reported is kept.
+
+        Return the error of a project whose lock another worker kept for too long: it holds up no other project. Raise any
+        other psycopg.Error.
+        """
+        locked = None
         for state in list(self._states.values()):
-            while state.unreported:
-                await self._store.report(state.unreported[0])
-                state.unreported.pop(0)
-                state.changes += 1
+            try:
+                while state.unreported:
+                    await self._store.report(state.unreported[0])
+                    state.unreported.pop(0)
+                    state.changes += 1
+            except psycopg.errors.LockNotAvailable as error:
+                locked = error
+        return locked
 
     async def open_senders(self) -> None:
         """Open each project's sender, and log which can't be used. Raises CredentialsError if none can."""
@@ -121,9 +132,6 @@ class Projects:
 
     def _projects_and_senders(self) -> list[tuple[Project, LazySender]]:
         return [(state.project, self._sender(state.project)) for state in self._states.values()]
-
-    def _changes(self) -> int:
-        return sum(state.changes for state in self._states.values())
 
 
 def warn_unusable(project: str, reason: str) -> None:

@@ -126,16 +126,18 @@ class Recorder:
             self._has_work.set()
 
     async def _flush(self) -> None:
-        await self._projects.report()
+        locked = await self._projects.report()
         while self._results:
             batch = list(islice(self._results, FLUSH_SIZE))
             for worker_id, attempts in groupby(batch, key=lambda attempt: attempt.delivery.worker_id):
                 await self._record(worker_id, list(attempts))
             for _ in batch:
                 self._outstanding.remove(self._results.popleft().delivery)
-            await self._projects.report()
+            locked = locked or await self._projects.report()
         await self._release_unsent()
         await self._release_uncertain()
+        if locked:
+            raise locked
 
     async def _release_unsent(self) -> None:
         """Release deliveries that were not sent, except those of projects with unreported incidents."""

@@ -95,6 +95,23 @@ async def test_a_locked_project_row_delays_no_other_project(database: str, conne
     assert connection.unbalanced() == []
 
 
+async def test_an_incident_that_can_not_be_reported_yet_delays_no_other_project(
+    database: str, connection: Connection
+) -> None:
+    connection.execute("insert into notify_worker.projects (name) values ('orders')")
+    connection.insert(address="stopped")
+    others = [connection.insert(project="orders", address=f"phone-{number}") for number in range(20)]
+
+    async with working(database, Scripted({"stopped": QUOTA})) as pipeline:
+        with connected(database) as other_worker, other_worker.transaction():
+            other_worker.execute("select notify_worker.lock_project('default')")
+            await pipeline.drain(within=2)
+            assert {connection.state(number) for number in others} == {"sent"}
+            assert not await is_paused(connection)
+
+        await auntil("its incident is reported", lambda: is_paused(connection), within=5)
+
+
 async def is_paused(connection: Connection) -> bool:
     return bool(connection.value("select count(*) from notify_worker.incidents where ended_at is null"))
 
