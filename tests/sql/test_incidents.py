@@ -474,7 +474,46 @@ def test_after_a_probe_that_decides_nothing_the_next_one_is_due_at_once(connecti
     assert len(connection.rows(OPEN)) == 1
     connection.record(worker, refused(connection.claim_one(worker)))
     assert connection.claim(worker) == []
-    assert 19 < waits_for(connection) <= 20  # as after a first probe
+    assert 19 < waits_for(connection) <= 40  # as after a first or a second probe
+
+
+def test_probes_that_decide_nothing_take_turns_between_the_oldest_and_the_newest(
+    connection: Connection, worker: Worker
+) -> None:
+    numbers = [connection.insert() for _ in range(6)]
+    connection.open_incident()
+    connection.let_pass(seconds=11)
+
+    probed = []
+    for _ in range(4):
+        probe = connection.claim_one(worker)
+        decide_nothing(connection)
+        connection.record(worker, outcome(probe, verdict="failed", http_status=400))
+        probed.append(probe["notification_id"])
+
+    assert set(probed) == {*numbers[:2], *numbers[-2:]}
+
+
+def test_what_was_postponed_until_an_earlier_probe_goes_on_with_the_rest(
+    connection: Connection, worker: Worker
+) -> None:
+    connection.open_incident("apns_web")
+    for number in range(8):
+        connection.register_device(f"u_{number}", f"phone-{number}", platform="ios")
+        connection.insert(receiver_id=f"u_{number}")
+    assert connection.claim(worker) == []
+    connection.let_pass(minutes=16)
+    (probe,) = connection.claim(worker)
+    decide_nothing(connection, "apns_web")
+    connection.record(worker, outcome(probe, verdict="failed", http_status=400))
+
+    waiting = "select count(*) from notify_worker.notifications where state = 'pending' and due_at > clock_timestamp()"
+    assert connection.value(waiting) == 2, "a few are due, to be the next probe"
+    (probe,) = connection.claim(worker)
+    connection.record(worker, outcome(probe, verdict="sent"))
+    connection.close_incident("apns_web")
+
+    assert connection.value(waiting) == 0
     assert connection.unbalanced() == []
 
 

@@ -1,6 +1,6 @@
--- Makes due now what was postponed until `waited_until`, the end of an incident or its next probe, or until an expiry before
--- that. Takes the first 10,000 notifications; the others become due at that time.
-create or replace function notify_worker.resume_postponed(project text, waited_until timestamptz)
+-- Makes due now what was postponed until `waited_until`, the end of an incident or its next probe, until an earlier probe of it,
+-- or until an expiry before that. Takes the first `most` notifications; the others become due at their time.
+create or replace function notify_worker.resume_postponed(project text, waited_until timestamptz, most integer default 10000)
 returns void
 language sql
 set search_path = pg_catalog, notify_worker, pg_temp
@@ -15,11 +15,20 @@ as $$
             and notification.lane in (0, 1)
             and notification.due_at > clock_timestamp()
             and notification.due_at <= resume_postponed.waited_until
-            and notification.due_at in (resume_postponed.waited_until, expiry(notification, project.expires_after))
+            and (
+                notification.due_at in (resume_postponed.waited_until, expiry(notification, project.expires_after))
+                or exists (     -- postponed until an earlier probe; what was attempted waits for its retry instead
+                    select from stored_deliveries as delivery
+                    where delivery.notification_id = notification.id
+                        and delivery.state = 'pending'
+                        and delivery.due_at = notification.due_at
+                        and coalesce(delivery.last_verdict, 'paused') = 'paused'
+                )
+            )
             and notification.fanned_out_at is not null
             and notification.lease is null
         order by notification.id
-        limit 10000
+        limit resume_postponed.most
         for update of notification skip locked
     ), resumed as (
         update stored_deliveries as delivery
