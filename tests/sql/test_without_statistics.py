@@ -56,6 +56,29 @@ def held(connection: Connection) -> list[Row]:
     )
 
 
+def test_a_claim_does_not_read_the_pending_deliveries_of_others(connection: Connection, worker: Worker) -> None:
+    def claim_of_a_backlog(size: int) -> int:
+        connection.execute(
+            """
+            with added as (
+                insert into notify_worker.notifications (kind, address, title, fanned_out_at)
+                select 'token', 'phone-' || number, 'Hello', now()
+                from generate_series(1, %s) as number
+                returning id, due_at
+            )
+            insert into notify_worker.stored_deliveries (notification_id, kind, address, due_at)
+            select id, 'token', 'phone', due_at
+            from added
+            """,
+            [size],
+        )
+        return pages(connection, CLAIM, worker.id, uuid4(), 200)
+
+    few = claim_of_a_backlog(1_000)
+
+    assert claim_of_a_backlog(12_000) < 3 * few
+
+
 @pytest.mark.parametrize("verdict", ["sent", "unregistered", "unknown"])
 def test_a_claim_and_a_record_read_only_their_own_rows(connection: Connection, verdict: str, worker: Worker) -> None:
     for _ in range(3):  # some history, and plans that have settled

@@ -24,14 +24,18 @@ begin
         blocked := array(
             select delivery.id
             from notifications as notification
-            join stored_deliveries as delivery
-                on delivery.notification_id = notification.id
+            cross join lateral (    -- driven by these notifications, whatever the statistics say
+                select *
+                from stored_deliveries as its
+                where its.notification_id = notification.id
+                    and its.state = 'pending'
+                    and its.due_at <= at
+                    and scope_covers(incident.scope, its)
+                offset 0
+            ) as delivery
             where notification.id = any (notification_ids)
                 and notification.state = 'pending'
                 and notification.project = incident.project
-                and delivery.state = 'pending'
-                and delivery.due_at <= at
-                and scope_covers(incident.scope, delivery)
             order by delivery.id = any (probes) desc, delivery.due_at, delivery.id
         );
         continue when blocked = '{}';

@@ -126,11 +126,16 @@ begin
     from unnest(picked) as pick (id)
     join notifications as picked_one
         on picked_one.id = pick.id
-    left join stored_deliveries as delivery
-        on delivery.notification_id = picked_one.id
-        and delivery.state = 'pending'
-        and delivery.due_at <= at
-        and picked_one.state = 'pending'
+    left join lateral (     -- driven by what was picked, whatever the statistics say
+        select *
+        from stored_deliveries as its
+        where its.notification_id = picked_one.id
+            and its.state = 'pending'
+            and its.due_at <= at
+            and picked_one.state = 'pending'
+        offset 0
+    ) as delivery
+        on true
     left join notifications as notification     -- only for what is sent: the content of others may be too big to read
         on notification.id = delivery.notification_id
     left join projects as project
