@@ -55,6 +55,7 @@ class Claimer:
         self._outstanding = heartbeat.outstanding
         self._stopping = stopping
         self._start_within = start_within
+        self._worker_id = 0
 
     def is_over(self, deadline: float) -> bool:
         """Return True once nothing more is claimed: the worker stops, or the deadline (`time.monotonic()`) has passed."""
@@ -86,10 +87,10 @@ class Claimer:
             await self._outstanding.wait_for_progress(AWAKE_FOR / 2)
         if self.is_over(deadline):
             return None
-        # Register before reading the projects: their rates are divided by the number of workers.
-        worker_id = await self._heartbeat.ensure_registered()
-        await self._projects.read()
-        claim = await self._claim_at_most(capacity, worker_id)
+        # Register before reading the projects: their rates are divided by the number of workers, this one included.
+        former_id, self._worker_id = self._worker_id, await self._heartbeat.ensure_registered()
+        await self._projects.read(force=self._worker_id != former_id)
+        claim = await self._claim_at_most(capacity, self._worker_id)
         if not claim.picked and not await self._wait_for_tokens():
             return None
         return claim.deliveries

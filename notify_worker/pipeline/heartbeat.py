@@ -152,6 +152,8 @@ class Heartbeat:
                     worker=self.name,
                     error=summary(error),
                 )
+            except Exception:  # a bug must not end the heartbeat
+                log.exception("heartbeat broke; retrying", extra={"event": "heartbeat_broke", "worker": self.name})
 
     async def _beat(self, worker_id: int) -> None:
         """Send a heartbeat for this id, and for previous ids until everything claimed under them is recorded."""

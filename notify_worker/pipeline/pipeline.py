@@ -147,5 +147,7 @@ class Pipeline:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         await self._recorder.stop()
-        await self.projects.aclose()
-        await self._heartbeat.close(unregister=not self._recorder.busy and not self._recorder.has_uncertain_leases)
+        try:
+            await self.projects.aclose()
+        finally:
+            await self._heartbeat.close(unregister=not self._recorder.busy and not self._recorder.has_uncertain_leases)

@@ -41,6 +41,8 @@ class StartMarks:
                     len(batch),
                     extra={"event": "start_marks_failed", "error": summary(error), "deliveries": len(batch)},
                 )
+            except Exception:  # a bug must not keep those waiting that ask next
+                log.exception("start marks broke", extra={"event": "start_marks_broke", "deliveries": len(batch)})
             finally:
                 latest = {delivery.id: delivery.lease for delivery, _ in batch}  # an older lease of it is over
                 for delivery, written in batch:

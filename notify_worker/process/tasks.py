@@ -29,6 +29,7 @@ async def drain() -> None:
     """Claim, render, send and record until nothing is due; after five seconds, wake a worker for the rest."""
     process = await app.connector.process()
     try:
+        await process.pipeline.projects.read(force=True)  # the commit that woke this worker may have made a project
         finished = await process.pipeline.drain(within=DRAIN_WITHIN)
     except asyncio.CancelledError:  # the job is requeued; if the worker stops, deliveries in flight end first
         if process.pipeline.stopping.is_set():
