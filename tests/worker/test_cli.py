@@ -178,7 +178,7 @@ def test_a_refusal_of_the_database_is_shown_with_its_hint_and_without_the_row(
     refused = cli("send", "--token", "fcm:not-for-your-eyes", "--title", "Hello", "--priority", "urgent")
 
     assert refused.complaint == (
-        "the priority of a notification can't be \"urgent\". There are high and normal; null is FCM's own default."
+        "the priority of a notification can't be \"urgent\". Use high or normal; null is FCM's own default."
     )
     assert count(shop) == 0
 

@@ -783,7 +783,7 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
     (("send", "--receiver", "u" * 1_000, "--title", "Hello"), "is too long"),
     (("send", "--token", "t" * 5_000, "--title", "Hello"), "is too long"),
     (("send", "--receiver", "u_42", "--title", "Hello", "--event-id", "e" * 513), "is too long"),
-    (("send", "--receiver", "u_42", "--title", "Hello", "--priority", INJECTED), "there are high and normal"),
+    (("send", "--receiver", "u_42", "--title", "Hello", "--priority", INJECTED), "use high or normal"),
     (("sandbox", "--port", "-1"), "-1 is not in the range 0<=x<=65535"),
     (("sandbox", "--latency", "soon"), "is not a valid float"),
 ]
