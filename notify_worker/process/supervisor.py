@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from time import monotonic
+from typing import NoReturn
 
 import psycopg
 
@@ -52,14 +53,31 @@ async def run() -> bool:
         serving = asyncio.create_task(serve(stopping))
         serving.add_done_callback(lambda _: stopping.set())
         await stopping.wait()
+        leave_at = monotonic() + STOP_WITHIN
         await asyncio.wait({serving}, timeout=STOP_WITHIN)
         if not serving.done():
             log.error(
                 "did not stop in %g s; other workers rescue the rest", STOP_WITHIN, extra={"event": "stop_timed_out"}
             )
-            logging.shutdown()
-            os._exit(1)  # as if killed, since a clean exit would wait for the same
-        return await serving
+            leave(1)
+        recorded = await serving
+        if not await end_tasks_left_behind(leave_at - monotonic()):
+            leave(0 if recorded else 1)
+        return recorded
+
+
+async def end_tasks_left_behind(within: float) -> bool:
+    """Cancel what still runs, such as a procrastinate worker on a silent network. Return whether all of it ended in time."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    return not left or not (await asyncio.wait(left, timeout=max(0.0, within)))[1]
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as if it were killed: a clean exit would wait for what hangs."""
+    logging.shutdown()
+    os._exit(code)
 
 
 async def serve(stopping: asyncio.Event) -> bool:
