@@ -72,7 +72,8 @@ class Tokens:
         self._renew_at = 0.0
         self._rejected = False
         self._rejected_again = False
-        self._renewal: asyncio.Task[str] | None = None
+        self._fetched = ""  # not the task's result, which asyncio's debug log would show
+        self._renewal: asyncio.Task[None] | None = None
 
     async def authorization(self) -> str:
         """Return the value of the Authorization header. Waits only if there is no valid token.
@@ -82,7 +83,8 @@ class Tokens:
         """
         now = monotonic()
         if self._authorization is None or now >= self._valid_until:
-            return await asyncio.shield(self._renew())
+            await asyncio.shield(self._renew())
+            return self._fetched
         if now >= self._renew_at:
             self._renew_at = now + RENEW_PAUSE
             self._renew()
@@ -118,14 +120,14 @@ class Tokens:
             await asyncio.wait([self._renewal])
         self._client.close()
 
-    def _renew(self) -> asyncio.Task[str]:
+    def _renew(self) -> asyncio.Task[None]:
         """Start a renewal, or join the running one. It goes on even if its callers are cancelled."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._fetch())
             self._renewal.add_done_callback(self._report)
         return self._renewal
 
-    async def _fetch(self) -> str:
+    async def _fetch(self) -> None:
         reload, self._reload = self._reload, True  # until this fetch has succeeded
         try:
             self._credential, self.firebase_project_id = await asyncio.to_thread(self._refreshed, reload)
@@ -136,11 +138,10 @@ class Tokens:
             raise CredentialsError(f'No token for project "{self._project.name}": {reason(error)}') from error
         lifetime = seconds_left(self._credential)
         self._reload = False
-        self._authorization = f"Bearer {self._credential.token}"
+        self._authorization = self._fetched = f"Bearer {self._credential.token}"
         self._renewed_at = monotonic()
         self._valid_until = self._renewed_at + lifetime
         self._renew_at = self._renewed_at + max(lifetime - RENEW_AHEAD, RENEW_PAUSE)
-        return self._authorization
 
     def _refreshed(self, reload: bool) -> tuple[Credentials, str | None]:  # noqa: FBT001  for to_thread
         """Fetch a token; blocks. After a failure, load the credential again: it may have been replaced."""
@@ -150,7 +151,7 @@ class Tokens:
         credential.refresh(self._request)  # type: ignore[no-untyped-call]
         return credential, project_id
 
-    def _report(self, renewal: "asyncio.Task[str]") -> None:
+    def _report(self, renewal: "asyncio.Task[None]") -> None:
         if not renewal.cancelled() and (error := renewal.exception()):
             fields = {"event": "token_not_renewed", "project": self._project.name}
             log.warning("no new token for project %s: %s", self._project.name, error, extra=fields)

@@ -46,9 +46,9 @@ def test_two_thousand_are_sent_once_while_each_request_takes_fourteen_seconds(sh
 
 
 def send_all(shop: Shop, due: int, *, within: float, **settings: object) -> None:
-    shop.notify_many(due)
     for _ in range(WORKERS):
         shop.start_worker("notify-worker", **settings)
+    shop.notify_many(due)
 
     until("all are sent", lambda: shop.all_sent(due), within=within)
 
