@@ -57,7 +57,7 @@ def shown(result: Result) -> Result:
 
 OPEN = pytest.mark.xfail(
     strict=False,
-    reason="a known fault, still open: where the standby is promoted within a second after a worker was frozen, messages come twice",
+    reason="known and open: a standby promoted within a second after a worker was frozen makes messages come twice",
 )
 
 
