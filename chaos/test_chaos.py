@@ -56,7 +56,7 @@ def shown(result: Result) -> Result:
 
 
 KNOWN = "doubles, where none can be: frozen for a moment"
-"""A fault that is open: its cause is not known. Seen where another fault followed within a second; nothing else is excused."""
+"""An open fault of unknown cause, seen where another fault followed within a second. Nothing else is excused."""
 
 
 @pytest.mark.parametrize("losing", [False, True], ids=["where no answer can be lost", "where answers are lost"])

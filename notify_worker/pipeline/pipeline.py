@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FINISH_WITHIN = 23.0
 """Seconds from a stop in which everything in flight has to end and be recorded; platforms kill after 30."""
+RELEASE_WITHIN = 3.0
+"""Seconds from a stop in which claims without an answer are released; after that, others rescue what they hold."""
 
 
 class Pipeline:
@@ -59,7 +61,7 @@ class Pipeline:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._woken = asyncio.Event()
-        self._finish_by = float("inf")
+        self._stopped_at = float("inf")
 
     async def drain(self, *, within: float = float("inf")) -> bool:
         """Claim and deliver until nothing is due and everything is recorded; return whether nothing is left.
@@ -116,7 +118,7 @@ class Pipeline:
     def stop(self) -> None:
         """Claim no more and start no request. Requests in flight go on."""
         if not self.stopping.is_set():
-            self._finish_by = monotonic() + FINISH_WITHIN
+            self._stopped_at = monotonic()
         self.stopping.set()
         self._slots.wake_waiters()
         self._outstanding.progressed()
@@ -125,9 +127,9 @@ class Pipeline:
         """Stop, and wait until everything in flight has ended and is recorded, for at most 23 s from the stop."""
         self.stop()
         self.unfinished = ""
-        while self._recorder.busy and monotonic() < self._finish_by:
+        while self._recorder.busy and monotonic() < self._stopped_at + self._finish_within():
             await self._outstanding.wait_for_progress()
-        if self._recorder.busy:
+        if self._outstanding:
             in_flight, unrecorded = len(self._outstanding) - self._recorder.pending, self._recorder.unrecorded
             self.unfinished = f"{in_flight} deliveries in flight and {unrecorded} outcomes not recorded"
             log.error(
@@ -135,6 +137,9 @@ class Pipeline:
                 self.unfinished,
                 extra={"event": "stopped_unfinished", "in_flight": in_flight, "unrecorded": unrecorded},
             )
+
+    def _finish_within(self) -> float:
+        return FINISH_WITHIN if self._outstanding else RELEASE_WITHIN
 
     async def close(self) -> None:
         """Finish, then close everything.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from procrastinate.connector import Notify
 from psycopg_pool import AsyncConnectionPool
 
 from notify_worker.database import schema
-from notify_worker.database.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool
+from notify_worker.database.connections import APPLICATION_NAME, check, configure, is_transaction_pooled, pool, summary
 from notify_worker.database.store import Store
 from notify_worker.errors import NotifyWorkerError
 from notify_worker.pipeline.heartbeat import Heartbeat
@@ -24,6 +25,8 @@ from notify_worker.process.listen_check import ListenCheck
 from notify_worker.process.rescuer import Rescuer
 from notify_worker.senders.factory import open_sender
 from notify_worker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 TRANSACTION_POOLED = (
     "The database is behind a pooler that shares sessions between transactions (PgBouncer's transaction mode)"
@@ -131,6 +134,18 @@ class Worker(worker.Worker):
         while self._notified and not self._stop_event.is_set():
             self._notified = False
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
+
+    async def _process_job(self, context: procrastinate.JobContext) -> None:
+        """Process a job. If its end can't be stored, it stays `doing`, and is cleared as stalled."""
+        try:
+            await super()._process_job(context)
+        except procrastinate.exceptions.ConnectorException as error:
+            log.warning(
+                "the end of job %s could not be stored (%s)",
+                context.job.id,
+                summary(error.__cause__ or error),
+                extra={"event": "job_end_not_stored", "job_id": context.job.id},
+            )
 
     def stop(self) -> None:
         """Stop fetching; if this worker handles the signals of its process, claim no more either."""
