@@ -90,7 +90,7 @@ def killed_after_acceptance(chaos: Chaos, fault: Fault) -> None:
 
 
 def frozen_for_a_moment(chaos: Chaos, fault: Fault) -> None:
-    slot = _freeze(chaos, fault)
+    slot = _freeze(chaos, fault, holding=True)
     sleep(chaos.random.uniform(1, 4))
     _thaw(slot)
 
@@ -107,9 +107,9 @@ def frozen_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
     chaos.lasts(fault, stay_frozen)
 
 
-def _freeze(chaos: Chaos, fault: Fault) -> Slot:
+def _freeze(chaos: Chaos, fault: Fault, *, holding: bool = False) -> Slot:
     chaos.load()
-    slot = chaos.choose()
+    slot = chaos.choose(holding=holding)
     slot.frozen = True
     fault.began, fault.pid = monotonic(), slot.pid
     slot.signal(signal.SIGSTOP)
@@ -122,7 +122,7 @@ def _thaw(slot: Slot) -> None:
 
 
 def silent_for_a_moment(chaos: Chaos, fault: Fault) -> None:
-    slot = _silence(chaos, fault)
+    slot = _silence(chaos, fault, holding=True)
     sleep(chaos.random.uniform(2, 6))
     _speak(slot)
 
@@ -142,9 +142,9 @@ def silent_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
     chaos.lasts(fault, count_until_its_leases_end)
 
 
-def _silence(chaos: Chaos, fault: Fault) -> Slot:
+def _silence(chaos: Chaos, fault: Fault, *, holding: bool = False) -> Slot:
     chaos.load()
-    slot = chaos.choose(relayed=True)
+    slot = chaos.choose(relayed=True, holding=holding)
     slot.silent = True
     fault.began, fault.pid = monotonic(), slot.pid
     for relay in slot.relays:
@@ -187,7 +187,7 @@ def sessions_killed(chaos: Chaos, fault: Fault) -> None:
         fault.began = monotonic()
         connection.execute(
             """
-            select pg_terminate_backend(pid)
+            select pg_terminate_backend(pid, 1000)
             from pg_stat_activity
             where datname = current_database()
                 and backend_type = 'client backend'

@@ -263,12 +263,20 @@ class Chaos:
         with suppress(AssertionError):
             until("something is in flight", lambda: self.box.in_flight > 0, within=5)
 
-    def choose(self, *, relayed: bool = False) -> Slot:
-        """Choose a worker that is up."""
+    def choose(self, *, relayed: bool = False, holding: bool = False) -> Slot:
+        """Choose a worker that is up.
+
+        `holding`: one whose sessions stand. A worker that lost its session and says nothing for three seconds can't be told
+        from a dead one, so what it has not recorded comes twice: neither fault does that alone.
+        """
         candidates: list[Slot] = []
 
         def found() -> bool:
             candidates[:] = [slot for slot in self.slots if slot.is_at_work and (slot.relays or not relayed)]
+            if holding:
+                with self.connection() as connection:
+                    held = self.system.holding(connection)
+                candidates[:] = [slot for slot in candidates if held is None or slot.pid in held]
             return bool(candidates)
 
         until("a worker is up", found, within=60)

@@ -43,7 +43,7 @@ class Result:
     lines: dict[str, Line] = field(default_factory=dict)
     harmless: set[str] = field(default_factory=lambda: {NO_FAULT})
     amiss: dict[str, str] = field(default_factory=dict)
-    """The events of which something is lost, phantom or stuck, and what."""
+    """The events of which something is lost, phantom, stuck or shown twice without a reason, and what."""
     stories: list[str] = field(default_factory=list)
     """What happened to some of them."""
     ends: Counter[str] = field(default_factory=Counter)
@@ -147,5 +147,7 @@ def count_doubles(
     for double in doubles:
         kind = book.fault_behind(double, unanswered, who_lost.get(double.push, set()))
         result.line(kind).doubles += 1
+        if kind in result.harmless:
+            result.amiss[double.push[0]] = f"twice at {double.push[1]}, {double.again - double.first:.2f} s apart"
         if kind == NO_ANSWER:  # each is one that FCM took without an answer
             result.line(kind).at_most += 1

@@ -60,6 +60,9 @@ class System(Protocol):
     def holder_of(self, connection: Connection, event: str) -> int | None:
         """Give the pid of the worker that holds it, where that is known."""
 
+    def holding(self, connection: Connection) -> set[int] | None:
+        """List the pids of the workers that nobody may take for dead; None where workers hold no session."""
+
     def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
         """List which of these events that worker holds; where that is not known, all of them."""
 
@@ -188,6 +191,21 @@ class NotifyWorker:
             event,
         )
         return found[0][0] if found else None
+
+    def holding(self, connection: Connection) -> set[int] | None:
+        return {
+            pid
+            for (pid,) in rows(
+                connection,
+                """
+                select pid
+                from notify_worker.stored_workers
+                where ended_at is null
+                group by pid
+                having not bool_or(id in (select worker_id from notify_worker.stale_workers()))
+                """,
+            )
+        }
 
     def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
         return {
@@ -362,6 +380,9 @@ class OneJobPerPush:
         )
 
     def holder_of(self, connection: Connection, event: str) -> int | None:
+        return None
+
+    def holding(self, connection: Connection) -> set[int] | None:
         return None
 
     def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:

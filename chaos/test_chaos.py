@@ -55,10 +55,6 @@ def shown(result: Result) -> Result:
     return result
 
 
-KNOWN = "doubles, where none can be: frozen for a moment"
-"""An open fault of unknown cause, seen where another fault followed within a second. Nothing else is excused."""
-
-
 @pytest.mark.parametrize("losing", [False, True], ids=["where no answer can be lost", "where answers are lost"])
 def test_nothing_is_lost_and_no_more_comes_twice_than_was_at_risk(
     start: Start, subtests: pytest.Subtests, losing: bool
@@ -71,14 +67,11 @@ def test_nothing_is_lost_and_no_more_comes_twice_than_was_at_risk(
     broken = result.broken_promises()
     if losing:  # what is at risk at one moment is seen too late to compare one fault with; the long form compares sums
         broken = [promise for promise in broken if not promise.endswith("at risk")]
-    known = [promise for promise in broken if promise.endswith(KNOWN)]
-    assert [promise for promise in broken if promise not in known] == []
+    assert broken == []
     assert result.times(*(kind.name for kind in plan)) == len(plan)
     with subtests.test("PgBouncer"):
         if POOLER_RESTARTED not in KINDS:
             pytest.skip(HOW_TO_HAVE_IT)
-    if known:
-        pytest.xfail(f"open: {known[0]}")
 
 
 @pytest.mark.chaos
