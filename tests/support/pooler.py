@@ -43,10 +43,11 @@ class Pooler:
         )
         self._settings = folder / "pgbouncer.ini"
         self._log = folder / "pgbouncer.log"
+        password = f"password={its['password']}" if "password" in its else ""
         self._settings.write_text(
             f"""\
 [databases]
-* = host=127.0.0.1 port={its["port"]} user={its["user"]} password={its["password"]}
+* = host=127.0.0.1 port={its["port"]} user={its["user"]} {password}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
