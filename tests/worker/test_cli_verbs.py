@@ -139,7 +139,7 @@ def test_an_invalid_time_is_named(cli: Cli, shop: Connection, arguments: tuple[s
 
 # ── retry ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RETRIED = "deliveries are due again; those of a notification that never had any come with its next claim\n"
+RETRIED = "deliveries are due again; a notification that has none yet gets its own with the next claim\n"
 
 
 @pytest.mark.parametrize("way", [(EVENT,), ("1",), ("--delivery", "1"), ("--project", "default")])
@@ -226,14 +226,14 @@ def test_cancel_of_a_sent_notification_fails_and_points_to_explain(cli: Cli, sho
     result = cli("cancel", "1")
 
     assert (result.code, result.err) == (1, "")
-    assert result.out.startswith("too late: it was sent or settled before, or a worker holds it; ")
+    assert result.out.startswith("too late: it has settled, or may have been sent, or a worker has leased it; ")
     command = result.out.rstrip("\n").partition("Its story: notify-worker ")[2]
     assert "notification 1 was inserted" in cli(*command.split()).out
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancel"])
 def test_an_unknown_notification_is_named(cli: Cli, shop: Connection, verb: str) -> None:
-    assert cli(verb, "order:43").complaint == 'there is no notification of the event "order:43", nor with this number'
+    assert cli(verb, "order:43").complaint == 'there is no notification with the event_id or id "order:43"'
 
 
 def test_an_unknown_delivery_is_named(cli: Cli, shop: Connection) -> None:
@@ -297,7 +297,7 @@ def test_a_newer_schema_works_and_is_not_migrated(cli: Cli, shop: Connection) ->
     assert (cli("status").code, cli("migrate").complaint) == (
         0,
         (
-            f"The schema notify_worker has version 9999, and this release knows none after {schema.versions()[-1]}. "
+            f"The schema notify_worker has version 9999, and the newest that this release knows is {schema.versions()[-1]}. "
             "Install the release of notify-worker that migrated it, or a later one."
         ),
     )
