@@ -192,7 +192,7 @@ def read_version(connection: psycopg.Connection) -> str | None:
         role = connection.info.user
         raise SchemaMismatch(
             f'The role "{role}" may not use the schema notify_worker. Let its owner run: grant notify_worker_worker '
-            f'to "{role}" (or notify_worker_auditor, to read only)'
+            f'to "{role}" (or notify_worker_producer, or notify_worker_auditor)'
         ) from None
     found: str | None = row[0] if row else None
     if found == "0002" and not connection.execute(HAS_COLUMN, REWRITTEN_COLUMN).fetchone():

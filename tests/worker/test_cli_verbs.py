@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 
 import psutil
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from notify_worker.database import schema
 from tests.support import cli_process
@@ -28,6 +29,32 @@ cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
 PROGRAMS = Path(sys.executable).parent
 each_that_needs_the_schema = pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
+
+
+# ── roles ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("notify_worker_auditor", "status"),
+        ("notify_worker_auditor", "explain", EVENT),
+        ("notify_worker_auditor", "history", "u_42"),
+        ("notify_worker_producer", "send", "--receiver", "u_42", "--title", "Hello"),
+        ("notify_worker_producer", "cancel", EVENT),
+    ],
+    ids=lambda call: call[1],
+)
+def test_a_verb_needs_no_more_than_its_role(
+    cli: Cli, shop: Connection, database: str, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
+) -> None:
+    role, *arguments = call
+    shop.insert(event_id=EVENT)
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", make_conninfo(database, options=f"-c role={role}"))
+
+    result = cli(*arguments)
+
+    assert (result.code, result.err) == (0, "")
 
 
 # ── status ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
