@@ -96,7 +96,7 @@ def unknown(name: str) -> str:
     """Return the problem of a variable that is not a setting. Only the part after the prefix is compared."""
     known = [variable.removeprefix(PREFIX) for variable in VARIABLES]
     hint = did_you_mean(
-        name.removeprefix(PREFIX), known, form=PREFIX + "{}", otherwise=f"There are: {', '.join(VARIABLES)}."
+        name.removeprefix(PREFIX), known, form=PREFIX + "{}", otherwise=f"The settings are: {', '.join(VARIABLES)}."
     )
     return f"{name} is not a setting. {hint}"
 

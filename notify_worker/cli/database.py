@@ -111,7 +111,7 @@ def is_id(text: str) -> bool:
 
 def not_found(notification: str) -> NotifyWorkerError:
     """Return the error for a notification that does not exist."""
-    return NotifyWorkerError(f'there is no notification of the event "{notification}", nor with this number')
+    return NotifyWorkerError(f'there is no notification with the event_id or id "{notification}"')
 
 
 def retry_delivery(connection: Connection, delivery: int) -> int:

@@ -22,18 +22,18 @@ PROJECT = "The name of a project."
 @click.option("--fid", metavar="ADDRESS", help="A Firebase Installation ID.")
 @click.option("--topic", metavar="ADDRESS", help="An FCM topic.")
 @click.option("--condition", metavar="ADDRESS", help="A condition over FCM topics.")
-@click.option("--event-id", metavar="ID", help="Your id of the event: a second notification of it is not inserted.")
+@click.option("--event-id", metavar="ID", help="Your id of the event; a second notification with it is not inserted.")
 @click.option("--campaign", metavar="NAME", help="The campaign with the content.")
-@click.option("--title", metavar="TEXT")
-@click.option("--body", metavar="TEXT")
-@click.option("--image", metavar="URL")
+@click.option("--title", metavar="TEXT", help="Its title; wins over the campaign's.")
+@click.option("--body", metavar="TEXT", help="Its body; wins over the campaign's.")
+@click.option("--image", metavar="URL", help="Its image; wins over the campaign's.")
 @click.option("--priority", metavar="PRIORITY", help="high or normal.")
-@click.option("--project", metavar="NAME")
+@click.option("--project", metavar="NAME", help="Its project, if not default.")
 @click.option(
-    "--param", "params", type=Pair(), multiple=True, metavar="NAME=VALUE", help="Fills in {NAME} in the content."
+    "--param", "params", type=Pair(), multiple=True, metavar="NAME=VALUE", help="Fills {NAME} in the campaign."
 )
 @click.option("--data", type=Pair(), multiple=True, metavar="NAME=VALUE", help="Sent to the app with the message.")
-@click.option("--wait", is_flag=True, help="Wait until it is settled, then print what happened.")
+@click.option("--wait", is_flag=True, help="Wait until it is settled or held, then print what happened.")
 @click.pass_context
 def send(ctx: click.Context, /, *, wait: bool, **given: Any) -> int:
     """Insert one notification.
@@ -45,7 +45,7 @@ def send(ctx: click.Context, /, *, wait: bool, **given: Any) -> int:
     with database.connect() as connection:
         notification_id = defer(connection, **columns)
         if notification_id is None:
-            print(f'the event "{given["event_id"]}" is there already: nothing to do')
+            print(f'the event "{given["event_id"]}" exists already: nothing was inserted')
             return EXIT_OK
         print(f"notification {notification_id}")
         return database.wait_until_settled(connection, notification_id) if wait else EXIT_OK
@@ -152,7 +152,7 @@ def retry(notification: str | None, delivery: int | None, project: str | None, s
         else:
             number = database.find_notification(connection, notification or "")
             retried = database.value(connection, "select notify_worker.retry(%s::bigint)", number)
-    print(f"{retried} deliveries are due again; those of a notification that never had any come with its next claim")
+    print(f"{retried} deliveries are due again; a notification that has none yet gets its own with the next claim")
 
 
 @click.command(cls=Verb, example="notify-worker cancel order:42:paid")
@@ -169,7 +169,7 @@ def cancel(notification: str) -> int:
         print("cancelled: nothing of it was sent, and it will not arrive")
         return EXIT_OK
     print(
-        "too late: it was sent or settled before, or a worker holds it; no further delivery of it is started. "
+        "too late: it has settled, or may have been sent, or a worker has leased it; no further delivery is started. "
         f"Its story: notify-worker explain {number}"
     )
     return EXIT_FAILED
@@ -177,7 +177,7 @@ def cancel(notification: str) -> int:
 
 @click.command(cls=Verb, example='notify-worker pause default "a new key is on its way"')
 @click.argument("project", help=PROJECT)
-@click.argument("reason", help="Shown by explain, status and history for the project's notifications.")
+@click.argument("reason", help="Shown by explain and history for the project's notifications.")
 def pause(project: str, reason: str) -> None:
     """Stop sending a project's notifications until it is resumed."""
     with database.connect() as connection:
@@ -197,9 +197,9 @@ def resume(project: str) -> None:
 @click.command(cls=Verb, example='notify-worker prune --older-than "90 days"')
 @click.option("--older-than", required=True, metavar="INTERVAL", help='For example "90 days".')
 def prune(older_than: str) -> None:
-    """Delete notifications that settled longer ago than an interval, with their history.
+    """Delete notifications that settled longer ago than an interval.
 
-    Deletes in small transactions.
+    Deletes in small transactions, oldest first. Of the history, whole months that are older are dropped.
     """
     import asyncio  # noqa: PLC0415
 

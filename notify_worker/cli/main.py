@@ -20,7 +20,7 @@ To complete verbs and options in bash, add this line to ~/.bashrc:
   eval "$(_NOTIFY_WORKER_COMPLETE=bash_source notify-worker)"
 For zsh and fish, use zsh_source and fish_source.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage or nothing to work with.
+Exit codes: 0 success, 1 failure, 2 could not run (wrong arguments or settings, or a database error).
 """
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def app(*, verbose: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb and exit with its code: 0 success, 1 failure, 2 wrong usage or nothing to work with.
+    """Run one verb and exit with its code: 0 success, 1 failure, 2 if it could not run.
 
     Args:
         arguments: The arguments after the program's name; `sys.argv[1:]` if None.

@@ -93,4 +93,4 @@ class FaultRate(click.ParamType[tuple[str, float]]):
         try:
             return name, float(rate)
         except ValueError:
-            self.fail(f'"{rate}" is no rate from 0 to 1', param, ctx)
+            self.fail(f'"{rate}" is not a rate from 0 to 1', param, ctx)

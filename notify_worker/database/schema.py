@@ -74,7 +74,7 @@ def migrate(conninfo: str) -> str:
         found = read_version(connection)
     if found is not None and found not in versions():
         raise SchemaMismatch(
-            f"The schema notify_worker has version {found}, and this release knows none after {versions()[-1]}. "
+            f"The schema notify_worker has version {found}, and the newest that this release knows is {versions()[-1]}. "
             "Install the release of notify-worker that migrated it, or a later one."
         )
     upgrade(conninfo=conninfo)
@@ -192,7 +192,7 @@ def read_version(connection: psycopg.Connection) -> str | None:
         role = connection.info.user
         raise SchemaMismatch(
             f'The role "{role}" may not use the schema notify_worker. Let its owner run: grant notify_worker_worker '
-            f'to "{role}" (or notify_worker_producer, notify_worker_auditor or notify_worker_operator)'
+            f'to "{role}" (or notify_worker_producer, or notify_worker_auditor)'
         ) from None
     found: str | None = row[0] if row else None
     if found == "0002" and not connection.execute(HAS_COLUMN, REWRITTEN_COLUMN).fetchone():

@@ -1,4 +1,8 @@
-"""The projects as this process knows them: rows read each second, a state, a sender and a rate limiter for each."""
+"""The projects as this process knows them: their rows, and a state, a sender and a rate limiter for each.
+
+A claim reads the rows first, at most once a second. They are also read at each wake-up, after each registration of this
+worker, and when a claimed delivery seems blocked, since its incident must have ended.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator

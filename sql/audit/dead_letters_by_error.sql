@@ -5,7 +5,7 @@ select
     count(*) as dead_letters,
     min(failed_at) as first_at,
     max(failed_at) as last_at,
-    (array_agg(error order by failed_at desc))[1] as latest_words,
+    (array_agg(error order by failed_at desc))[1] as latest_error,
     (array_agg(notification_id order by failed_at desc))[1] as latest_notification
 from notify_worker.dead_letters
 where failed_at > now() - interval '7 days'

@@ -36,15 +36,15 @@ begin
         raise exception using
             errcode = 'check_violation',
             message = case broken_rule
-                when 'notifications_one_target' then 'a notification names either a receiver_id, or a kind and an address'
-                when 'notifications_content' then 'a notification says nothing'
+                when 'notifications_one_target' then 'a notification needs either a receiver_id, or a kind and an address'
+                when 'notifications_content' then 'a notification has no content'
                 when 'notifications_event_id' then format('an event_id of %s bytes is too long', octet_length(new.event_id))
                 when 'notifications_whom' then 'a receiver_id of more than 512 bytes, or an address of more than 2048, is too long'
                 when 'notifications_project' then 'the project of a notification is null, or longer than 512 bytes'
-                when 'notifications_expire_after_sending' then 'a notification would expire before it is to be sent'
-                when 'notifications_params' then format('the params of a notification can''t be %s', jsonb_typeof(new.params))
-                when 'notifications_message' then format('the message of a notification can''t be %s', jsonb_typeof(new.message))
-                when 'notifications_data' then 'the data of a notification is not string to string'
+                when 'notifications_expire_after_sending' then 'the expires_at of a notification is not after its send_at'
+                when 'notifications_params' then format('the params of a notification are a JSON %s, not an object', jsonb_typeof(new.params))
+                when 'notifications_message' then format('the message of a notification is a JSON %s, not an object', jsonb_typeof(new.message))
+                when 'notifications_data' then 'the data of a notification is not an object of strings'
                 when 'notifications_data_keys' then 'the data of a notification has a reserved key'
                 else format('the %s of a notification can''t be "%s"', broken_column, left(to_jsonb(new) ->> broken_column, 40))
             end,

@@ -26,7 +26,6 @@ import notify_worker
 from notify_worker import sandbox
 from notify_worker.cli.commands import SANDBOX_PORT
 from notify_worker.dev import postgres
-from notify_worker.settings import VARIABLES
 from tests.support.waiting import until
 
 CHECKOUT = Path(notify_worker.__file__).parents[1]
@@ -323,12 +322,6 @@ def test_the_other_commands_run(reader_of_the_readme: Reader) -> None:
     until("all is sent", lambda: reader.holds(NOTHING_WAITS), within=15)
     reader.stop_all()
     assert "it ended sent" in reader.run("notify-worker explain order:42:paid")
-
-
-def test_the_settings_are_those_that_there_are() -> None:
-    named = {row[0].strip("`") for row in table("docs/operating/settings.md", "Settings")}
-
-    assert named - {"GOOGLE_APPLICATION_CREDENTIALS"} <= set(VARIABLES)
 
 
 def test_the_readme_is_short() -> None:

@@ -169,10 +169,10 @@ def test_dead_letters_are_counted_by_error_the_most_frequent_first(lived: str) -
     first, second = psql(lived, "dead_letters_by_error")
 
     assert (first["project"], first["error_code"], first["dead_letters"]) == ("default", "INVALID_ARGUMENT", "2")
-    assert (first["latest_words"], first["latest_notification"]) == ("it is wrong", number_of(lived, "sale:2"))
+    assert (first["latest_error"], first["latest_notification"]) == ("it is wrong", number_of(lived, "sale:2"))
     assert first["first_at"] < first["last_at"]
     assert (second["error_code"], second["dead_letters"]) == ("", "1")
-    assert second["latest_words"] == 'there is no campaign "no_such"'
+    assert second["latest_error"] == 'there is no campaign "no_such"'
 
 
 def test_doubles_lists_deliveries_that_fcm_may_have_got_twice(lived: str) -> None:

@@ -303,7 +303,7 @@ async def test_the_async_function_refuses_the_same(
 
     with pytest.raises(TypeError, match="Did you mean receiver_id"):
         await defer_many_async(async_connection, [HELLO, wrong])
-    with pytest.raises(CheckViolation, match="says nothing"):
+    with pytest.raises(CheckViolation, match="has no content"):
         await defer_many_async(async_connection, [HELLO, {"receiver_id": "u_42"}])
 
     assert outbox(connection) == []
@@ -317,7 +317,7 @@ def test_a_connection_of_psycopg2_does_too(database: str, connection: Connection
 
     with psycopg2.connect(database, cursor_factory=factory) as callers:
         ids = defer_many(callers, [event("b", title="100 %"), event(None), event("a", params={"n": 1}), event("a")])
-        with pytest.raises(psycopg2.errors.CheckViolation, match="says nothing"):
+        with pytest.raises(psycopg2.errors.CheckViolation, match="has no content"):
             defer_many(callers, [event("c"), {"receiver_id": "u_42"}])
         callers.rollback()
         again = defer_many(callers, [event("b"), event("c")])

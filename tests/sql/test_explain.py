@@ -109,7 +109,7 @@ def test_the_story_of_a_leased_notification_names_its_worker(connection: Connect
     connection.claim(worker)
 
     assert (
-        story(connection, number)[-1] == f"it is pending: a worker ({worker.name}) holds it until <time> at the latest"
+        story(connection, number)[-1] == f"it is pending: worker {worker.name} has leased it until <time> at the latest"
     )
 
 

@@ -76,7 +76,7 @@ async def test_the_async_function_does_the_same(
 async def test_the_async_function_refuses_the_same(async_connection: psycopg.AsyncConnection) -> None:
     with pytest.raises(TypeError, match="Did you mean receiver_id"):
         await defer_async(async_connection, reciever_id="u_42", title="Hello")  # type: ignore[call-arg]
-    with pytest.raises(CheckViolation, match="says nothing"):
+    with pytest.raises(CheckViolation, match="has no content"):
         await defer_async(async_connection, receiver_id="u_42")
 
 
@@ -215,7 +215,7 @@ def test_a_connection_of_psycopg2_does_too(
     with psycopg2.connect(database, cursor_factory=factory) as callers:
         first = defer(callers, event_id="e", receiver_id="u_42", title="100 %", data={"a": "1"})
         again = defer(callers, event_id="e", receiver_id="u_42", title="100 %", params=None)
-        with pytest.raises(psycopg2.errors.CheckViolation, match="says nothing"):
+        with pytest.raises(psycopg2.errors.CheckViolation, match="has no content"):
             defer(callers, receiver_id="u_42")
         callers.rollback()
         defer(callers, event_id="e", receiver_id="u_42", title="100 %", data={"a": "1"})

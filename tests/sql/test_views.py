@@ -343,7 +343,7 @@ def cancelled_unsent(connection: Connection, worker: Worker) -> int:
         (expired, "expired", "it expired before it could be sent"),
         (cancelled, "cancelled", "it was cancelled by a call"),
         (cancelled_unsent, "cancelled", "it was cancelled by a call"),
-        (leased, "pending", "a worker holds it"),
+        (leased, "pending", "a worker has leased it"),
         (due, "pending", "it is due"),
         (scheduled, "pending", "due at 2100-01-01"),
         (retried, "pending", "it is due"),

@@ -90,7 +90,7 @@ def test_an_unknown_variable_is_answered_with_the_nearest_one(wrong: str, right:
 def test_without_a_close_match_all_settings_are_listed() -> None:
     [problem] = problems(BATCH_SIZE="10")
 
-    assert problem.startswith("NOTIFY_WORKER_BATCH_SIZE is not a setting. There are: ")
+    assert problem.startswith("NOTIFY_WORKER_BATCH_SIZE is not a setting. The settings are: ")
     assert "Did you mean" not in problem
     assert all(name in problem for name in VARIABLES)
 

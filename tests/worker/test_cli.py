@@ -194,7 +194,7 @@ def test_the_detail_of_an_error_which_may_hold_an_address_is_kept_back(cli: Cli,
 
 def test_an_unknown_event_is_named(cli: Cli, shop: psycopg.Connection) -> None:
     assert cli("explain", "order:43:paid").complaint == (
-        'there is no notification of the event "order:43:paid", nor with this number'
+        'there is no notification with the event_id or id "order:43:paid"'
     )
     assert '"99999999999999999999"' in cli("explain", "99999999999999999999").complaint
 
@@ -248,7 +248,7 @@ def test_an_event_that_was_sent_before_is_left_alone(cli: Cli, shop: psycopg.Con
 
     again = cli(*HELLO, "--event-id", "order:42:paid", "--wait")
 
-    assert again == Ended(0, 'the event "order:42:paid" is there already: nothing to do\n', "")
+    assert again == Ended(0, 'the event "order:42:paid" exists already: nothing was inserted\n', "")
     assert count(shop) == 1
 
 
@@ -404,7 +404,7 @@ def test_the_sandbox_takes_faults_as_options(tmp_path: Path) -> None:
     ("fail", "complaint"),
     [
         ("qouta=1", '"qouta" is no fault. Did you mean "quota"?'),
-        ("503=often", '"often" is no rate from 0 to 1'),
+        ("503=often", '"often" is not a rate from 0 to 1'),
         ("503", '"503" is not NAME=VALUE'),
     ],
 )

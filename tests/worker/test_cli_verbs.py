@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 
 import psutil
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from notify_worker.database import schema
 from tests.support import cli_process
@@ -28,6 +29,32 @@ cli, shop = cli_process.cli, cli_process.shop  # fixtures
 
 PROGRAMS = Path(sys.executable).parent
 each_that_needs_the_schema = pytest.mark.parametrize("arguments", NEEDS_THE_SCHEMA, ids=lambda arguments: arguments[0])
+
+
+# ── roles ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("notify_worker_auditor", "status"),
+        ("notify_worker_auditor", "explain", EVENT),
+        ("notify_worker_auditor", "history", "u_42"),
+        ("notify_worker_producer", "send", "--receiver", "u_42", "--title", "Hello"),
+        ("notify_worker_producer", "cancel", EVENT),
+    ],
+    ids=lambda call: call[1],
+)
+def test_a_verb_needs_no_more_than_its_role(
+    cli: Cli, shop: Connection, database: str, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
+) -> None:
+    role, *arguments = call
+    shop.insert(event_id=EVENT)
+    monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", make_conninfo(database, options=f"-c role={role}"))
+
+    result = cli(*arguments)
+
+    assert (result.code, result.err) == (0, "")
 
 
 # ── status ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,7 +166,7 @@ def test_an_invalid_time_is_named(cli: Cli, shop: Connection, arguments: tuple[s
 
 # ── retry ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RETRIED = "deliveries are due again; those of a notification that never had any come with its next claim\n"
+RETRIED = "deliveries are due again; a notification that has none yet gets its own with the next claim\n"
 
 
 @pytest.mark.parametrize("way", [(EVENT,), ("1",), ("--delivery", "1"), ("--project", "default")])
@@ -226,14 +253,14 @@ def test_cancel_of_a_sent_notification_fails_and_points_to_explain(cli: Cli, sho
     result = cli("cancel", "1")
 
     assert (result.code, result.err) == (1, "")
-    assert result.out.startswith("too late: it was sent or settled before, or a worker holds it; ")
+    assert result.out.startswith("too late: it has settled, or may have been sent, or a worker has leased it; ")
     command = result.out.rstrip("\n").partition("Its story: notify-worker ")[2]
     assert "notification 1 was inserted" in cli(*command.split()).out
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancel"])
 def test_an_unknown_notification_is_named(cli: Cli, shop: Connection, verb: str) -> None:
-    assert cli(verb, "order:43").complaint == 'there is no notification of the event "order:43", nor with this number'
+    assert cli(verb, "order:43").complaint == 'there is no notification with the event_id or id "order:43"'
 
 
 def test_an_unknown_delivery_is_named(cli: Cli, shop: Connection) -> None:
@@ -297,7 +324,7 @@ def test_a_newer_schema_works_and_is_not_migrated(cli: Cli, shop: Connection) ->
     assert (cli("status").code, cli("migrate").complaint) == (
         0,
         (
-            f"The schema notify_worker has version 9999, and this release knows none after {schema.versions()[-1]}. "
+            f"The schema notify_worker has version 9999, and the newest that this release knows is {schema.versions()[-1]}. "
             "Install the release of notify-worker that migrated it, or a later one."
         ),
     )

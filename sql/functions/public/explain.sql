@@ -58,7 +58,7 @@ as $$
             5,
             case
                 when state = 'held' then 'it is held: it is unknown whether FCM has it, and it is for a person to decide'
-                when lease is not null then format('it is pending: a worker (%s) holds it until %s at the latest',
+                when lease is not null then format('it is pending: worker %s has leased it until %s at the latest',
                     coalesce((select name from stored_workers where stored_workers.id = leased_by), leased_by::text), due_at)
                 when paused.until is not null then format('it is pending, and its project is paused until %s: %s', paused.until, paused.reason)
                 else format('it is pending, due at %s', due_at)

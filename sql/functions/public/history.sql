@@ -17,7 +17,7 @@ as $$
             when notification.state = 'sent' then 'FCM has accepted it'
             when notification.state = 'held' then 'it is unknown whether FCM has it; it is for a person to decide'
             when notification.cancelled_at is not null then 'it was cancelled by a call'
-            when notification.state = 'pending' and notification.lease is not null then 'a worker holds it'
+            when notification.state = 'pending' and notification.lease is not null then 'a worker has leased it'
             when notification.state = 'pending' and paused.reason is not null then 'its project is paused: ' || paused.reason
             when notification.state = 'pending' and blocked.reason is not null then blocked.reason
             when notification.state = 'pending' and notification.due_at > now()
