@@ -107,7 +107,7 @@ def test_a_lease_lasts_as_long_as_it_should_and_a_retry_waits_as_long_as_it_shou
     shop.start_worker()
 
     failing = shop.notify("503:failing")
-    until("it is leased", lambda: shop.held() == 1, within=5)
+    until("it is leased", lambda: shop.leased() == 1, within=5)
     lease = shop.value("select due_at - leased_at from notify_worker.notifications where id = %s", failing)
     until("its first attempt is over", lambda: bool(shop.attempts(failing)), within=10)
     until("its second attempt is over", lambda: len(shop.attempts(failing)) > 1, within=15)

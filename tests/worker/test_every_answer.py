@@ -717,7 +717,7 @@ def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) 
         )
         assert (incident["probe_count"], incident["ended_at"]) == (probes, None)
         assert wait - 5 < incident["wait"].total_seconds() <= wait
-        until("it is recorded", lambda: shop.held() == 0, within=20)
+        until("it is recorded", lambda: shop.leased() == 0, within=20)
 
     assert shop.states() == {"pending": 4}
     assert shop.value("select sum(attempts) from notify_worker.deliveries") == 0

@@ -88,7 +88,7 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     notify_many(shop, "tired", fault="quota")
     shop.start_worker()
     until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
-    until("their claimed notifications are due again", lambda: shop.held() == 0, within=20)
+    until("their claimed notifications are due again", lambda: shop.leased() == 0, within=20)
 
     assert longest_way(shop, 20) < PROMPT
     shown = shop.notify("app:phone", project="shown")

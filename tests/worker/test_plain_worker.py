@@ -25,8 +25,8 @@ def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: 
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
     unrung = shop.notify("app:unrung")
-    shop.delete_bells()
-    assert (shop.held(), shop.wakeups()) == (1, 0)
+    shop.delete_wakeups()
+    assert (shop.leased(), shop.wakeups()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
     shop.procrastinate("worker", "--one-shot")

@@ -64,7 +64,7 @@ def test_a_new_key_at_the_same_place_is_found_without_a_restart(shop: Shop, tmp_
     start_sending(shop, GOOGLE_APPLICATION_CREDENTIALS=key)
     shop.box.switch(**REVOKED)
     until("the project is paused", lambda: bool(pauses(shop)), within=PAUSED_WITHIN)
-    until("nothing is in flight", lambda: shop.held() == 0, within=5)
+    until("nothing is in flight", lambda: shop.leased() == 0, within=5)
     sent = shop.states()["sent"]
     port = int(shop.box.url.rpartition(":")[2])
     shop.box.stop()
@@ -91,7 +91,7 @@ def test_an_outage_that_is_there_from_the_start_costs_next_to_nothing(shop: Shop
 
     shop.notify_many(BACKLOG)
     until("the project is paused", lambda: bool(pauses(shop)), within=PAUSED_WITHIN)
-    until("nothing is in flight", lambda: shop.held() == 0, within=5)
+    until("nothing is in flight", lambda: shop.leased() == 0, within=5)
     before = shop.box.received
     for _ in range(PROBES):
         probe(shop)
@@ -108,7 +108,7 @@ def test_an_outage_in_the_middle_of_a_backlog_is_seen_at_once(shop: Shop) -> Non
     shop.box.switch(**OUTAGE)
     before = shop.box.received
     until("the project is paused", lambda: bool(pauses(shop)), within=PAUSED_WITHIN)
-    until("nothing is in flight", lambda: shop.held() == 0, within=5)
+    until("nothing is in flight", lambda: shop.leased() == 0, within=5)
 
     assert shop.box.received - before <= WORKERS * (LATEST + 3 * PLACES)
     assert shop.value("select max(attempts) from notify_worker.deliveries") == 1
@@ -136,7 +136,7 @@ def probe(shop: Shop) -> None:
     made = probes(shop)
     make_a_probe_due(shop)
     until("a probe is made", lambda: probes(shop) == made + 1, within=5)
-    until("it is over", lambda: shop.held() == 0, within=5)
+    until("it is over", lambda: shop.leased() == 0, within=5)
 
 
 def probes(shop: Shop) -> int:

@@ -61,7 +61,7 @@ def test_a_worker_works_on_a_schema_that_a_later_release_has_migrated(shop: Shop
     assert [each["verdict"] for each in shop.attempts(gone)] == ["unregistered"]
     assert shop.unbalanced() == []
     assert worker.stop() == 0
-    assert shop.held() == 0
+    assert shop.leased() == 0
 
 
 @both_kinds

@@ -230,7 +230,7 @@ def test_a_device_over_its_quota_waits_alone(open_shop: Shop) -> None:
 
 
 def test_after_all_that_the_ledger_balances(open_shop: Shop) -> None:
-    until("nothing is held by a worker", lambda: open_shop.held() == 0, within=10)
+    until("nothing is held by a worker", lambda: open_shop.leased() == 0, within=10)
 
     assert open_shop.unbalanced() == []
 
@@ -279,7 +279,7 @@ def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, ki
     assert code == 0
     assert shop.box.received == 20
     assert shop.states() == {"sent": 20, "pending": 180}
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
     released = shop.value(
         """
         select count(*)
@@ -305,7 +305,7 @@ def test_a_stop_does_not_wait_for_a_quick_retry(shop: Shop, kind: str) -> None:
     assert shop.box.received == 1, "a request was made after the stop"
     assert monotonic() - began < 3
     assert [attempt["verdict"] for attempt in shop.attempts(mending)] == ["unknown"]
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
 
 
 @both_kinds
@@ -334,7 +334,7 @@ def test_a_stop_in_mid_claim_leaves_nothing_leased(shop: Shop, kind: str) -> Non
     code = worker.stop()
 
     assert code == 0
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
     assert shop.box.doubles == 0
 
 
