@@ -13,7 +13,7 @@ from time import monotonic
 from notify_worker.sandbox import Shown
 
 UNANSWERED = "onceaccepteddrop"
-"""What an address begins with whose first message FCM takes without an answer: nobody can know, so it comes twice."""
+"""The prefix of an address whose first message FCM accepts without an answer: nobody can know, so it comes twice."""
 NO_FAULT, NO_ANSWER = "no fault", "no answer from FCM"
 READ_LATE = 2.0
 AT_RISK_FOR = 60.0
@@ -25,7 +25,7 @@ Push = tuple[str, str]
 
 @dataclass(frozen=True)
 class Event:
-    """One notification that a producer wants: to a receiver with so many addresses, or to one address."""
+    """One notification of a producer: to a receiver with these addresses, or to one address."""
 
     id: str
     addresses: tuple[str, ...]
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass
 class Fault:
-    """A fault that was done: what may have been in FCM's hands unrecorded then is its bound of doubles."""
+    """A fault that struck. `at_risk`: the unrecorded messages that FCM may have had then, its limit of doubles."""
 
     kind: str
     loses_answers: bool
@@ -44,7 +44,7 @@ class Fault:
     ended: float = float("inf")
     at_risk: int = 0
     pid: int | None = None
-    """The worker that it was done to, if to one."""
+    """The worker that it struck, if it was one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Book:
     def __init__(self) -> None:
         self.committed: dict[str, Event] = {}
         self.rolled_back: dict[str, Event] = {}
-        self.doubtful: dict[str, Event] = {}
+        self.uncertain: dict[str, Event] = {}
         """COMMIT was asked for, and its answer never came."""
         self.faults: list[Fault] = []
         self._shown: defaultdict[Push, list[float]] = defaultdict(list)
@@ -73,24 +73,24 @@ class Book:
 
     def asked_to_commit(self, events: Iterable[Event]) -> None:
         with self._lock:
-            self.doubtful.update({event.id: event for event in events})
+            self.uncertain.update({event.id: event for event in events})
 
     def was_committed(self, events: Iterable[Event]) -> None:
         with self._lock:
             for event in events:
                 self.committed[event.id] = event
-                self.doubtful.pop(event.id, None)
+                self.uncertain.pop(event.id, None)
 
     def was_rolled_back(self, events: Iterable[Event]) -> None:
         with self._lock:
             self.rolled_back.update({event.id: event for event in events})
 
-    def clear_doubts(self, present: set[str]) -> None:
-        """Take what the database holds at the end for the truth about the commits whose answers were lost."""
+    def resolve_uncertain(self, present: set[str]) -> None:
+        """Decide by the database's final contents whether commits with lost answers came through."""
         with self._lock:
-            for name, event in self.doubtful.items():
+            for name, event in self.uncertain.items():
                 (self.committed if name in present else self.rolled_back)[name] = event
-            self.doubtful.clear()
+            self.uncertain.clear()
 
     # What phones saw
 
@@ -101,7 +101,7 @@ class Book:
             self._latest.append((monotonic(), push))
 
     def lately_shown(self) -> set[Push]:
-        """List what was shown within the last minute."""
+        """Return the pushes that were shown within the last minute."""
         with self._lock:
             return {push for at, push in self._latest if at > monotonic() - AT_RISK_FOR}
 
@@ -122,25 +122,25 @@ class Book:
     # Who is to blame
 
     def fault_behind(self, double: Double, unanswered: set[Push], lost_by: set[int]) -> str:
-        """Name what made a message come twice: what was done to the worker that lost its answer, before anything else."""
+        """Name the fault that made a message come twice; first of all one that struck the worker which lost its answer."""
         if double.push[1].startswith(UNANSWERED):
             return NO_ANSWER
         between = [each for each in self.faults if each.began <= double.again and each.ended >= double.first]
         losing = [each for each in between if each.loses_answers]
         if guilty := [each for each in losing if each.pid in lost_by] or losing:
-            return did_you_mean(guilty, double.first).kind
+            return fault_that_lost(guilty, double.first).kind
         frozen = [each for each in between if "frozen" in each.kind]
         if double.push in unanswered and not frozen:
             return NO_ANSWER
         return next((each.kind for each in frozen or between), NO_FAULT)
 
     def fault_at(self, moment: float) -> str:
-        """Name the fault in whose time this was: the last that had begun."""
+        """Name the last fault that had begun at this moment."""
         return next((each.kind for each in reversed(self.faults) if each.began <= moment), NO_FAULT)
 
 
-def did_you_mean(faults: list[Fault], shown: float) -> Fault:
-    """Choose the fault that lost the answer to what was shown then: the first after that, else the last before.
+def fault_that_lost(faults: list[Fault], shown: float) -> Fault:
+    """Choose the fault that lost the answer to a message shown at this moment: the first after it, else the last before.
 
     FCM may read a request a moment after its sender was killed.
     """

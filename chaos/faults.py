@@ -49,7 +49,7 @@ def killed_at(chaos: Chaos, fault: Fault) -> None:
 
 
 def _killed_in_a_commit(chaos: Chaos, statement: str) -> Catch | None:
-    """Hold all commits, for a moment at most, until such a statement has come; let it commit when its worker is dead."""
+    """Hold all commits for up to a second, until this statement comes; let it commit once its worker is dead."""
     for _ in range(5):
         chaos.load()
         with chaos.cluster.commits_held():
@@ -72,12 +72,12 @@ def _killed_by_a_trap(chaos: Chaos, statement: str, moment: Moment, *, within: f
 
 
 def killed_after_acceptance(chaos: Chaos, fault: Fault) -> None:
-    """Kill whoever has sent a message, after FCM took it and before it answers."""
+    """Kill the worker that sent a message, after FCM took it and before it answers."""
     caught = Catch()
 
     def shoot(event: str) -> None:
         with chaos.connection() as connection:
-            pid = chaos.system.holder_of(connection, event)
+            pid = chaos.system.lease_holder(connection, event)
         holders = [slot for slot in chaos.slots if slot.pid == pid]
         caught.shoot(holders[0] if holders else chaos.random.choice(chaos.slots))
 
@@ -90,7 +90,7 @@ def killed_after_acceptance(chaos: Chaos, fault: Fault) -> None:
 
 
 def frozen_for_a_moment(chaos: Chaos, fault: Fault) -> None:
-    slot = _freeze(chaos, fault, holding=True)
+    slot = _freeze(chaos, fault, live=True)
     sleep(chaos.random.uniform(1, 4))
     _thaw(slot)
 
@@ -107,9 +107,9 @@ def frozen_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
     chaos.lasts(fault, stay_frozen)
 
 
-def _freeze(chaos: Chaos, fault: Fault, *, holding: bool = False) -> Slot:
+def _freeze(chaos: Chaos, fault: Fault, *, live: bool = False) -> Slot:
     chaos.load()
-    slot = chaos.choose(holding=holding)
+    slot = chaos.choose(live=live)
     slot.frozen = True
     fault.began, fault.pid = monotonic(), slot.pid
     slot.signal(signal.SIGSTOP)
@@ -122,13 +122,13 @@ def _thaw(slot: Slot) -> None:
 
 
 def silent_for_a_moment(chaos: Chaos, fault: Fault) -> None:
-    slot = _silence(chaos, fault, holding=True)
+    slot = _silence(chaos, fault, live=True)
     sleep(chaos.random.uniform(2, 6))
     _speak(slot)
 
 
 def silent_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
-    """It goes on sending what it has claimed, and can't record it: its bound grows until its leases end."""
+    """It keeps sending what it has claimed and can't record it: what is at risk grows until its leases end."""
     slot = _silence(chaos, fault)
 
     def count_until_its_leases_end() -> None:
@@ -142,9 +142,9 @@ def silent_for_longer_than_a_lease(chaos: Chaos, fault: Fault) -> None:
     chaos.lasts(fault, count_until_its_leases_end)
 
 
-def _silence(chaos: Chaos, fault: Fault, *, holding: bool = False) -> Slot:
+def _silence(chaos: Chaos, fault: Fault, *, live: bool = False) -> Slot:
     chaos.load()
-    slot = chaos.choose(relayed=True, holding=holding)
+    slot = chaos.choose(relayed=True, live=live)
     slot.silent = True
     fault.began, fault.pid = monotonic(), slot.pid
     for relay in slot.relays:
@@ -197,17 +197,17 @@ def sessions_killed(chaos: Chaos, fault: Fault) -> None:
         )
 
 
-def bells_lost(chaos: Chaos, fault: Fault) -> None:
+def wakeups_lost(chaos: Chaos, fault: Fault) -> None:
     """For two seconds no producer sends a wake-up, and every waiting one is deleted."""
     for producer in chaos.producers:
-        producer.bell_off.set()
+        producer.wakeups_off.set()
     with chaos.connection() as connection:
         over = monotonic() + 2
         while monotonic() < over:
-            chaos.system.lose_bells(connection)
+            chaos.system.delete_wakeups(connection)
             sleep(0.02)
     for producer in chaos.producers:
-        producer.bell_off.clear()
+        producer.wakeups_off.clear()
 
 
 def xmin_held(chaos: Chaos, fault: Fault) -> None:
@@ -256,7 +256,7 @@ LONG = (
     Kind("network silent for longer than a lease", silent_for_longer_than_a_lease, loses_answers=True),
     Kind("xmin held", xmin_held),
 )
-"""These go on beside the next ones."""
+"""These go on while the next ones strike."""
 RESTARTS = (
     Kind("database restarted, fast", restarted(FAST)),
     Kind("database restarted, immediate", restarted(IMMEDIATE)),
@@ -268,7 +268,7 @@ OTHERS = (
     Kind("frozen for a moment", frozen_for_a_moment),
     Kind("network silent for a moment", silent_for_a_moment),
     Kind("sessions killed", sessions_killed),
-    Kind("NOTIFY lost", bells_lost),
+    Kind("NOTIFY lost", wakeups_lost),
     *((POOLER_RESTARTED,) if program() else ()),
 )
 KILLS = (KILLED_AT_RANDOM, *KILLED_AT_A_STEP)
@@ -276,14 +276,14 @@ KINDS = (*LONG, *KILLS, *RESTARTS, FAILED_OVER, *OTHERS)
 
 
 def short_plan(seed: int, *, losing: bool) -> list[Kind]:
-    """Mix one of each that loses answers, or that does not; what lasts long begins first."""
+    """Shuffle one of each kind that loses answers, or of each that does not; the long ones begin first."""
     kinds = [kind for kind in KINDS if kind.loses_answers is losing]
     Random(seed).shuffle(kinds)
     return sorted(kinds, key=lambda kind: kind not in LONG)
 
 
 def long_plan(seed: int, *, kills: int = 100, restarts: int = 20, failovers: int = 5) -> list[Kind]:
-    """Mix so many of each, half of the kills at random moments, and a few of every other kind."""
+    """Shuffle this many of each, half of the kills at random moments, and a few of every other kind."""
     plan = [
         *(KILLED_AT_RANDOM for _ in range(kills // 2)),
         *islice(cycle(KILLED_AT_A_STEP), kills - kills // 2),

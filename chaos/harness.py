@@ -42,7 +42,7 @@ AFTER_A_KILL = 2.0
 DATABASE = "shop"
 LOG_LINES = 30
 STORIES = 5
-"""How many faults are printed."""
+"""How many events with something amiss are printed."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Chaos:
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, plan: Sequence[Kind], *, notifications: int = 0, pause: float = 1.0) -> Result:
-        """Do the faults of the plan, spread over so many notifications, and see what came of it all."""
+        """Do the faults of the plan, spread over this many notifications, and return what came of them."""
         self._wait_until_it_works()
         for producer in self.producers:
             producer.start()
@@ -221,7 +221,7 @@ class Chaos:
             result.unbalanced = self.system.unbalanced(connection)
         if self.book.times_shown() != self.box.accepted:
             result.unbalanced.append(f"FCM took {self.box.accepted}, and {self.book.times_shown()} were shown")
-        self.book.clear_doubts(set(ends))
+        self.book.resolve_uncertain(set(ends))
         result.ends = Counter(end for by_address in ends.values() for end in by_address.values())
         count_faults(result, self.book.faults)
         count_notifications(result, self.book, ends)
@@ -248,7 +248,7 @@ class Chaos:
             yield connection
 
     def catch_who_sends_next(self, caught: Callable[[str], None] | None) -> None:
-        """Have it called with the event of the next message that FCM takes, before it answers."""
+        """Call this with the event of the next message that FCM takes, before it answers."""
         self._show_trap = caught
 
     def _on_show(self, shown: Shown) -> None:
@@ -258,38 +258,38 @@ class Chaos:
             trap(shown.data["event"])
 
     def load(self) -> None:
-        """Have something in flight."""
+        """Commit a burst, and wait until a request is in flight."""
         self.producers[0].burst()
         with suppress(AssertionError):
             until("something is in flight", lambda: self.box.in_flight > 0, within=5)
 
-    def choose(self, *, relayed: bool = False, holding: bool = False) -> Slot:
+    def choose(self, *, relayed: bool = False, live: bool = False) -> Slot:
         """Choose a worker that is up.
 
-        `holding`: one whose sessions stand. A worker that lost its session and says nothing for three seconds can't be told
-        from a dead one, so what it has not recorded comes twice: neither fault does that alone.
+        `live`: one that is not stale. A worker that has lost its session and sends no heartbeat for three seconds counts as
+        dead, so what it has not recorded comes twice: neither fault does that alone.
         """
         candidates: list[Slot] = []
 
         def found() -> bool:
             candidates[:] = [slot for slot in self.slots if slot.is_at_work and (slot.relays or not relayed)]
-            if holding:
+            if live:
                 with self.connection() as connection:
-                    held = self.system.holding(connection)
-                candidates[:] = [slot for slot in candidates if held is None or slot.pid in held]
+                    pids = self.system.live_pids(connection)
+                candidates[:] = [slot for slot in candidates if pids is None or slot.pid in pids]
             return bool(candidates)
 
         until("a worker is up", found, within=60)
         return self.random.choice(candidates)
 
     def at_risk(self, pid: int) -> int:
-        """Count what phones have of this worker, and it has not recorded."""
+        """Count the messages of this worker that phones were shown and it has not recorded."""
         lately = self.book.lately_shown()
         events = sorted({event for event, _ in lately})
         with self.connection() as connection:
             recorded = self.system.recorded(connection, events)
-            held = self.system.held_by(connection, pid, events)
-        return sum(push not in recorded and push[0] in held for push in lately)
+            leased = self.system.events_leased_by(connection, pid, events)
+        return sum(push not in recorded and push[0] in leased for push in lately)
 
     def is_dead(self, caught: Catch, fault: Fault) -> None:
         """Note the unrecorded deliveries of the killed workers, once the requests in flight have arrived."""
@@ -298,7 +298,7 @@ class Chaos:
         fault.at_risk = self.at_risk(caught.pid)
 
     def lasts(self, fault: Fault, goes_on: Callable[[], None]) -> None:
-        """Let a fault go on beside the next ones."""
+        """Let a fault go on while the next ones strike."""
 
         def go_on() -> None:
             goes_on()

@@ -22,7 +22,7 @@ credentials: Any = None
 
 
 def bearer() -> str:
-    """Give a bearer token; google-auth fetches another one where it is about to end."""
+    """Return a bearer token; google-auth fetches another one when it is about to expire."""
     global credentials  # noqa: PLW0603
     if credentials is None:
         credentials = service_account.Credentials.from_service_account_file(  # type: ignore[no-untyped-call]

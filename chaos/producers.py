@@ -32,10 +32,10 @@ class Producer(Thread):
         self._publish = publish
         self._book = book
         self._rate = rate
-        self._dice = Random(seed)
+        self._random = Random(seed)
         self._number = 0
         self._over = Flag()
-        self.bell_off = Flag()
+        self.wakeups_off = Flag()
         """Set while its statements send no wake-ups."""
 
     def stop(self) -> None:
@@ -46,7 +46,7 @@ class Producer(Thread):
         while not self._over.is_set():
             with suppress(psycopg.Error), self._connected() as connection:
                 while not self._over.is_set():
-                    events = self.draw(self._dice.choice([1, 1, 1, 2, 5]))
+                    events = self.draw(self._random.choice([1, 1, 1, 2, 5]))
                     self.transact(connection, events)
                     self._over.wait(len(events) / self._rate)
             self._over.wait(0.2)
@@ -61,12 +61,12 @@ class Producer(Thread):
 
     def transact(self, connection: psycopg.Connection, events: list[Event], *, certainly: bool = False) -> None:
         """Publish in a transaction, and mostly commit it."""
-        commits = certainly or self._dice.random() > ROLLED_BACK
+        commits = certainly or self._random.random() > ROLLED_BACK
         if not commits:
             self._book.was_rolled_back(events)
         try:
             with connection.cursor() as cursor:
-                if self.bell_off.is_set():
+                if self.wakeups_off.is_set():
                     cursor.execute("set local notify_worker.wakeup = 'off'")
                 self._publish(cursor, events)
         except psycopg.Error:
@@ -78,7 +78,7 @@ class Producer(Thread):
         self._book.asked_to_commit(events)
         connection.commit()
         self._book.was_committed(events)
-        if self._dice.random() < TWICE:
+        if self._random.random() < TWICE:
             with connection.cursor() as cursor:
                 self._publish(cursor, events)
             connection.commit()
@@ -89,9 +89,9 @@ class Producer(Thread):
     def _drawn(self) -> Event:
         self._number += 1
         name = f"{self.name}:{self._number}"
-        if self._dice.random() < UNANSWERED_SHARE:
+        if self._random.random() < UNANSWERED_SHARE:
             return Event(name, (f"{UNANSWERED}:{name}",))
-        if self._dice.random() < TO_AN_ADDRESS:
+        if self._random.random() < TO_AN_ADDRESS:
             return Event(name, (f"app:{name}",))
-        receiver = self._dice.randrange(RECEIVERS)
-        return Event(name, devices_of(receiver), f"u_{receiver}", hold=self._dice.random() < HELD)
+        receiver = self._random.randrange(RECEIVERS)
+        return Event(name, devices_of(receiver), f"u_{receiver}", hold=self._random.random() < HELD)

@@ -8,12 +8,12 @@ from chaos.book import NO_ANSWER, NO_FAULT, Book, Double, Event, Fault, Push
 from chaos.systems import PENDING, SENT
 
 Ends = Mapping[str, Mapping[str, str]]
-"""By event and address: what became of it, as the system says."""
+"""The state of each push as the system recorded it, by event and address."""
 
 
 @dataclass
 class Line:
-    """What is said of one kind of fault. A notification belongs to the fault that had begun last when it was committed."""
+    """The counts for one kind of fault. A notification counts for the last fault that had begun when it was committed."""
 
     times: int = 0
     notifications: int = 0
@@ -43,12 +43,12 @@ class Result:
     lines: dict[str, Line] = field(default_factory=dict)
     harmless: set[str] = field(default_factory=lambda: {NO_FAULT})
     amiss: dict[str, str] = field(default_factory=dict)
-    """The events of which something is lost, phantom, stuck or shown twice without a reason, and what."""
+    """The events with a push that is lost, phantom, stuck or shown twice without a reason, and which of these."""
     stories: list[str] = field(default_factory=list)
     """What happened to some of them."""
     ends: Counter[str] = field(default_factory=Counter)
     left: list[Left] = field(default_factory=list)
-    """Those that left by themselves, and should not."""
+    """The workers that exited by themselves and should not have."""
     stopped: list[Left] = field(default_factory=list)
     unbalanced: list[str] = field(default_factory=list)
     settled_after: float = 0.0
@@ -80,7 +80,7 @@ class Result:
         )
 
     def broken_promises(self) -> list[str]:
-        """Say in sentences what should not be."""
+        """Return each broken promise as a sentence."""
         return [*self._of_lines(), *self._of_workers(), *self.unbalanced]
 
     def _of_lines(self) -> Iterator[str]:
@@ -114,7 +114,7 @@ def count_faults(result: Result, faults: list[Fault]) -> None:
 
 
 def count_notifications(result: Result, book: Book, ends: Ends) -> None:
-    """Count what was committed, and of it what is lost or stuck; and what was shown and never committed."""
+    """Count the committed notifications, those lost or stuck, and pushes that were shown and never committed."""
     shown = book.shown()
     for event in book.committed.values():
         line = result.line(book.fault_at(event.born))
@@ -135,7 +135,7 @@ def count_notifications(result: Result, book: Book, ends: Ends) -> None:
 
 
 def is_lost(event: Event, its: Mapping[str, str], shown: set[Push]) -> bool:
-    """Say whether an address has no end at all, or is recorded as sent and FCM never took it."""
+    """Return whether an address has no state at all, or is recorded as sent and FCM never took it."""
     return any(
         address not in its or (its[address] == SENT and (event.id, address) not in shown) for address in event.addresses
     )

@@ -33,11 +33,11 @@ class System(Protocol):
     slots: tuple[str, ...]
     """The kind of each worker."""
     pooled: str | None
-    """The kind of a worker that may stand behind PgBouncer."""
+    """The kind of worker that may connect through PgBouncer."""
     stays: frozenset[str]
-    """The kinds that have no excuse to leave by themselves."""
+    """The kinds that must never exit by themselves."""
     may_have_a_backlog: bool
-    """Whether it is not expected to keep up with the producers: then its backlog is waited for."""
+    """Whether it may fall behind the producers: then the run waits for its backlog."""
     steps: Mapping[str, Step]
     """Where workers are killed: a part of the statement, and whether before or after it."""
 
@@ -47,36 +47,36 @@ class System(Protocol):
 
     def publish(self, cursor: Cursor, events: list[Event]) -> None: ...
 
-    def lose_bells(self, connection: Connection) -> None:
-        """Delete what tells workers that there is something to do, where that is not the thing itself."""
+    def delete_wakeups(self, connection: Connection) -> None:
+        """Delete the wake-ups that wait, unless a wake-up is the push itself."""
 
     def pending(self, connection: Connection) -> int: ...
 
     def waits_for_a_probe(self, connection: Connection) -> bool: ...
 
     def recorded(self, connection: Connection, events: list[str]) -> set[Push]:
-        """List what of these events stands as sent."""
+        """Return the pushes of these events that are recorded as sent."""
 
-    def holder_of(self, connection: Connection, event: str) -> int | None:
-        """Give the pid of the worker that holds it, where that is known."""
+    def lease_holder(self, connection: Connection, event: str) -> int | None:
+        """Return the pid of the worker that leased it, if known."""
 
-    def holding(self, connection: Connection) -> set[int] | None:
-        """List the pids of the workers that nobody may take for dead; None where workers hold no session."""
+    def live_pids(self, connection: Connection) -> set[int] | None:
+        """Return the pids of the workers that are not stale; None if the system does not know stale workers."""
 
-    def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
-        """List which of these events that worker holds; where that is not known, all of them."""
+    def events_leased_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
+        """Return which of these events that worker has leased; all of them if that is unknown."""
 
     def ends(self, connection: Connection) -> dict[str, dict[str, str]]:
-        """By event and address: what became of it."""
+        """Return the state of each push, by event and address."""
 
     def story(self, connection: Connection, event: str) -> list[str]:
-        """Tell what happened to it, for whoever has to find out why it is amiss."""
+        """Return the history of an event, a line for each attempt, to find out what went wrong."""
 
     def who_lost(self, connection: Connection) -> dict[Push, set[int]]:
-        """By push: the pids of the workers that were gone before they could say what became of it, where that is known."""
+        """Return the pids of the workers that died before they recorded an attempt, by push, where known."""
 
     def unanswered(self, connection: Connection) -> set[Push]:
-        """List what FCM did not answer in time, as far as that was written down."""
+        """Return the pushes that FCM did not answer in time, as far as recorded."""
 
     def unbalanced(self, connection: Connection) -> list[str]: ...
 
@@ -151,7 +151,7 @@ class NotifyWorker:
             ],
         )
 
-    def lose_bells(self, connection: Connection) -> None:
+    def delete_wakeups(self, connection: Connection) -> None:
         with connection.transaction():
             connection.execute("set local search_path = notify_worker")
             connection.execute(
@@ -179,7 +179,7 @@ class NotifyWorker:
             )
         )
 
-    def holder_of(self, connection: Connection, event: str) -> int | None:
+    def lease_holder(self, connection: Connection, event: str) -> int | None:
         found = rows(
             connection,
             """
@@ -192,7 +192,7 @@ class NotifyWorker:
         )
         return found[0][0] if found else None
 
-    def holding(self, connection: Connection) -> set[int] | None:
+    def live_pids(self, connection: Connection) -> set[int] | None:
         return {
             pid
             for (pid,) in rows(
@@ -207,7 +207,7 @@ class NotifyWorker:
             )
         }
 
-    def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
+    def events_leased_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
         return {
             event
             for (event,) in rows(
@@ -352,8 +352,8 @@ class OneJobPerPush:
             [[event.id for event in events], [each[0] for each in pushes], [each[1] for each in pushes]],
         )
 
-    def lose_bells(self, connection: Connection) -> None:
-        """The job is the push itself: it can't be lost and still be there."""
+    def delete_wakeups(self, connection: Connection) -> None:
+        """Do nothing: the job is the push itself."""
 
     def pending(self, connection: Connection) -> int:
         return int(
@@ -379,13 +379,13 @@ class OneJobPerPush:
             )
         )
 
-    def holder_of(self, connection: Connection, event: str) -> int | None:
+    def lease_holder(self, connection: Connection, event: str) -> int | None:
         return None
 
-    def holding(self, connection: Connection) -> set[int] | None:
+    def live_pids(self, connection: Connection) -> set[int] | None:
         return None
 
-    def held_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
+    def events_leased_by(self, connection: Connection, pid: int, events: list[str]) -> set[str]:
         return set(events)
 
     def ends(self, connection: Connection) -> dict[str, dict[str, str]]:

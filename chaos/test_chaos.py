@@ -1,7 +1,7 @@
 """Nothing is lost and nothing is phantom, with every kind of fault at random moments.
 
-The short runs do each kind once. `pytest -m chaos` is the long one, with a hundred kills; which share of that is done is in
-the variable CHAOS_SHARE (1), a run's seed in CHAOS_SEED. What was done and what came of it is printed.
+The short runs do each kind once. `pytest -m chaos` is the long one, with a hundred kills; CHAOS_SHARE (1) is the share of
+it to do, CHAOS_SEED a run's seed. Each run prints what was done and what came of it.
 """
 
 import os
@@ -35,7 +35,7 @@ Start = Callable[..., Chaos]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a run of chaos on servers of its own; its workers' logs are shown where a test fails."""
+    """Start a run of chaos on its own servers; the workers' logs are shown if a test fails."""
     with ExitStack() as ends:
 
         def started(system: System, rate: float = 60) -> Chaos:
@@ -56,7 +56,7 @@ def shown(result: Result) -> Result:
 
 
 @pytest.mark.parametrize("losing", [False, True], ids=["where no answer can be lost", "where answers are lost"])
-def test_nothing_is_lost_and_no_more_comes_twice_than_was_at_risk(
+def test_nothing_is_lost_and_only_a_lost_answer_makes_a_push_come_twice(
     start: Start, subtests: pytest.Subtests, losing: bool
 ) -> None:
     chaos = start(NotifyWorker())
@@ -75,7 +75,7 @@ def test_nothing_is_lost_and_no_more_comes_twice_than_was_at_risk(
 
 
 @pytest.mark.chaos
-def test_a_hundred_kills_twenty_restarts_and_five_failovers_lose_nothing(start: Start) -> None:
+def test_a_hundred_kills_twenty_restarts_and_five_failovers_break_no_promise(start: Start) -> None:
     chaos = start(NotifyWorker(), rate=150)
     plan = long_plan(SEED, kills=KILLED, restarts=RESTARTED, failovers=PROMOTED)
 
@@ -89,8 +89,8 @@ def test_a_hundred_kills_twenty_restarts_and_five_failovers_lose_nothing(start: 
 
 
 @pytest.mark.chaos
-def test_the_same_is_done_to_one_procrastinate_job_per_push_to_compare(start: Start) -> None:
-    """It is slower, so it gets a tenth of the notifications; nothing is promised, the table is what this is for."""
+def test_one_procrastinate_job_per_push_is_measured_with_the_same_plan(start: Start) -> None:
+    """It is slower, so it gets a tenth of the notifications. Nothing is promised: this run is for its table."""
     chaos = start(OneJobPerPush(), rate=40)
     plan = long_plan(SEED, kills=KILLED, restarts=RESTARTED, failovers=PROMOTED)
 

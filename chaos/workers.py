@@ -39,7 +39,7 @@ class Slot:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether it is up, and nothing is being done to it."""
+        """Whether it is up and no fault is striking it."""
         process = self._process
         return process is not None and process.poll() is None and not (self.frozen or self.silent or self._killed)
 
@@ -51,7 +51,7 @@ class Slot:
             )
 
     def shoot(self) -> bool:
-        """Kill -9, without waiting; say whether there was anybody."""
+        """Kill -9 without waiting; return whether there was a process to kill."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 return False
@@ -65,7 +65,7 @@ class Slot:
                 self._process.send_signal(which)
 
     def left(self) -> int | None:
-        """Give the exit code of a worker that is gone."""
+        """Return the exit code of a worker that is gone."""
         return self._process.poll() if self._process else None
 
     @property
@@ -78,7 +78,7 @@ class Slot:
             relay.set_trap(Trap(statement, moment, lambda: caught.shoot(self)))
 
     def logged(self, lines: int) -> str:
-        """Give the end of what its workers have logged."""
+        """Return the last lines that its workers have logged."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
@@ -87,7 +87,7 @@ class Slot:
             relay.clear_traps()
 
     def stop(self) -> int:
-        """Stop it as a platform does, and kill it at last; return its exit code."""
+        """Stop it as a platform does, and kill it in the end; return its exit code."""
         assert self._process is not None
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ class Slot:
 
 
 class Catch:
-    """Kills one worker, the first that comes; says which one and when."""
+    """Kills the first worker that comes, and no other; notes which one and when."""
 
     def __init__(self) -> None:
         self.made = Event()
@@ -119,7 +119,7 @@ class Catch:
 
 
 class Supervisor(Thread):
-    """Starts each worker again that is gone, always; notes who left without being killed."""
+    """Restarts each worker that is gone, and notes the ones that exited without being killed."""
 
     def __init__(self, slots: list[Slot]) -> None:
         super().__init__(name="supervisor", daemon=True)
@@ -127,7 +127,7 @@ class Supervisor(Thread):
         self._over = Event()
         self._gone_since: dict[str, float] = {}
         self.left: list[Left] = []
-        """Those that left by themselves."""
+        """The workers that exited by themselves."""
 
     def run(self) -> None:
         while not self._over.wait(0.1):

@@ -13,8 +13,8 @@ from tests.support.shop import Shop
 from tests.support.waiting import until
 
 WORKERS = 2
-PATIENCE = 5.0
-"""Seconds that a request may take: only what hangs takes them, on a slow machine too."""
+REQUEST_TIMEOUT = 5.0
+"""Seconds; only a request that hangs takes this long, on a slow machine too."""
 LEASE = 40.0
 MAX_ATTEMPTS = 3
 IN_ALL = 1_000
@@ -82,7 +82,7 @@ def test_with_a_fifth_of_mixed_faults_each_notification_ends_as_its_answers_say(
     )
     notify(shop, fates)
     for _ in range(WORKERS):
-        shop.start_worker(NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=PATIENCE, NOTIFY_WORKER_LEASE_SECONDS=LEASE)
+        shop.start_worker(NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=REQUEST_TIMEOUT, NOTIFY_WORKER_LEASE_SECONDS=LEASE)
 
     waiting = {address for address, fate in fates.items() if fate.waits}
     until("all but those that wait have ended", lambda: all_have_ended(shop, waiting), within=40 + many / 50)
@@ -134,7 +134,7 @@ def notify(shop: Shop, fates: dict[str, Fate]) -> None:
 
 
 def all_have_ended(shop: Shop, waiting: set[str]) -> bool:
-    """Tell whether nothing is pending but what waits, and that has been tried. They are counted first: it is asked often."""
+    """Return whether only those that wait are pending, each after an attempt. It counts first, as it is called often."""
     if shop.value("select count(*) from notify_worker.notifications where state = 'pending'") > len(waiting):
         return False
     pending = shop.rows(
@@ -150,7 +150,7 @@ def all_have_ended(shop: Shop, waiting: set[str]) -> bool:
 
 
 def ends(shop: Shop) -> dict[str, tuple[str, str, bool]]:
-    """By address: the state, what its sender asked for, and whether its device is retired."""
+    """By address: the state, its `on_unknown`, and whether its device is retired."""
     return {
         row["address"]: (row["state"], row["on_unknown"], row["retired"])
         for row in shop.rows(
@@ -181,7 +181,7 @@ def attempts_by_address(shop: Shop) -> dict[str, list[dict[str, Any]]]:
 
 
 def assert_attempts_are_as_the_table_says(attempts: list[dict[str, Any]], fate: Fate, address: str) -> None:
-    """Each attempt that was not sent came to what it may, and the next came no sooner than it may."""
+    """Each attempt that was not sent has an expected verdict, and the next came no sooner than it may."""
     assert [attempt["number"] for attempt in attempts] == list(range(1, len(attempts) + 1)), address
     *earlier, last = [attempt["verdict"] for attempt in attempts]
     assert set(earlier) <= fate.verdicts, address

@@ -1,4 +1,4 @@
-"""Behind PgBouncer: producers need nothing, a worker notices what it loses, and no shared session is changed.
+"""Behind PgBouncer: producers need no setting, a worker logs what it loses, and no pooled session is changed.
 
 Needs PgBouncer: the binary that PGBOUNCER names, else the one in PATH.
 """
@@ -24,9 +24,9 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(program() is None, reason=HOW_TO_HAVE_IT)
 
-LOSES = "event=transaction_pooled"
+TRANSACTION_POOLED = "event=transaction_pooled"
 FOUND_WITHIN = 2.0
-"""Seconds from a commit to FCM where only the look finds it: one second, and what a busy machine takes."""
+"""Seconds from a commit to FCM if only the poll finds it: one second, and what a busy machine takes."""
 HEARD_WITHIN = timedelta(milliseconds=300)
 SESSION = "select current_setting(name) from unnest(%s::text[]) as name"
 NAMES = ["search_path", "application_name", "timezone", "statement_timeout", "synchronous_commit"]
@@ -45,16 +45,16 @@ def pooled(shop: Shop, mode: str, size: int = 20) -> Iterator[Pooler]:
 
 @pytest.fixture
 def transactions(shop: Shop) -> Iterator[Pooler]:
-    """A pooler that gives each transaction another session."""
+    """A pooler in transaction mode: each transaction may get another session."""
     with pooled(shop, "transaction") as pooler:
         yield pooler
 
 
 def start_worker(shop: Shop, pooler: Pooler) -> Worker:
-    """Start a worker that knows the database by the pooler alone, and wait until it is there."""
+    """Start a worker that connects through the pooler alone, and wait until it has registered."""
     worker = shop.launch(NOTIFY_WORKER_DATABASE_URL=pooler.conninfo)
-    until("the worker is here", lambda: worker.has_left or shop.said(LOSES), within=15)
-    until("it has entered", lambda: worker.has_left or bool(workers(shop)), within=15)
+    until("the worker is here", lambda: worker.has_left or shop.said(TRANSACTION_POOLED), within=15)
+    until("it has registered", lambda: worker.has_left or bool(workers(shop)), within=15)
     assert not worker.has_left
     return worker
 
@@ -79,7 +79,7 @@ def locks(shop: Shop) -> int:
 # Producers
 
 
-def test_a_plain_insert_needs_nothing(shop: Shop, transactions: Pooler) -> None:
+def test_plain_inserts_through_the_pooler_commit_and_send_one_wakeup(shop: Shop, transactions: Pooler) -> None:
     with psycopg.connect(transactions.conninfo, prepare_threshold=None) as connection:
         for number in range(12):
             connection.execute(
@@ -92,7 +92,7 @@ def test_a_plain_insert_needs_nothing(shop: Shop, transactions: Pooler) -> None:
     assert shop.wakeups() == 1
 
 
-def test_defer_and_defer_many_need_nothing_however_often_they_are_called(shop: Shop, transactions: Pooler) -> None:
+def test_defer_and_defer_many_work_through_the_pooler_however_often_called(shop: Shop, transactions: Pooler) -> None:
     with psycopg.connect(transactions.conninfo) as ours, psycopg.connect(transactions.conninfo) as others:
         for number in range(12):  # from the sixth time on psycopg would prepare a statement
             assert defer(ours, kind="token", address=f"app:{number}", title="Hello")
@@ -104,7 +104,7 @@ def test_defer_and_defer_many_need_nothing_however_often_they_are_called(shop: S
     assert shop.states() == {"pending": 12 * 3}
 
 
-async def test_their_asynchronous_twins_need_nothing_either(shop: Shop, transactions: Pooler) -> None:
+async def test_defer_async_and_defer_many_async_work_through_the_pooler_too(shop: Shop, transactions: Pooler) -> None:
     async with (
         await psycopg.AsyncConnection.connect(transactions.conninfo) as ours,
         await psycopg.AsyncConnection.connect(transactions.conninfo) as others,
@@ -137,7 +137,7 @@ def test_a_commit_through_the_pooler_wakes_a_direct_worker(shop: Shop, transacti
 # A worker in transaction mode
 
 
-async def test_a_pooler_that_shares_sessions_is_noticed_and_one_that_does_not_is_not(shop: Shop) -> None:
+async def test_transaction_mode_is_detected_and_session_mode_is_not_taken_for_it(shop: Shop) -> None:
     for size in (1, 20):
         with pooled(shop, "transaction", size) as pooler:
             assert await is_transaction_pooled(pooler.conninfo)
@@ -171,10 +171,10 @@ def test_a_worker_sends_many_each_once(shop: Shop, transactions: Pooler) -> None
     assert (shop.box.received, shop.box.doubles) == (1000, 0)
     assert shop.unbalanced() == []
     assert worker.stop() == 0
-    assert shop.held() == 0
+    assert shop.leased() == 0
 
 
-def test_a_restart_of_the_pooler_is_outlived(shop: Shop, transactions: Pooler) -> None:
+def test_a_worker_survives_a_restart_of_the_pooler_and_sends_each_once(shop: Shop, transactions: Pooler) -> None:
     worker = start_worker(shop, transactions)
     shop.notify_many(200, "hang1")
     until("requests hang", lambda: shop.box.in_flight == 100, within=10)
@@ -191,7 +191,7 @@ def test_a_restart_of_the_pooler_is_outlived(shop: Shop, transactions: Pooler) -
     assert shop.unbalanced() == []
 
 
-def test_a_dead_workers_work_moves_after_half_a_lease(shop: Shop, transactions: Pooler) -> None:
+def test_a_dead_workers_notifications_are_sent_after_half_a_lease(shop: Shop, transactions: Pooler) -> None:
     worker = start_worker(shop, transactions)
     shop.notify_many(10, "hang1.5")
     until("requests hang", lambda: shop.box.in_flight == 10, within=10)
@@ -219,7 +219,7 @@ def test_a_shared_session_is_left_unchanged(shop: Shop) -> None:
 
 
 def sessions_of_the_pool(pooler: Pooler, size: int) -> list[list[str]]:
-    """How each session of a pool stands: as many transactions at once as it has sessions, while the worker waits."""
+    """Return the settings of each session of a pool, by as many transactions at once as it has sessions."""
     others = [psycopg.connect(pooler.conninfo) for _ in range(size)]
     try:
         return [[value for (value,) in other.execute(SESSION, [NAMES])] for other in others]
@@ -231,10 +231,10 @@ def sessions_of_the_pool(pooler: Pooler, size: int) -> list[list[str]]:
 # A worker in session mode
 
 
-def test_in_session_mode_all_is_as_usual(shop: Shop) -> None:
+def test_in_session_mode_wakeups_arrive_and_the_worker_holds_its_lock(shop: Shop) -> None:
     with pooled(shop, "session") as pooler:
         worker = shop.start_worker(NOTIFY_WORKER_DATABASE_URL=pooler.conninfo)
-        assert not shop.said(LOSES)
+        assert not shop.said(TRANSACTION_POOLED)
 
         for number in range(3):
             until("the worker sleeps", shop.sleeps, within=10)

@@ -1,4 +1,4 @@
-"""Deliveries that always fail, in a project that waits for a probe: others must not wait for all of them."""
+"""Deliveries that always fail, in a project that waits for a probe: a new one must not wait for all of them."""
 
 from tests.support.store_calls import Connection, Worker, outcome
 
@@ -7,7 +7,7 @@ SOON_ENOUGH = 3
 """Probes; they end up five minutes apart."""
 
 
-def test_new_deliveries_are_probed_before_failed_ones(connection: Connection, worker: Worker) -> None:
+def test_a_new_delivery_is_among_the_first_three_probes(connection: Connection, worker: Worker) -> None:
     for _ in range(POISONED):
         connection.insert()
     connection.value("select notify_worker.open_incident('default', 'project', 'an outage')")
@@ -19,7 +19,7 @@ def test_new_deliveries_are_probed_before_failed_ones(connection: Connection, wo
 
 
 def probe(connection: Connection, worker: Worker, *, well: int) -> int:
-    """Let one probe be made, of which all but one come to nothing; return its notification."""
+    """Make one probe, which fails for all notifications but `well`; return its notification."""
     connection.execute("update notify_worker.stored_incidents set next_probe_at = clock_timestamp()")
     claimed = connection.claim_one(worker)
     verdict = "sent" if claimed["notification_id"] == well else "unknown"

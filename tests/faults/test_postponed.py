@@ -10,7 +10,7 @@ SOON = 0.2
 
 
 @pytest.mark.parametrize("kind", ["topic", "condition"])
-def test_a_topic_postponed_at_its_first_claim_has_one_delivery(
+def test_a_topic_postponed_at_its_first_claim_is_claimed_later_and_has_one_delivery(
     connection: Connection, kind: str, worker: Worker
 ) -> None:
     connection.value("select notify_worker.open_incident('default', 'topics', 'Topic quota exceeded.', %s)", SOON)
@@ -24,6 +24,6 @@ def test_a_topic_postponed_at_its_first_claim_has_one_delivery(
 
 
 def blocked(connection: Connection) -> list[str]:
-    """What of the project is not to be sent just now."""
+    """Return the scopes of the project that are blocked now."""
     scopes: list[str] = connection.value("select notify_worker.blocked_scopes(name) from notify_worker.projects")
     return scopes

@@ -24,16 +24,16 @@ from tests.support.store_calls import Connection
 from tests.support.waiting import until
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}
-"""Fast; yet what is committed stands when the server crashes, since the kernel does not."""
+"""Fast; yet commits survive a crash of the server, since the kernel keeps running."""
 PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_WORKER_LEASE_SECONDS": 68}
-"""A worker that waits for answers which take seconds."""
+"""For a worker that waits for answers which take seconds."""
 BACK_WITHIN = 2.0
 """Seconds after a restart in which the next commit is sent."""
 HEARD_WITHIN = timedelta(milliseconds=300)
 """From a commit to the phone, if a wake-up wakes the worker."""
 AWAY_FOR = 20.0
 HALF_A_LEASE = 60.0
-"""Seconds, of the lease with which `enter` enters."""
+"""Seconds: half the lease that `Connection.register_worker` takes by default."""
 
 both_ways = pytest.mark.parametrize("mode", ["fast", "immediate"])
 
@@ -98,7 +98,7 @@ def commit_is_sent(shop: Shop, address: str, *, within: float) -> None:
 
 
 def assert_it_listens_again(shop: Shop) -> None:
-    """A lone commit is heard, as often as it is tried: a look alone would come half a second late."""
+    """A lone commit wakes the worker every time: a poll alone would come half a second late on average."""
     until("it listens again", lambda: bool(shop.listeners()), within=10)
     for number in range(4):
         until("the worker sleeps", shop.sleeps, within=10)
@@ -173,7 +173,9 @@ def test_answers_that_come_while_the_server_is_away_are_recorded_when_it_is_back
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal: Server, shop: Shop) -> None:
+def test_under_load_workers_survive_twenty_seconds_without_a_server_and_send_each_once(
+    mortal: Server, shop: Shop
+) -> None:
     workers = [shop.start_worker(**PATIENT) for _ in range(2)]
     shop.notify_many(3000)
     until("they are in the middle of it", lambda: shop.box.accepted > 300, within=10)
@@ -191,7 +193,9 @@ def test_a_server_that_is_away_for_twenty_seconds_under_load_is_outlived(mortal:
 
 
 @both_ways
-def test_a_restart_makes_no_worker_stale_within_seconds(mortal: Server, shop: Shop, mode: str) -> None:
+def test_after_a_restart_a_worker_without_its_session_has_half_a_lease_of_grace(
+    mortal: Server, shop: Shop, mode: str
+) -> None:
     with Connection.connect(shop.conninfo, autocommit=True) as session:
         worker = session.register_worker()
 
@@ -204,7 +208,7 @@ def test_a_restart_makes_no_worker_stale_within_seconds(mortal: Server, shop: Sh
 # It crashes
 
 
-def test_a_crash_recovery_makes_no_worker_stale_within_seconds(shop: Shop) -> None:
+def test_after_a_crash_recovery_a_worker_without_its_session_has_half_a_lease_of_grace(shop: Shop) -> None:
     with Connection.connect(shop.conninfo, autocommit=True) as session:
         worker = session.register_worker()
         victim = Connection.connect(shop.conninfo)
@@ -269,7 +273,7 @@ def end_every_session(shop: Shop) -> int:
     )
 
 
-def test_a_full_connection_table_is_waited_out(shop: Shop) -> None:
+def test_a_worker_waits_while_no_connection_is_free_and_sends_afterwards(shop: Shop) -> None:
     worker = shop.start_worker()
     commit_is_sent(shop, "app:before", within=10)
 
@@ -333,7 +337,7 @@ def test_a_worker_that_cannot_start_says_why_and_fails(mortal: Server, shop: Sho
     assert "Traceback" not in shop.log.read_text()
 
 
-def test_a_stop_while_the_server_is_away_and_answers_wait_is_no_success(mortal: Server, shop: Shop) -> None:
+def test_a_stop_with_unrecorded_answers_while_the_server_is_away_exits_with_1(mortal: Server, shop: Shop) -> None:
     worker = shop.start_worker(**PATIENT)
     shop.notify_many(50, "hang1")
     until("they hang", lambda: shop.box.in_flight == 50, within=10)

@@ -25,10 +25,10 @@ connections.ANSWER_WITHIN = store.ANSWER_WITHIN = 3.0
 from notify_worker.cli.main import main
 main(["worker"])
 """
-"""A worker as any, which waits for an answer for 3 s and not for 18, so that this does not take minutes."""
+"""A usual worker, but it waits 3 s for an answer and not 18, so that these tests do not take minutes."""
 PATIENT: dict[str, Any] = {"NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS": 10, "NOTIFY_WORKER_LEASE_SECONDS": 68}
 LONG_ENOUGH = 15.0
-"""Seconds in which everything that waited has given up and come again."""
+"""Seconds in which everything that waited has given up and reconnected."""
 GRACE = 29.0
 """Seconds from SIGTERM; platforms kill after 30."""
 HEARD_WITHIN = timedelta(milliseconds=300)
@@ -46,8 +46,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "impatient", [sys.executable, "-c", IMPATIENT])
 
 
-def assert_it_hears(shop: Shop, *, times: int = 4) -> None:
-    """A lone commit is heard, as often as it is tried: a look alone would come half a second late."""
+def assert_wakeups_arrive(shop: Shop, *, times: int = 4) -> None:
+    """A lone commit wakes the worker every time: a poll alone would come half a second late on average."""
     for number in range(times):
         until("the worker sleeps", shop.sleeps, within=10)
         shown, committed_at = len(shop.box.shown), shop.notify_at(f"app:heard-{number}")
@@ -73,7 +73,7 @@ def test_answers_during_a_silent_network_are_recorded_once(shop: Shop, relay: Re
     assert not shop.said("ERROR event=")
 
 
-def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, relay: Relay) -> None:
+def test_after_a_silence_an_idle_worker_sends_what_was_committed_and_listens_again(shop: Shop, relay: Relay) -> None:
     worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     shop.notify("app:first")
     until("the first is sent", lambda: shop.all_sent(1), within=10)
@@ -86,11 +86,13 @@ def test_an_idle_worker_finds_its_way_back_and_listens_again(shop: Shop, relay: 
 
     until("what was committed meanwhile is sent", lambda: shop.all_sent(2), within=LONG_ENOUGH)
     until("it listens again", lambda: bool(shop.listeners() - deaf), within=LONG_ENOUGH)
-    assert_it_hears(shop)
+    assert_wakeups_arrive(shop)
     assert worker.stop() == 0
 
 
-def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_grace(shop: Shop, relay: Relay) -> None:
+def test_a_worker_stopped_while_the_network_is_silent_exits_before_a_platform_kills_it(
+    shop: Shop, relay: Relay
+) -> None:
     worker = shop.start_worker("impatient", NOTIFY_WORKER_DATABASE_URL=relay.conninfo, **PATIENT)
     until("the worker sleeps", shop.sleeps, within=10)
 
@@ -100,7 +102,7 @@ def test_a_worker_that_is_stopped_while_the_network_is_silent_leaves_within_its_
         until("it has left", lambda: worker.has_left, within=GRACE)
 
 
-async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(shop: Shop, relay: Relay) -> None:
+async def test_a_silent_session_raises_an_operational_error_and_is_closed(shop: Shop, relay: Relay) -> None:
     connection = await connect(relay.conninfo)
     with relay.silence():
         began = monotonic()
@@ -113,24 +115,26 @@ async def test_a_silent_session_is_an_error_of_the_database_and_not_used_again(s
         assert connection.closed
 
 
-async def test_a_worker_with_a_silent_session_starts_no_request_after_four_seconds(shop: Shop, relay: Relay) -> None:
+async def test_a_worker_with_a_silent_session_starts_no_more_requests_and_registers_again(
+    shop: Shop, relay: Relay
+) -> None:
     heartbeat = Heartbeat(relay.conninfo, timedelta(seconds=20))
-    former = await heartbeat.ensure_registered()
-    assert heartbeat.holds(former)
+    previous = await heartbeat.ensure_registered()
+    assert heartbeat.holds(previous)
 
     with relay.silence():
         await auntil(
-            "it holds nothing", lambda: not heartbeat.holds(former), within=HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + 1
+            "it holds nothing", lambda: not heartbeat.holds(previous), within=HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + 1
         )
 
-    await auntil("it has another id", lambda: heartbeat.worker_id != former, within=LONG_ENOUGH)
+    await auntil("it has another id", lambda: heartbeat.worker_id != previous, within=LONG_ENOUGH)
     assert heartbeat.holds(heartbeat.worker_id)
     assert heartbeat.reconnected_ago is not None
     await heartbeat.close(unregister=True)
 
 
 SLOW = 0.15
-"""Seconds that each thing said takes on a slow wire, each way."""
+"""Seconds that each message takes on a slow network, each way."""
 
 
 @pytest.mark.slow

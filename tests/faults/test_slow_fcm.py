@@ -11,7 +11,7 @@ from tests.support.waiting import until
 
 WORKERS = 2
 A_CLAIM = 100
-"""Deliveries that are claimed beyond the places: with few places most of them can't start before the lease is half over."""
+"""Deliveries claimed beyond the slots: with few slots most of them can't start before half the lease is over."""
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def shop(server: str, template: str, tmp_path: Path) -> Iterator[Shop]:
 
 
 def test_deliveries_that_a_short_lease_has_no_time_for_are_released_and_sent_once(shop: Shop) -> None:
-    places, due = 10, A_CLAIM + 20
+    slots, due = 10, A_CLAIM + 20
     shop.box.switch(latency=0.8 * REQUEST_TIMEOUT)
 
-    send_all(shop, due, within=25, NOTIFY_WORKER_CONCURRENCY=places, NOTIFY_WORKER_LEASE_SECONDS=LEASE)
+    send_all(shop, due, within=25, NOTIFY_WORKER_CONCURRENCY=slots, NOTIFY_WORKER_LEASE_SECONDS=LEASE)
 
     assert_each_was_sent_once(shop, due)
 

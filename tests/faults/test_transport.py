@@ -62,7 +62,7 @@ async def test_a_request_arrives_as_it_was_made(server: HostileServer, transport
         pytest.param(silence, httpx.ReadTimeout, id="silence"),
     ],
 )
-async def test_a_request_that_was_read_is_never_called_unsent_and_never_made_again(
+async def test_a_request_that_was_read_is_never_reported_as_unsent_nor_repeated(
     server: HostileServer,
     transport: AiohttpTransport,
     act: Act,
@@ -154,7 +154,7 @@ async def test_a_status_counts_though_its_body_is_cut_off(
     assert response.content == b'{"name"'
 
 
-async def test_a_status_counts_though_its_body_cannot_be_unpacked(
+async def test_a_status_counts_though_its_body_cannot_be_decompressed(
     server: HostileServer, transport: AiohttpTransport
 ) -> None:
     server.acts[""] = answer(200, b"no gzip", content_encoding="gzip")
@@ -164,7 +164,7 @@ async def test_a_status_counts_though_its_body_cannot_be_unpacked(
     assert response.status_code == 200
 
 
-async def test_a_packed_body_is_unpacked_once(server: HostileServer, transport: AiohttpTransport) -> None:
+async def test_a_gzip_body_is_decompressed_once(server: HostileServer, transport: AiohttpTransport) -> None:
     server.acts[""] = answer(200, gzip.compress(b'{"name": "a"}'), content_encoding="gzip")
 
     response = await transport.handle_async_request(post(server.url))
@@ -181,7 +181,7 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(server: HostileServer
     assert server.count("/new") == 0
 
 
-async def test_a_request_that_meets_an_unannounced_close_is_never_called_unsent_and_never_made_again(
+async def test_a_request_that_meets_an_unannounced_close_is_never_reported_as_unsent_nor_repeated(
     server: HostileServer, transport: AiohttpTransport
 ) -> None:
     server.acts[""] = then_close(answer(200))
@@ -211,7 +211,9 @@ async def test_cancelling_one_request_leaves_the_others_alone(
         await silent
 
 
-async def test_connections_are_kept(server: HostileServer, transport: AiohttpTransport) -> None:
+async def test_requests_one_after_the_other_share_a_connection(
+    server: HostileServer, transport: AiohttpTransport
+) -> None:
     server.acts[""] = answer(200)
 
     for _ in range(5):

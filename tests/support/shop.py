@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 class Shop(shop.Shop):
-    """The shop of the demo with what tests ask besides; its workers may be procrastinate's own, and are impatient."""
+    """The demo's shop with more methods for tests; its workers may be procrastinate's own, and have short timeouts."""
 
     connection: Connection
 
@@ -105,7 +105,7 @@ class Shop(shop.Shop):
         )
 
     def all_sent(self, count: int) -> bool:
-        """Tell whether so many are sent and no other is there. FCM is asked first: to count rows takes a while."""
+        """Return whether this many are sent and there is no other. It asks FCM first, since counting rows takes a while."""
         return self.box.accepted >= count and self.states() == {"sent": count}
 
     def state(self, which: int | str) -> str:
@@ -146,7 +146,7 @@ class Shop(shop.Shop):
             )
         )
 
-    def delete_bells(self) -> None:
+    def delete_wakeups(self) -> None:
         """Delete the wake-ups that wait."""
         with self.among_procrastinates_tables():
             self.connection.execute("delete from procrastinate_jobs where task_name = 'notify_worker.drain'")
@@ -166,17 +166,17 @@ class Shop(shop.Shop):
 
     @contextmanager
     def among_procrastinates_tables(self) -> Iterator[None]:
-        """A transaction in which procrastinate's own triggers find their tables: they have but the search_path."""
+        """A transaction in which procrastinate's own triggers find their tables: they rely on the search_path."""
         with self.connection.transaction():
             self.connection.execute("set local search_path = notify_worker")
             yield
 
-    def held(self) -> int:
-        """How many notifications a worker holds."""
+    def leased(self) -> int:
+        """Count the notifications that a worker has leased."""
         return int(self.value("select count(*) from notify_worker.notifications where lease is not null"))
 
     def backends(self) -> list[Row]:
-        """The sessions of everybody but this shop; `part` says whose, by what it asked last; null: it never asked."""
+        """The sessions of everybody but this shop. `part` tells whose, by its last query; null: it has run none."""
         return self.rows(
             """
             select
@@ -201,7 +201,7 @@ class Shop(shop.Shop):
         )
 
     def sleeps(self) -> bool:
-        """Tell whether no worker is awake, nor has been for half a second."""
+        """Return whether no worker has been awake for half a second."""
         return bool(
             self.value(
                 """
@@ -219,7 +219,7 @@ class Shop(shop.Shop):
     # Its workers
 
     def busy(self) -> Worker:
-        """The worker that has recorded something first."""
+        """The worker that recorded the first attempt."""
         pid = self.value(
             """
             select pid
@@ -264,7 +264,7 @@ class Shop(shop.Shop):
         return {backend["pid"] for backend in self.backends() if backend["part"] == "listener"}
 
     def said(self, words: str) -> bool:
-        """Tell whether a worker has logged this."""
+        """Return whether a worker has logged this."""
         return self.log.exists() and words in self.log.read_text(errors="replace")
 
     def close(self) -> None:

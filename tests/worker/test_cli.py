@@ -45,7 +45,7 @@ def test_help_has_a_line_for_each_verb(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(cli: Cli, verb: str) -> None:
+def test_the_help_of_a_verb_begins_with_its_usage(cli: Cli, verb: str) -> None:
     shown = cli(verb, "--help")
 
     assert (shown.code, shown.err) == (0, "")
@@ -119,7 +119,7 @@ NEEDS_THE_DATABASE: list[tuple[str, ...]] = [("migrate",), *NEEDS_THE_SCHEMA]
 
 
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
-def test_without_a_database_every_verb_says_so(
+def test_without_a_database_every_verb_says_so_and_hides_the_password(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_DATABASE_URL", "host=127.0.0.1 port=1 user=me password=opensesame")
@@ -132,7 +132,7 @@ def test_without_a_database_every_verb_says_so(
 
 
 @pytest.mark.parametrize("arguments", NEEDS_THE_DATABASE, ids=lambda arguments: arguments[0])
-def test_a_wrong_password_is_said_and_not_repeated(
+def test_a_wrong_password_is_reported_and_not_shown(
     cli: Cli, database: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     wrong = make_conninfo(database, password="opensesame")
@@ -183,7 +183,9 @@ def test_a_refusal_of_the_database_is_shown_with_its_hint_and_without_the_row(
     assert count(shop) == 0
 
 
-def test_the_detail_of_an_error_which_may_hold_an_address_is_kept_back(cli: Cli, shop: psycopg.Connection) -> None:
+def test_the_detail_of_a_database_error_which_may_hold_an_address_is_not_shown(
+    cli: Cli, shop: psycopg.Connection
+) -> None:
     shop.execute("alter table notify_worker.notifications add constraint no_news check (address <> 'fcm:your-eyes')")
 
     refused = cli("send", "--token", "fcm:your-eyes", "--title", "Hello")
@@ -243,7 +245,9 @@ def test_send_inserts_one_notification_with_its_options(cli: Cli, shop: psycopg.
     )  # fmt: skip
 
 
-def test_an_event_that_was_sent_before_is_left_alone(cli: Cli, shop: psycopg.Connection) -> None:
+def test_send_of_an_event_that_is_there_already_inserts_nothing_and_succeeds(
+    cli: Cli, shop: psycopg.Connection
+) -> None:
     cli(*HELLO, "--event-id", "order:42:paid")
 
     again = cli(*HELLO, "--event-id", "order:42:paid", "--wait")
@@ -272,7 +276,9 @@ def test_a_numeric_event_id_comes_before_a_notification_id(cli: Cli, shop: psyco
     assert "receiver by event" in cli("explain", str(number)).out
 
 
-def test_send_waits_for_the_story_and_ends_by_how_it_ended(cli: Cli, shop: psycopg.Connection, tmp_path: Path) -> None:
+def test_send_with_wait_prints_what_explain_prints_and_exits_by_the_result(
+    cli: Cli, shop: psycopg.Connection, tmp_path: Path
+) -> None:
     shop.execute("select notify_worker.register_device('u_42', 'token', 'alive:phone', 'android')")
     with start_sandbox(tmp_path / "sandbox.json") as box:
         env = {"NOTIFY_WORKER_FCM_URL": box.url, "GOOGLE_APPLICATION_CREDENTIALS": str(box.credentials)}
@@ -320,7 +326,7 @@ def test_a_row_that_python_cannot_read_delays_no_other(shop: psycopg.Connection,
 # ── worker and sandbox ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
+def test_each_line_of_a_json_log_is_an_object_with_its_fields(shop: psycopg.Connection) -> None:
     shop.execute("update notify_worker.projects set sender = 'console'")
 
     worker = ended(start("-v", "worker", "--drain", NOTIFY_WORKER_LOG_FORMAT="json"))
@@ -332,7 +338,7 @@ def test_the_log_in_json_is_an_object_a_line(shop: psycopg.Connection) -> None:
     assert registered == ["notify_worker.pipeline.heartbeat"]
 
 
-def test_a_traceback_stays_in_its_line_of_the_log() -> None:
+def test_a_json_log_keeps_a_traceback_in_its_line() -> None:
     try:
         int("many")
     except ValueError:
@@ -345,7 +351,7 @@ def test_a_traceback_stays_in_its_line_of_the_log() -> None:
     assert read["traceback"].endswith("invalid literal for int() with base 10: 'many'")
 
 
-def test_a_worker_ends_well_on_sigterm(shop: psycopg.Connection) -> None:
+def test_a_worker_exits_cleanly_on_sigterm(shop: psycopg.Connection) -> None:
     shop.execute("update notify_worker.projects set sender = 'console'")
     worker = start("worker")
     until("the worker is here", lambda: shop.execute("select from notify_worker.workers").rowcount == 1, within=20)
@@ -408,7 +414,7 @@ def test_the_sandbox_takes_faults_as_options(tmp_path: Path) -> None:
         ("503", '"503" is not NAME=VALUE'),
     ],
 )
-def test_an_unknown_fault_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
+def test_an_invalid_fault_option_is_refused(tmp_path: Path, fail: str, complaint: str) -> None:
     result = ended(start("sandbox", "--credentials", str(tmp_path / "key.json"), "--fail", fail))
 
     assert (result.code, result.out) == (2, "")

@@ -46,7 +46,7 @@ def test_a_line_of_text_has_the_time_in_utc_and_the_event_before_the_sentence() 
     assert line == "2026-11-30 21:00:00,123+00:00 WARNING event=rescue_failed rescue failed: timeout; retrying"
 
 
-def test_a_record_of_a_library_has_the_name_of_its_logger_in_that_place() -> None:
+def test_a_line_of_text_without_an_event_names_its_logger() -> None:
     line = TextFormatter().format(record())
 
     assert line == "2026-11-30 21:00:00,123+00:00 WARNING shop: rescue failed: timeout; retrying"
@@ -96,7 +96,7 @@ def test_the_last_line_of_a_log_in_json_is_the_error_that_ends_the_process(
     assert "sesame" not in left.err
 
 
-def test_a_worker_in_json_that_finds_no_credentials_ends_its_log_in_json(shop: psycopg.Connection) -> None:
+def test_a_json_log_of_a_worker_without_credentials_ends_with_the_error(shop: psycopg.Connection) -> None:
     env = {"GOOGLE_APPLICATION_CREDENTIALS": "/nowhere/key.json", "NOTIFY_WORKER_LOG_FORMAT": "json"}
 
     left = ended(start("worker", "--drain", **env))

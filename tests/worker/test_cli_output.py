@@ -72,7 +72,7 @@ def test_the_help_of_each_verb_ends_with_an_example_that_the_verb_takes(cli: Cli
     assert app.commands[verb].make_context(verb, arguments)
 
 
-def test_help_takes_a_broken_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_works_in_a_broken_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_WORKER_FCMURL", "http://127.0.0.1")
 
     assert cli("--help").code == cli("worker", "--help").code == 0
@@ -111,7 +111,7 @@ def test_bash_completes_verbs_and_options(words: str, offered: set[str]) -> None
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_that_the_help_names_is_printed_for_each_shell(cli: Cli, shell: str) -> None:
+def test_the_completion_script_that_the_help_names_is_printed_for_each_shell(cli: Cli, shell: str) -> None:
     assert f"{shell}_source" in cli("--help").out
 
     script = ended(start(_NOTIFY_WORKER_COMPLETE=f"{shell}_source"))
@@ -144,7 +144,7 @@ def test_a_terminal_gets_the_history_as_a_table_with_colours(told_shop: Connecti
     assert COLOUR.search(shown)
 
 
-def test_no_color_is_a_table_without_colours(told_shop: Connection) -> None:
+def test_no_color_turns_the_colours_of_a_table_off(told_shop: Connection) -> None:
     shown = on_terminal("history", "u_42", NO_COLOR="1")
 
     assert EVENT in shown
@@ -168,7 +168,7 @@ def test_a_pipe_gets_plain_lines(cli: Cli, told_shop: Connection) -> None:
         assert not re.search("[┃│┏]", shown.out)
 
 
-def test_a_terminal_gets_an_error_in_colour_and_no_color_without() -> None:
+def test_an_error_on_a_terminal_is_coloured_unless_no_color_is_set() -> None:
     wrong = ("prune", "--older-than")
 
     in_colour, plain = on_terminal(*wrong, ends=2), on_terminal(*wrong, ends=2, NO_COLOR="1")

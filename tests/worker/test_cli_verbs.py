@@ -62,7 +62,7 @@ def test_a_verb_needs_no_more_than_its_role(
 
 @pytest.fixture
 def busy_shop(shop: Connection) -> Connection:
-    """One sent, one failed, one held, one leased, one due for a minute, one scheduled, one of a project that is paused."""
+    """A notification each: sent, failed, held, leased, due for a minute, scheduled, and of a paused project."""
     shop.execute("insert into notify_worker.projects (name) values ('paused')")
     shop.execute("select notify_worker.pause('paused', 'Black Friday')")
     shop.insert_settled("sent")
@@ -89,7 +89,7 @@ EXPECTED = {
 }
 
 
-def test_status_in_json_is_the_view_with_lengths_in_seconds(cli: Cli, busy_shop: Connection) -> None:
+def test_status_in_json_is_the_view_with_durations_in_seconds(cli: Cli, busy_shop: Connection) -> None:
     result = cli("status", "--json")
 
     found = json.loads(result.out)
@@ -110,7 +110,7 @@ def test_status_has_a_line_for_each_column_of_the_view(cli: Cli, busy_shop: Conn
     assert found == {name: str(count) for name, count in EXPECTED.items()}
 
 
-def test_where_nothing_is_due_nothing_has_been_due_for_a_while(cli: Cli, shop: Connection) -> None:
+def test_without_a_due_notification_status_has_no_oldest_due_for(cli: Cli, shop: Connection) -> None:
     assert json.loads(cli("status", "--json").out)["oldest_due_for"] is None
     assert "oldest due for    -\n" in cli("status").out
 
@@ -120,7 +120,7 @@ def test_where_nothing_is_due_nothing_has_been_due_for_a_while(cli: Cli, shop: C
 
 @pytest.fixture
 def told_shop(shop: Connection) -> Connection:
-    """A receiver was to be told of an order two days ago, and will be of something else; so will another one."""
+    """Two notifications to u_42, one of them settled and two days old, and one to u_43."""
     shop.insert(receiver_id="u_42", event_id=EVENT, campaign="order_paid")
     shop.claim(shop.register_worker())
     shop.set_back(1, "created_at", timedelta(days=2))
@@ -243,7 +243,9 @@ def test_cancel_settles_a_waiting_notification(cli: Cli, shop: Connection, which
 
 
 @pytest.mark.parametrize("becomes", ["sent", "leased"])
-def test_cancel_of_a_sent_notification_fails_and_points_to_explain(cli: Cli, shop: Connection, becomes: str) -> None:
+def test_cancel_of_a_sent_or_leased_notification_fails_and_points_to_explain(
+    cli: Cli, shop: Connection, becomes: str
+) -> None:
     if becomes == "sent":
         shop.insert_settled("sent")
     else:
@@ -270,7 +272,7 @@ def test_an_unknown_delivery_is_named(cli: Cli, shop: Connection) -> None:
 # ── pause, resume, prune ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pause_stops_a_project_until_resume(cli: Cli, shop: Connection) -> None:
+def test_pause_opens_an_incident_until_resume(cli: Cli, shop: Connection) -> None:
     paused = cli("pause", "default", "Black Friday")
     incidents = shop.rows("select by, reason, ended_at from notify_worker.incidents")
     resumed = cli("resume", "default")
@@ -350,7 +352,7 @@ NOT_ONE = {
 
 
 @pytest.mark.parametrize(("content", "said"), NOT_ONE.values(), ids=NOT_ONE)
-def test_a_worker_without_usable_credentials_says_so_leaves_and_fails_no_notification(
+def test_a_worker_without_usable_credentials_says_so_exits_and_fails_no_notification(
     shop: Connection, tmp_path: Path, content: str | None, said: str
 ) -> None:
     env = no_credentials(tmp_path)
@@ -514,7 +516,7 @@ def test_a_second_dev_in_the_same_home_is_refused_and_leaves_the_first_as_it_was
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
-def test_dev_ends_well_on_a_signal_and_leaves_no_process(dev: Dev, ends: signal.Signals) -> None:
+def test_dev_exits_cleanly_on_a_signal_and_leaves_no_process(dev: Dev, ends: signal.Signals) -> None:
     children = dev.children()
     assert {"postgres", "sh"} < {child.name() for child in children}
 

@@ -1,7 +1,7 @@
 """A worker's clock is ten minutes off: nothing changes, since it sends ages that the database subtracts.
 
-Its process is told another time of day by a `sitecustomize`; what runs evenly (`time.monotonic`) is left alone. Google's own
-code is spared: it signs the hour into what it asks a token with, and Google refuses an hour that is not its own.
+A `sitecustomize` gives its process another time of day; `time.monotonic` is left alone. So is Google's own code: it signs
+the time into its token requests, and Google refuses a wrong one.
 """
 
 import json
@@ -84,7 +84,7 @@ def now(shop: Shop) -> datetime:
 
 
 @both_ways
-def test_a_commit_is_sent_at_once_and_its_history_has_the_databases_times(shop: Shop) -> None:
+def test_a_commit_is_sent_and_its_history_has_the_databases_times(shop: Shop) -> None:
     worker = shop.start_worker()
     before = now(shop)
 
@@ -102,12 +102,12 @@ def test_a_commit_is_sent_at_once_and_its_history_has_the_databases_times(shop: 
 
 
 @both_ways
-def test_a_lease_lasts_as_long_as_it_should_and_a_retry_waits_as_long_as_it_should(shop: Shop) -> None:
+def test_a_lease_and_a_retry_interval_last_as_long_as_configured(shop: Shop) -> None:
     shop.connection.execute("update notify_worker.projects set first_retry_after = '2 s'")
     shop.start_worker()
 
     failing = shop.notify("503:failing")
-    until("it is leased", lambda: shop.held() == 1, within=5)
+    until("it is leased", lambda: shop.leased() == 1, within=5)
     lease = shop.value("select due_at - leased_at from notify_worker.notifications where id = %s", failing)
     until("its first attempt is over", lambda: bool(shop.attempts(failing)), within=10)
     until("its second attempt is over", lambda: len(shop.attempts(failing)) > 1, within=15)
@@ -157,7 +157,7 @@ def printed(shop: Shop) -> dict[str, Any]:
 
 
 @both_ways
-def test_a_dead_workers_work_moves_within_seconds_and_a_living_ones_does_not(
+def test_a_dead_worker_is_found_dead_within_seconds_and_a_living_one_is_not(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = shop.start_worker()

@@ -14,7 +14,7 @@ from tests.support.store_calls import Connection, Row, Worker, outcome
 # A conninfo
 
 
-def test_a_conninfo_that_says_nothing_is_given_every_limit() -> None:
+def test_an_empty_conninfo_is_given_every_limit() -> None:
     assert conninfo_to_dict(with_limits("")) == LIMITS
 
 
@@ -34,14 +34,14 @@ def test_settings_of_the_conninfo_win() -> None:
         "postgresql://me:secret@one.example:5432,two.example:5433/shop",
     ],
 )
-def test_of_several_hosts_the_one_that_takes_writes_is_meant(several: str) -> None:
+def test_with_several_hosts_the_one_that_takes_writes_is_chosen(several: str) -> None:
     limited = conninfo_to_dict(with_limits(several))
 
     assert limited["target_session_attrs"] == "read-write"
     assert limited.items() >= conninfo_to_dict(several).items()
 
 
-def test_several_hosts_may_stand_in_libpqs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_several_hosts_in_pghost_the_one_that_takes_writes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "one.example,two.example")
 
     assert conninfo_to_dict(with_limits("dbname=shop"))["target_session_attrs"] == "read-write"
@@ -60,11 +60,11 @@ def test_libpqs_variables_win(monkeypatch: pytest.MonkeyPatch, variable: str, gi
 # A connection
 
 
-async def test_a_database_that_is_reached_directly_is_not_shared(database: str) -> None:
+async def test_a_database_that_is_reached_directly_is_not_transaction_pooled(database: str) -> None:
     assert not await is_transaction_pooled(database)
 
 
-async def test_an_answer_that_does_not_come_in_time_is_an_error_of_the_database(database: str) -> None:
+async def test_a_late_answer_raises_an_operational_error_and_closes_the_connection(database: str) -> None:
     async with await connect(database) as connection:
         began = monotonic()
 
@@ -76,7 +76,7 @@ async def test_an_answer_that_does_not_come_in_time_is_an_error_of_the_database(
         assert connection.closed
 
 
-async def test_an_answer_that_comes_in_time_leaves_the_connection_as_it_was(database: str) -> None:
+async def test_an_answer_that_comes_in_time_leaves_the_connection_open(database: str) -> None:
     async with await connect(database) as connection:
         async with answer_within(connection, 0.2):
             await connection.execute("select 1")
@@ -85,7 +85,7 @@ async def test_an_answer_that_comes_in_time_leaves_the_connection_as_it_was(data
         assert not connection.closed
 
 
-async def test_a_statement_that_takes_too_long_is_ended_by_the_server(
+async def test_a_statement_that_takes_too_long_is_cancelled_by_the_server(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("notify_worker.database.connections.STATEMENT_WITHIN", 0.2)
@@ -94,7 +94,9 @@ async def test_a_statement_that_takes_too_long_is_ended_by_the_server(
             await connection.execute("select pg_sleep(30)")
 
 
-async def test_a_connection_that_asks_nothing_is_found_dead_and_replaced(database: str, connection: Connection) -> None:
+async def test_an_idle_connection_that_the_server_ended_fails_once_and_is_replaced(
+    database: str, connection: Connection
+) -> None:
     async with pool(database, min_size=1) as ours:
         async with ours.connection(timeout=10) as first:
             pid = first.info.backend_pid

@@ -26,11 +26,11 @@ def shop(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def bodies(shop: Shop, body: str) -> int:
-    """How often phones were shown these words."""
+    """How often phones were shown this body."""
     return sum(shown.body == body for shown in shop.box.shown)
 
 
-def test_the_worker_of_the_opening_is_there(shop: Shop) -> None:
+def test_set_up_starts_one_worker_and_creates_campaigns_and_a_device(shop: Shop) -> None:
     assert shop.number("select count(*) from notify_worker.workers") == 1
     assert shop.number("select count(*) from notify_worker.campaigns where name in ('order_paid', 'restock')") == 2
     assert shop.number("select count(*) from notify_worker.devices where receiver_id = 'u_42'") == 1
@@ -45,7 +45,7 @@ def test_an_order_that_commits_is_on_the_phone_at_once(shop: Shop) -> None:
     assert shop.number("select count(*) from orders where id = 1") == 1
 
 
-def test_an_order_that_rolls_back_was_never_there(shop: Shop) -> None:
+def test_an_order_that_rolls_back_sends_nothing_and_leaves_no_row(shop: Shop) -> None:
     demo.roll_back_order(shop, print)
 
     assert bodies(shop, "Order 2 is paid") == 0

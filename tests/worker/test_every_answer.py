@@ -1,6 +1,6 @@
 """Every answer that FCM can give, and its consequences: the specification as a table, checked on running workers.
 
-All rows go on at once under one worker. One that stops something has a project of its own: it is in no other row's way.
+All rows run at once under one worker. A row that blocks something has its own project, so that it affects no other row.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ EVERYTHING = frozenset({"android", "ios", "topic"})
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a delivery, its notification and its device, and what of its project is stopped."""
+    """What becomes of a delivery, its notification and its device, and what is blocked in its project."""
 
     verdict: str
     state: str
@@ -98,7 +98,7 @@ APNS_AND_WEB_PAUSED = replace(
 ANOTHERS_APNS_AND_WEB_PAUSED = replace(
     APNS_AND_WEB_PAUSED, story=("{tried} came to paused: {said}", "it is pending, due at <time>")
 )
-"""What is of no platform that the pause stops waits as long on its own."""
+"""A delivery of a platform that the pause does not block waits as long by itself."""
 TOPICS_PAUSED = replace(
     PROJECT_PAUSED,
     story=(
@@ -135,7 +135,7 @@ DEVICE_OVER_QUOTA = replace(NEVER_LEFT, due_in=60)
 
 
 def over_quota(seconds: float) -> Fate:
-    """All of the project waits, for so long."""
+    """The whole project waits for this many seconds."""
     story = (*PROJECT_PAUSED.story[:2], "it is pending, and its project is paused until <time>: {said}")
     return replace(PROJECT_PAUSED, story=story, stops=(("project", seconds),), probed=False)
 
@@ -226,7 +226,7 @@ class Answer:
     said: str
     """Status, code and words, as the attempt keeps them. Where no answer came, how they begin: with the exception's name."""
     code: str | None = None
-    """Where it does not stand in what was said."""
+    """The error code, if `said` does not contain it."""
     requests: int = 1
     kind: Kind = "token"
     platform: Platform | None = "android"
@@ -322,7 +322,7 @@ TABLE = [
 ON_HOLD = [
     replace(row, fate=HELD, requests=1, on_unknown="hold") for row in TABLE if row.fate.verdict == UNKNOWN.verdict
 ]
-"""Where its sender said hold, whatever is unknown is held after one request. Everything else is as in the table."""
+"""With `on_unknown = hold` every unknown outcome is held after one request. Everything else is as in the table."""
 ROWS = TABLE + ON_HOLD
 
 
@@ -416,7 +416,7 @@ class Facts:
 
 @pytest.fixture(scope="module")
 def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Answer, Facts]:
-    """Tell all rows at once, wait for the first attempt of each, look, and tell others of their projects."""
+    """Insert all rows at once, read what each first attempt came to, and notify other devices of their projects."""
     with ExitStack() as stack:
         shops: dict[Where, Shop] = {
             where: stack.enter_context(a_shop(server, template, with_short_key(tmp_path_factory.mktemp("shop"))))
@@ -430,14 +430,14 @@ def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) 
         with ThreadPoolExecutor() as at_once:
             list(at_once.map(start_worker, shops.values(), shops, addresses.values()))
 
-        inserted = {row: tell_row(shops[row.where], row) for row in ROWS}
+        inserted = {row: notify_row(shops[row.where], row) for row in ROWS}
         until("each has its attempt", lambda: not any(map(untried, shops.values())), within=30)
         with suppress(AssertionError):  # the tests say what did not come
             until("what stops is stopped", lambda: all(is_stopped(shops[row.where], row) for row in ALONE), within=2)
         seen = {row: look_at(shops[row.where], row, inserted[row]) for row in ROWS}
-        put_probes_off(shops["sandbox"])
+        postpone_probes(shops["sandbox"])
 
-        beside = {row: tell_others(shops["sandbox"], PROJECTS[row]) for row in ROWS if row.where == "sandbox"}
+        beside = {row: notify_others(shops["sandbox"], PROJECTS[row]) for row in ROWS if row.where == "sandbox"}
         with suppress(AssertionError):
             until(
                 "what is not stopped is sent",
@@ -502,8 +502,8 @@ def is_stopped(shop: Shop, row: Answer) -> bool:
     return int(begun) >= len(row.fate.stops)
 
 
-def put_probes_off(shop: Shop) -> None:
-    """Have nothing probed, nor any pause over, in the time that a busy machine takes for all else."""
+def postpone_probes(shop: Shop) -> None:
+    """Postpone every probe and the end of every pause, for as long as a busy machine takes for the rest."""
     shop.connection.execute(
         """
         update notify_worker.stored_incidents
@@ -514,8 +514,8 @@ def put_probes_off(shop: Shop) -> None:
     )
 
 
-def tell_row(shop: Shop, row: Answer) -> int:
-    return tell(shop, PROJECTS[row], address_of(row), row.kind, row.platform, row.on_unknown)
+def notify_row(shop: Shop, row: Answer) -> int:
+    return notify(shop, PROJECTS[row], address_of(row), row.kind, row.platform, row.on_unknown)
 
 
 def address_of(row: Answer) -> str:
@@ -525,15 +525,15 @@ def address_of(row: Answer) -> str:
     return {"topic": topic, "condition": f"'{topic}' in topics"}.get(row.kind, f"{row.fault}:phone-{number}")
 
 
-def tell_others(shop: Shop, project: str) -> dict[str, int]:
+def notify_others(shop: Shop, project: str) -> dict[str, int]:
     return {
-        "android": tell(shop, project, f"app:{uuid4()}", "token", "android"),
-        "ios": tell(shop, project, f"app:{uuid4()}", "token", "ios"),
-        "topic": tell(shop, project, "news", "topic"),
+        "android": notify(shop, project, f"app:{uuid4()}", "token", "android"),
+        "ios": notify(shop, project, f"app:{uuid4()}", "token", "ios"),
+        "topic": notify(shop, project, "news", "topic"),
     }
 
 
-def tell(  # noqa: PLR0917
+def notify(  # noqa: PLR0917
     shop: Shop,
     project: str,
     address: str,
@@ -654,8 +654,8 @@ def test_the_table_has_every_answer_of_the_sandbox() -> None:
 # When it is over
 
 
-def let_the_wait_be_over(shop: Shop, project: str = "default") -> None:
-    """As if the time until the next probe, or until the end of a pause, had passed."""
+def end_the_wait(shop: Shop, project: str = "default") -> None:
+    """Move the next probe, or the end of a pause, to now."""
     with shop.connection.transaction():
         shop.connection.execute(
             """
@@ -689,7 +689,7 @@ def test_a_successful_probe_ends_the_pause_and_the_rest_is_sent(shop: Shop) -> N
     until("the worker sleeps", shop.sleeps, within=20)
     assert shop.box.received == 1
 
-    let_the_wait_be_over(shop)
+    end_the_wait(shop)
 
     until("all are sent", lambda: shop.all_sent(6), within=8)  # a probe would come by itself after 10
     (incident,) = shop.rows("select * from notify_worker.incidents")
@@ -701,23 +701,23 @@ def test_a_successful_probe_ends_the_pause_and_the_rest_is_sent(shop: Shop) -> N
     assert "project default was resumed" in story
 
 
-def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) -> None:
+def test_a_failed_probe_costs_no_attempt_and_postpones_the_next_one(shop: Shop) -> None:
     shop.start_worker()
     first = shop.notify("denied:first")
     until("the project is paused", lambda: verdicts(shop, first) == ["paused"], within=20)
-    until("the worker sleeps", shop.sleeps, within=10)  # what it were about to claim would not be new to the probe
+    until("the worker sleeps", shop.sleeps, within=10)  # a delivery that it had claimed would not be new to the probe
     for number in range(3):
         shop.notify(f"denied:{number}")
 
     for probes, wait in ((1, 20), (2, 40)):
-        let_the_wait_be_over(shop)
+        end_the_wait(shop)
         until("a probe is made", lambda count=1 + probes: shop.box.received == count, within=8)  # type: ignore[misc]
         (incident,) = shop.rows(
             "select probe_count, ended_at, next_probe_at - now() as wait from notify_worker.stored_incidents"
         )
         assert (incident["probe_count"], incident["ended_at"]) == (probes, None)
         assert wait - 5 < incident["wait"].total_seconds() <= wait
-        until("it is recorded", lambda: shop.held() == 0, within=20)
+        until("it is recorded", lambda: shop.leased() == 0, within=20)
 
     assert shop.states() == {"pending": 4}
     assert shop.value("select sum(attempts) from notify_worker.deliveries") == 0
@@ -727,15 +727,15 @@ def test_a_probe_that_fails_burns_nothing_and_puts_the_next_one_off(shop: Shop) 
 
 def test_ios_and_web_wait_for_a_probe_while_android_goes_on(shop: Shop) -> None:
     shop.start_worker()
-    first = tell(shop, "default", "oncethirdparty:first", "token", "ios")
+    first = notify(shop, "default", "oncethirdparty:first", "token", "ios")
     until("iOS and web are paused", lambda: verdicts(shop, first) == ["paused"], within=20)
-    waiting = [tell(shop, "default", f"app:{platform}", "token", platform) for platform in ("ios", "web")]
-    android = tell(shop, "default", "app:android", "token", "android")
+    waiting = [notify(shop, "default", f"app:{platform}", "token", platform) for platform in ("ios", "web")]
+    android = notify(shop, "default", "app:android", "token", "android")
     until("what is of Android is sent", lambda: shop.state(android) == "sent", within=20)
     until("the others wait", lambda: all(shop.delivery(each)["due_in"] > 800 for each in (first, *waiting)), within=20)
     assert [verdicts(shop, number) for number in waiting] == [[], []]
 
-    let_the_wait_be_over(shop)
+    end_the_wait(shop)
 
     until("all are sent", lambda: shop.all_sent(4), within=20)
     assert shop.value("select count(*) from notify_worker.incidents where ended_at is null") == 0
@@ -747,7 +747,7 @@ def test_a_quota_is_over_without_a_probe(shop: Shop) -> None:
     first = shop.notify("oncequota:phone")
     until("the project is paused", lambda: verdicts(shop, first) == ["paused"], within=20)
 
-    let_the_wait_be_over(shop)
+    end_the_wait(shop)
 
     until("it is sent", lambda: shop.state(first) == "sent", within=20)
     assert shop.value("select bool_and(ended_at is not null) from notify_worker.incidents") is True
@@ -757,7 +757,7 @@ def test_a_quota_is_over_without_a_probe(shop: Shop) -> None:
 # What a project's row says
 
 
-def test_an_update_of_a_project_is_followed_by_a_worker_that_runs(shop: Shop) -> None:
+def test_a_running_worker_applies_an_update_of_a_projects_row(shop: Shop) -> None:
     write_foreign_key(shop)
     shop.connection.execute("insert into notify_worker.projects (name) values ('patient'), ('thrifty'), ('rekeyed')")
     shop.start_worker()
@@ -787,7 +787,7 @@ def test_an_update_of_a_project_is_followed_by_a_worker_that_runs(shop: Shop) ->
     until("the pause is known", lambda: bool(shop.rows("select from notify_worker.incidents")), within=20)
 
     def is_sent_by_a_probe() -> bool:  # not by the first one, perhaps: the worker reads the rows once a second
-        let_the_wait_be_over(shop, "rekeyed")
+        end_the_wait(shop, "rekeyed")
         return shop.state(paused) == "sent"
 
     until("with the key of before it is sent", is_sent_by_a_probe, within=20)

@@ -1,7 +1,7 @@
 """Hostile input in SQL, FCM's answers, the command line and the environment: a clear error each, nothing else lost.
 
-What is committed goes to one running worker all at once, healthy neighbours in between. What each door refuses for a plain
-mistake stands in the tests of that door.
+All committed rows go to one running worker at once, with healthy neighbours in between. The tests of each entry point cover
+what it refuses for a plain mistake.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from tests.support.store_calls import Connection, as_stored, connected, outcome
 from tests.support.waiting import until
 
 HEALTHY = 20
-"""Neighbours of what is hostile, in the same batch."""
+"""Healthy neighbours of the hostile rows, in the same batch."""
 NAME = {"name": "projects/demo/messages/1"}
 INJECTED = "x\r\nAuthorization: Bearer injected"
 SQL_IN_IT = "'; drop table notify_worker.notifications; --\"\\"
@@ -131,7 +131,7 @@ OUT_OF_REACH: list[LiteralString] = [
 
 
 @pytest.mark.parametrize("change", OUT_OF_REACH)
-async def test_a_length_that_no_clock_can_add_stops_no_other_project(database: str, change: LiteralString) -> None:
+async def test_an_interval_beyond_all_dates_blocks_no_other_project(database: str, change: LiteralString) -> None:
     with connected(database) as connection:
         healthy = connection.insert()
         connection.register_device("u_42", "fcm:hostile", project="hostile")
@@ -162,7 +162,7 @@ def test_unknown_project_names_hide_no_real_project(connection: Connection) -> N
 
 
 @pytest.mark.parametrize("wait", ["infinity", "200000 years"])
-async def test_a_retry_beyond_the_end_of_all_times_is_refused_or_recorded(database: str, wait: str) -> None:
+async def test_a_retry_interval_beyond_all_dates_is_refused_or_recorded(database: str, wait: str) -> None:
     with connected(database) as connection:
         number = connection.insert()
         with suppress(errors.CheckViolation, *NO_INFINITY):
@@ -195,7 +195,7 @@ async def test_a_campaign_that_can_not_be_read_fails_its_own_rows_alone(database
     assert isinstance(rendered[hostile], Outcome)
 
 
-# ── SQL: what is the worker's affair ────────────────────────────────────────────────────────────────────────────────────
+# ── SQL: what the worker decides ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,10 @@ class Hostile:
     shown: str | None = None
     """The title that FCM was given."""
     campaign: Mapping[str, object] = field(default_factory=dict)
-    """Its campaign's words."""
+    """The content of its campaign."""
 
 
-def words(title: str, params: object, says: str = "", *, shown: str | None = None) -> Hostile:
+def content(title: str, params: object, says: str = "", *, shown: str | None = None) -> Hostile:
     """A campaign, and params for it."""
     return Hostile({"params": params}, "failed" if shown is None else "sent", says, shown, campaign={"title": title})
 
@@ -223,26 +223,26 @@ def needs(name: str) -> str:
 
 ROWS = {
     # placeholders
-    "an attribute": words("{x.__class__}", {"x": "a"}, needs("x.__class__")),
-    "an attribute of globals": words("{x.__init__.__globals__}", {"x": "a"}, needs("x.__init__.__globals__")),
-    "a position": words("{0}", {"x": "a"}, needs("0")),
-    "no name": words("{}", {"x": "a"}, needs("")),
-    "an index": words("{x[0]}", {"x": ["a"]}, needs("x[0]")),
-    "a conversion": words("{x!r}", {"x": "a"}, needs("x!r")),
-    "a format bomb": words("{x:>9999999999}", {"x": "a"}, needs("x:>9999999999")),
-    "a name of 10 KB": words("{" + "x" * 10_000 + "}", {}, 'needs the param "xxx'),
-    "braces around braces": words("{{{x}}} {{{{x}}}}", {"x": "a"}, shown="{a} {{x}}"),
-    "braces without an end": words("{x} {x {{ }", {"x": "a"}, shown="a {x { }"),
-    "a param that is a placeholder": words("{x}", {"x": "{y} {x}", "y": "secret"}, shown="{y} {x}"),
-    "another language's placeholders": words("%s %(x)s ${x} $1 :x %n", {"x": "a"}, shown="%s %(x)s $a $1 :x %n"),
+    "an attribute": content("{x.__class__}", {"x": "a"}, needs("x.__class__")),
+    "an attribute of globals": content("{x.__init__.__globals__}", {"x": "a"}, needs("x.__init__.__globals__")),
+    "a position": content("{0}", {"x": "a"}, needs("0")),
+    "no name": content("{}", {"x": "a"}, needs("")),
+    "an index": content("{x[0]}", {"x": ["a"]}, needs("x[0]")),
+    "a conversion": content("{x!r}", {"x": "a"}, needs("x!r")),
+    "a format bomb": content("{x:>9999999999}", {"x": "a"}, needs("x:>9999999999")),
+    "a name of 10 KB": content("{" + "x" * 10_000 + "}", {}, 'needs the param "xxx'),
+    "braces around braces": content("{{{x}}} {{{{x}}}}", {"x": "a"}, shown="{a} {{x}}"),
+    "braces without an end": content("{x} {x {{ }", {"x": "a"}, shown="a {x { }"),
+    "a param that is a placeholder": content("{x}", {"x": "{y} {x}", "y": "secret"}, shown="{y} {x}"),
+    "another language's placeholders": content("%s %(x)s ${x} $1 :x %n", {"x": "a"}, shown="%s %(x)s $a $1 :x %n"),
     # params
-    "a number of 400 digits": words("{x}", '{"x": 1e400}', shown="1" + "0" * 400),
-    "a number of 5,000 digits": words("{x}", '{"x": 1e5000}', "can't be read"),
-    "a fraction beyond all floats": words("{x}", f'{{"x": -{"1" * 400}.5}}', "can't be read"),
-    "params of 70 KB": words("{x}", {"x": "a" * 70_000}, "more than 64 KB"),
-    "params that were packed": words("{x}", {"x": "a" * MEGABYTE}, "more than 64 KB"),
-    "params nested 5,000 deep": words("{x}", '{"x": ' + "[" * 5_000 + "]" * 5_000 + "}", "can't be read"),
-    "4,000 params": words("{x}", {f"x{number}": 1 for number in range(4_000)}, needs("x")),
+    "a number of 400 digits": content("{x}", '{"x": 1e400}', shown="1" + "0" * 400),
+    "a number of 5,000 digits": content("{x}", '{"x": 1e5000}', "can't be read"),
+    "a fraction beyond all floats": content("{x}", f'{{"x": -{"1" * 400}.5}}', "can't be read"),
+    "params of 70 KB": content("{x}", {"x": "a" * 70_000}, "more than 64 KB"),
+    "params that were packed": content("{x}", {"x": "a" * MEGABYTE}, "more than 64 KB"),
+    "params nested 5,000 deep": content("{x}", '{"x": ' + "[" * 5_000 + "]" * 5_000 + "}", "can't be read"),
+    "4,000 params": content("{x}", {f"x{number}": 1 for number in range(4_000)}, needs("x")),
     # message and data
     "another address in message": Hostile(
         {"message": {"topic": "everybody"}}, "failed", 'can\'t have the field "topic"'
@@ -408,7 +408,7 @@ PROJECTS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to see once all is over."""
+    """What there is to see at the end."""
 
     rows: dict[int, dict[str, Any]]
     inserted: dict[str, int]
@@ -439,14 +439,14 @@ def message_of(seen: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def facts(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
-    """Tell everything at once, and wait until the worker has got through."""
+    """Commit everything at once, and wait until the worker has got through it."""
     folder = with_short_key(tmp_path_factory.mktemp("shop"))
     acts = {f"/v1/projects/{number}/": each.act for number, each in enumerate(PROJECTS.values()) if each.act}
     with served({"": answer(404)}) as elsewhere, a_shop(server, template, folder) as shop:
         redirect = answer(307, location=f"{elsewhere.url}/v1/projects/x/messages:send")
         acts[f"/v1/projects/{list(PROJECTS).index('a redirect')}/"] = redirect
         with served({"": answer(404), "/v1/projects/sandbox/": answer(200, NAME)} | acts) as fcm:
-            inserted = tell(shop)
+            inserted = insert_all(shop)
             worker = shop.start_worker(NOTIFY_WORKER_FCM_URL=by_name(fcm.url))
             with suppress(AssertionError):  # the tests say what did not come
                 until("the worker has got through", lambda: has_got_through(shop, inserted), within=15)
@@ -468,7 +468,7 @@ STORY: LiteralString = """
         notification.id,
         notification.event_id,
         notification.state,
-        concat_ws(' ', notification.settled_reason, delivery.last_error) as because,
+        concat_ws(' ', notification.settled_reason, delivery.last_error) as reason,
         attempt.verdict,
         attempt.error,
         attempt.error_code,
@@ -514,11 +514,11 @@ def served(acts: dict[str, Act]) -> Iterator[HostileServer]:
 
 
 def by_name(url: str) -> str:
-    """Say it as a name: of a number no client would keep a cookie."""
+    """Replace the IP address by a name: no client keeps a cookie of an IP address."""
     return url.replace("127.0.0.1", "localhost")
 
 
-def tell(shop: Shop) -> dict[str, int]:
+def insert_all(shop: Shop) -> dict[str, int]:
     """Commit everything, in one transaction."""
     inserted = {}
     with shop.connection.transaction():
@@ -560,7 +560,7 @@ def test_a_hostile_row_ends_as_it_should_and_says_why(facts: Facts, name: str) -
     hostile, row = ROWS[name], facts.of(name)
 
     assert (row["state"], row["verdict"] in (None, hostile.state)) == (hostile.state, True), row
-    assert hostile.says in row["because"]
+    assert hostile.says in row["reason"]
     if hostile.shown is not None:
         assert facts.title(name) == hostile.shown
 
@@ -583,7 +583,7 @@ def test_every_healthy_neighbour_is_sent(facts: Facts) -> None:
     assert facts.unbalanced == []
 
 
-def test_no_request_was_made_otherwise_than_fcm_wants_it(facts: Facts) -> None:
+def test_every_request_has_fcms_path_one_target_and_no_injected_header(facts: Facts) -> None:
     for seen in facts.requests:
         assert re.fullmatch(r"/v1/(projects/[^/?#\s]+/)?messages:send", seen.path)
         assert re.fullmatch(r"Bearer \S+", seen.headers["authorization"])
@@ -596,7 +596,7 @@ def test_a_redirect_takes_the_bearer_nowhere(facts: Facts) -> None:
     assert facts.elsewhere == 0
 
 
-def test_the_log_holds_no_bearer_no_address_and_no_traceback(facts: Facts) -> None:
+def test_the_log_holds_no_bearer_no_traceback_and_no_escape_character(facts: Facts) -> None:
     assert "Traceback" not in facts.log
     assert "Bearer " not in facts.log
     assert "\x1b" not in facts.log
@@ -614,7 +614,7 @@ KEYS: dict[str, Mapping[str, object] | bytes] = {
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
-async def test_a_key_of_one_project_keeps_no_worker_from_starting(
+async def test_a_hostile_key_of_one_project_keeps_no_other_project_from_sending(
     database: str, tmp_path: Path, key: Mapping[str, object] | bytes
 ) -> None:
     account = json.loads((with_short_key(tmp_path) / "sandbox.json").read_text())
@@ -623,7 +623,7 @@ async def test_a_key_of_one_project_keeps_no_worker_from_starting(
     await open_both(database, credentials=f"file:{tmp_path / 'hostile.json'}")
 
 
-async def test_a_long_name_of_one_project_keeps_no_worker_from_starting(database: str, tmp_path: Path) -> None:
+async def test_a_long_firebase_project_id_keeps_no_other_project_from_sending(database: str, tmp_path: Path) -> None:
     key = with_short_key(tmp_path) / "sandbox.json"
 
     await open_both(database, credentials=f"file:{key}", firebase_project_id="x" * 70_000)
@@ -676,7 +676,7 @@ def poured(size: int) -> Act:
     [answer(200, gzip.compress(bytes(100 * MEGABYTE)), content_encoding="gzip"), poured(50 * MEGABYTE)],
     ids=["packed", "as it is"],
 )
-async def test_an_answer_takes_no_more_memory_than_an_answer_of_fcm(act: Act) -> None:
+async def test_a_huge_answer_takes_less_than_eight_megabytes_of_memory(act: Act) -> None:
     async with HostileServer({"": answer(200), "/huge": act}) as server, AiohttpTransport(in_flight=1) as transport:
         await transport.handle_async_request(httpx.Request("POST", server.url))
         tracemalloc.start()

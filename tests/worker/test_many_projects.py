@@ -71,8 +71,8 @@ def paused_projects(shop: Shop) -> set[str]:
     }
 
 
-def longest_way(shop: Shop, count: int) -> timedelta:
-    """Send so many of the project that is well, one after the other; return the longest time from commit to screen."""
+def longest_delivery(shop: Shop, count: int) -> timedelta:
+    """Send this many for the healthy project, one after the other; return the longest time from commit to phone."""
     longest = timedelta()
     before = shop.box.project("well").accepted
     for number in range(1, count + 1):
@@ -88,9 +88,9 @@ def test_a_refused_key_and_a_quota_stop_their_own_projects_and_delay_no_other(sh
     notify_many(shop, "tired", fault="quota")
     shop.start_worker()
     until("two are paused", lambda: paused_projects(shop) == {"refused", "tired"}, within=20)
-    until("their claimed notifications are due again", lambda: shop.held() == 0, within=20)
+    until("their claimed notifications are due again", lambda: shop.leased() == 0, within=20)
 
-    assert longest_way(shop, 20) < PROMPT
+    assert longest_delivery(shop, 20) < PROMPT
     shown = shop.notify("app:phone", project="shown")
 
     until("it is shown on the console", lambda: shop.state(shown) == "sent", within=20)
@@ -127,7 +127,7 @@ def test_an_operator_pauses_one_project_and_the_others_go_on(shop: Shop) -> None
     shop.connection.pause("tired", "a campaign went wrong")
     waiting = shop.notify("app:phone", project="tired")
 
-    assert longest_way(shop, 5) < PROMPT
+    assert longest_delivery(shop, 5) < PROMPT
 
     assert shop.attempts(waiting) == []
     shop.connection.resume("tired")

@@ -24,9 +24,9 @@ def claim_and_die(shop: Shop) -> str:
 def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: Shop) -> None:
     orphan = shop.notify("app:orphan")
     dead = claim_and_die(shop)
-    unrung = shop.notify("app:unrung")
-    shop.delete_bells()
-    assert (shop.held(), shop.wakeups()) == (1, 0)
+    without_wakeup = shop.notify("app:without_wakeup")
+    shop.delete_wakeups()
+    assert (shop.leased(), shop.wakeups()) == (1, 0)
 
     shop.procrastinate("defer", "notify_worker.requeue_orphans")
     shop.procrastinate("worker", "--one-shot")
@@ -39,7 +39,7 @@ def test_requeue_orphans_finds_notifications_without_a_wakeup_or_a_worker(shop: 
         order by id
         """
     )
-    assert [row["id"] for row in due] == [orphan, unrung]
+    assert [row["id"] for row in due] == [orphan, without_wakeup]
     assert shop.wakeups() >= 1  # the periodic one may have run beside it, and sent a wake-up in the same moment
     (cut_off,) = shop.attempts(orphan)
     assert (cut_off["verdict"], cut_off["worker"], cut_off["finished_at"]) == ("unknown", dead, None)
@@ -54,21 +54,21 @@ def test_a_plain_worker_runs_requeue_orphans_and_finds_commits_without_a_wakeup(
 
     with shop.connection.transaction():
         shop.connection.execute("set local notify_worker.wakeup = 'off'")
-        unrung = shop.notify("app:unrung")
+        without_wakeup = shop.notify("app:without_wakeup")
 
-    until("it is sent", lambda: shop.state(unrung) == "sent", within=5)
+    until("it is sent", lambda: shop.state(without_wakeup) == "sent", within=5)
     deferred = shop.value(
         "select count(*) from notify_worker.procrastinate_periodic_defers where task_name = 'notify_worker.requeue_orphans'"
     )
     assert deferred == 1
 
 
-def test_a_database_error_puts_the_job_back(shop: Shop) -> None:
+def test_a_job_that_meets_a_database_error_is_retried(shop: Shop) -> None:
     shop.connection.execute("alter function notify_worker.claim rename to claim_is_away")
     shop.start_worker("procrastinate")
     sent_at_last = shop.notify("app:phone")
     attempted = "select max(attempts) from notify_worker.procrastinate_jobs where task_name = 'notify_worker.drain'"
-    until("its job was put back", lambda: bool(shop.value(attempted)), within=5)
+    until("its job is retried", lambda: bool(shop.value(attempted)), within=5)
 
     shop.connection.execute("alter function notify_worker.claim_is_away rename to claim")
 
@@ -77,7 +77,7 @@ def test_a_database_error_puts_the_job_back(shop: Shop) -> None:
 
 
 FAR_AWAY = "--fetch-job-polling-interval=60"
-"""So that a wake-up that is lost shows: the next fetch comes with the next periodic task, up to two seconds later."""
+"""So that a lost wake-up is noticed: the next fetch comes with the next periodic task, up to two seconds later."""
 
 
 def test_two_commits_within_milliseconds_are_both_sent_at_once(shop: Shop) -> None:
@@ -94,7 +94,7 @@ def test_two_commits_within_milliseconds_are_both_sent_at_once(shop: Shop) -> No
 
 
 def test_a_job_that_comes_while_the_worker_fetches_is_started_at_once(shop: Shop) -> None:
-    """procrastinate's own worker forgets a NOTIFY that comes while a fetch is on its way that then finds nothing."""
+    """procrastinate's own worker forgets a NOTIFY that comes during a fetch which then finds nothing."""
     shop.connection.execute(
         """
         alter function notify_worker.procrastinate_fetch_job_v2 rename to fetch_at_once;

@@ -109,7 +109,7 @@ def test_a_home_may_have_a_space_and_an_umlaut_in_its_path(server: Server) -> No
     assert "/ein schönes Zuhause/pg" in ask(server.conninfo, "show data_directory")
 
 
-def test_words_sort_and_change_case_alike_on_every_machine(server: Server) -> None:
+def test_text_sorts_by_code_point_and_umlauts_change_case(server: Server) -> None:
     assert ask(server.conninfo, "select upper('ä') || ('Z' < 'a')") == "Ätrue"
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_password_is_refused(server: Server) -> None:
     assert not answers(re.sub("password=[0-9a-f]{4}", "password=nope", server.conninfo))
 
 
-def test_no_repr_shows_the_password(server: Server) -> None:
+def test_the_password_is_long_and_the_repr_does_not_show_it(server: Server) -> None:
     password = psycopg.conninfo.conninfo_to_dict(server.conninfo)["password"]
 
     assert len(str(password)) >= 32
@@ -172,7 +172,7 @@ def test_stop_ends_the_server_and_frees_the_home(home: Path) -> None:
     assert CLEAN in (home / "postgres.log").read_text()
 
 
-def test_a_server_goes_with_its_killed_owner_and_the_next_start_is_clean(home: Path) -> None:
+def test_a_server_shuts_down_cleanly_with_its_killed_owner_and_keeps_its_data(home: Path) -> None:
     owner = python("print(server.conninfo, flush=True); input()", home)
     assert owner.stdout
     conninfo = owner.stdout.readline()
@@ -236,7 +236,7 @@ def test_without_binaries_the_error_names_three_ways_out(no_packages: None, monk
     assert all(way in str(caught.value) for way in ways)
 
 
-def test_a_postgresql_of_this_machine_does_too(no_packages: None, folder: Path) -> None:
+def test_without_the_package_a_postgresql_of_this_machine_is_used(no_packages: None, folder: Path) -> None:
     try:
         binaries()
     except EmbeddedServerError:

@@ -39,7 +39,7 @@ INCIDENTS: LiteralString = (
 
 @dataclass
 class Letters:
-    """A sender that takes everything, and knows with what it was opened and whether it was closed."""
+    """A sender that accepts everything, and notes its credentials and whether it was closed."""
 
     credentials: str | None
     answer: Outcome
@@ -71,7 +71,7 @@ class Post:
 
 @pytest.fixture
 def relay(database: str) -> Iterator[Relay]:
-    """What stands between a process and the database, and counts."""
+    """A relay between a process and the database, which counts statements."""
     with Relay(database) as relay:
         yield relay
 
@@ -96,7 +96,7 @@ def knows(projects: Projects, name: str = "default") -> ProjectState:
 
 
 async def follows(projects: Projects, what: str, holds: Callable[[ProjectState], bool]) -> None:
-    """Read as a worker does that looks for work, until this is so."""
+    """Read as a polling worker does, until this holds."""
 
     async def read() -> bool:
         await projects.read()
@@ -112,7 +112,7 @@ def is_blocked(*scopes: Scope) -> Callable[[ProjectState], bool]:
 # ── rows and senders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sender(
+async def test_a_changed_policy_applies_within_a_second_and_opens_no_other_sender(
     connection: Connection, store: Store
 ) -> None:
     post = Post()
@@ -130,7 +130,7 @@ async def test_another_policy_is_followed_within_a_second_and_opens_no_other_sen
     await follows(projects, "the policy is followed", lambda state: state.policy.max_attempts == 3)
     await projects.open_senders()
 
-    assert knows(projects) is before  # with its window
+    assert knows(projects) is before  # with its answer statistics
     assert before.policy.wait(1, jitter=0) == timedelta(seconds=20)
     assert before.sender is sender
     assert len(post.opened) == 1
@@ -159,7 +159,7 @@ async def test_another_sender_key_opens_another_sender_and_both_are_closed(
     assert [letters.closed for letters in post.opened] == [True, True]
 
 
-async def test_credentials_that_come_back_find_their_sender_again(connection: Connection, store: Store) -> None:
+async def test_credentials_that_come_back_use_their_earlier_sender(connection: Connection, store: Store) -> None:
     post = Post()
     projects = Projects(store, post.open_sender)
 
@@ -196,7 +196,7 @@ async def test_a_new_project_has_a_limiter_once_it_is_read(connection: Connectio
     assert projects.limiters["orders"].available(monotonic()) >= 1
 
 
-async def test_a_new_rate_is_that_of_the_same_limiter(connection: Connection, store: Store) -> None:
+async def test_a_new_rate_applies_to_the_same_limiter(connection: Connection, store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     limiter = projects.limiters["default"]
@@ -208,7 +208,7 @@ async def test_a_new_rate_is_that_of_the_same_limiter(connection: Connection, st
     assert limiter.rate == 42
 
 
-async def test_a_pause_that_is_over_is_noticed_when_a_claim_shows_it(
+async def test_a_claim_from_a_project_believed_paused_rereads_the_projects_once(
     connection: Connection, store: Store, relay: Relay
 ) -> None:
     projects = Projects(store, Post().open_sender)
@@ -242,7 +242,7 @@ async def test_a_deleted_project_is_forgotten(connection: Connection, store: Sto
     knows(projects)
 
 
-# ── tell ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_incidents_are_reported_in_order_and_once(connection: Connection, store: Store) -> None:
@@ -279,7 +279,7 @@ async def test_a_pause_that_ends_unreported_is_opened_and_closed(connection: Con
     assert connection.project_pause() == (None, None)
 
 
-async def test_each_project_tells_of_itself(connection: Connection, store: Store) -> None:
+async def test_an_incident_pauses_its_own_project_alone(connection: Connection, store: Store) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     projects = Projects(store, Post().open_sender)
     await projects.read()
@@ -317,7 +317,9 @@ async def test_a_refused_incident_is_reported_later_once_and_no_sync_undoes_it(
     assert [each["scope"] for each in connection.rows(INCIDENTS)] == ["project", "topics", "apns_web"]
 
 
-async def test_where_the_database_is_away_everything_is_kept(connection: Connection, relay: Relay) -> None:
+async def test_while_the_database_is_away_an_incident_stays_unreported_and_still_blocks(
+    connection: Connection, relay: Relay
+) -> None:
     async with Store(relay.conninfo) as store:
         projects = Projects(store, Post().open_sender)
         await projects.read()
@@ -356,7 +358,7 @@ async def test_an_incident_with_a_lost_answer_is_reported_again_and_stored_once(
 async def test_an_incident_with_text_that_postgres_refuses_is_stored_sanitised(
     connection: Connection, store: Store
 ) -> None:
-    """Of a sender that another package brings: its outcome passes LazySender, which cleans it."""
+    """The outcome of a plugin sender passes LazySender, which sanitises it."""
     post = Post(answer=Outcome(Verdict.PAUSED, error="it broke at \0", pause=Pause(Scope.PROJECT)))
     projects = Projects(store, post.open_sender)
     await projects.read()
@@ -416,7 +418,7 @@ async def test_an_operators_pause_and_resume_are_followed_within_a_second(
     await follows(other, "it goes on", is_blocked())
 
 
-async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
+async def test_a_pause_with_an_end_ends_by_itself(store: Store) -> None:
     projects = Projects(store, Post().open_sender)
     await projects.read()
     short = Pause(Scope.PROJECT, timedelta(milliseconds=300))
@@ -438,7 +440,7 @@ async def test_a_pause_with_an_end_is_over_by_itself(store: Store) -> None:
 
 @pytest.fixture
 def slow_answers(connection: Connection) -> None:
-    """A reading that has seen how things stand answers only when nobody holds this lock any more."""
+    """A query that has read the blocked scopes answers only once nobody holds this advisory lock."""
     connection.execute(
         """
         create schema as_it_is;
@@ -462,7 +464,7 @@ async def under_way(connection: Connection) -> None:
 
 @pytest.mark.usefixtures("slow_answers")
 @pytest.mark.parametrize("news", ["it is stopped", "it goes on"])
-@pytest.mark.parametrize("order", ["read, find", "read, find, tell", "find, read, tell"])
+@pytest.mark.parametrize("order", ["read, observe", "read, observe, report", "observe, read, report"])
 async def test_an_older_sync_does_not_undo_an_incident_of_this_process(
     connection: Connection, database: str, store: Store, order: str, news: str
 ) -> None:
@@ -476,9 +478,9 @@ async def test_an_older_sync_does_not_undo_an_incident_of_this_process(
     now = {Scope.PROJECT} if news == "it is stopped" else set()
 
     async def do(steps: str) -> None:
-        if "find" in steps:
+        if "observe" in steps:
             state.observe(*((DELIVERY, REVOKED) if news == "it is stopped" else (PROBE, TAKEN)))
-        if "tell" in steps:
+        if "report" in steps:
             await projects.report()
 
     with connected(database) as somebody:

@@ -33,7 +33,7 @@ QUOTA = Outcome(
 
 
 class Scripted(ConsoleSender):
-    """A sender of somebody's own, which answers by address, and else takes the message."""
+    """A plugin sender, which answers by address, and accepts every other message."""
 
     def __init__(self, answers: dict[str, Outcome]) -> None:
         super().__init__(StringIO())
@@ -73,7 +73,7 @@ async def test_a_locked_project_row_delays_no_other_project(database: str, conne
     async with working(database, sender) as pipeline:
         with connected(database) as operator:
             operator.execute("begin")
-            operator.execute("select notify_worker.pause('default', 'I only look')")
+            operator.execute("select notify_worker.pause('default', 'maintenance')")
             operator.execute("select from notify_worker.projects for update")
 
             await pipeline.drain(within=2)
@@ -88,7 +88,7 @@ async def test_a_locked_project_row_delays_no_other_project(database: str, conne
             assert connection.value("select count(*) from notify_worker.notifications where lease is not null") == 0
             operator.execute("rollback")
 
-        await auntil("its pause is told", lambda: is_paused(connection), within=5)
+        await auntil("its incident is reported", lambda: is_paused(connection), within=5)
 
     assert sorted(sender.sent) == sorted({*sender.sent}), "nothing was sent twice"
     assert connection.state(stopped) == "pending"
@@ -143,7 +143,7 @@ async def test_an_odd_outcome_of_a_plugin_is_recorded_and_delays_no_other(
     assert len(sender.sent) == 6
 
 
-async def test_an_outcome_that_the_database_refuses_is_named_in_the_log_and_keeps_no_other(
+async def test_an_outcome_that_the_database_refuses_is_named_in_the_log_and_delays_no_other(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection.execute(
@@ -162,10 +162,10 @@ async def test_an_outcome_that_the_database_refuses_is_named_in_the_log_and_keep
     assert [vars(record)["delivery_id"] for record in logged] == [delivery_id]
 
 
-async def test_a_request_grows_no_younger_while_its_outcome_waits_for_a_connection(
+async def test_a_device_that_registers_while_an_outcome_waits_for_a_connection_is_not_retired(
     database: str, connection: Connection
 ) -> None:
-    """Else a device that registers meanwhile would be taken for one that has not registered since."""
+    """The outcome is recorded with the age of its request, which has to grow while it waits."""
     connection.register_device("ada", "fcm:1")
     connection.insert(receiver_id="ada")
     worker = connection.register_worker()

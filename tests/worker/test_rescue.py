@@ -37,7 +37,7 @@ def die(database: str, lease: timedelta = LEASE) -> Worker:
 
 
 def grace_period(connection: Connection, worker: Worker, reconnected_ago: float | None = None) -> float | None:
-    """For how long a worker has to stay stale until it is dead; None: it is not stale."""
+    """Return how long a worker has to stay stale until it is dead; None if it is not stale."""
     found = connection.rows("select * from notify_worker.stale_workers(%s)", reconnected_ago)
     return next((each["grace_period"] for each in found if each["worker_id"] == worker.id), None)
 
@@ -47,7 +47,7 @@ def rescue(connection: Connection, reconnected_ago: float | None = None) -> Row:
 
 
 def let_pass(connection: Connection, seconds: float) -> None:
-    """Let time pass for the workers: what the database noted of them was then longer ago."""
+    """Let time pass for the workers: move their stored times into the past."""
     connection.execute(
         """
         update notify_worker.stored_workers
@@ -68,7 +68,7 @@ def sent(connection: Connection) -> int:
     return int(connection.value("select count(*) from notify_worker.notifications where state = 'sent'"))
 
 
-# For how long a stale worker has to stay so
+# The grace period of a stale worker
 
 
 def test_a_worker_whose_lock_is_held_is_not_stale(connection: Connection) -> None:
@@ -128,7 +128,7 @@ def register_pooled(connection: Connection) -> Worker:
     return Worker(**connection.row("select * from notify_worker.register_worker('here', 1, %s, false)", LEASE))
 
 
-# From when that counts
+# When the grace period begins
 
 
 def test_a_worker_is_rescued_after_its_grace_period_with_a_wakeup(database: str, connection: Connection) -> None:
@@ -166,7 +166,7 @@ def delete_wakeups(connection: Connection) -> None:
 def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_when_its_session_was_lost(
     database: str, connection: Connection
 ) -> None:
-    """A busy database answers no heartbeat for 3 s: the worker gives its session up, and registers again a second later."""
+    """A busy database answers no heartbeat for 3 s: the worker drops its session, and registers again a second later."""
     connection.insert()
     with connected(database) as session:
         slow = session.register_worker(LEASE)
@@ -175,7 +175,7 @@ def test_a_living_worker_has_its_grace_period_however_late_its_heartbeat_was_whe
         let_pass(connection, 5)
 
     assert rescue(connection)["workers"] == 0
-    assert connection.send_heartbeat(slow), "it is back, and what it holds is its own"
+    assert connection.send_heartbeat(slow), "it is back, and its leases are its own"
 
 
 def test_a_heartbeat_resets_the_grace_period(database: str, connection: Connection) -> None:
@@ -232,7 +232,7 @@ def test_half_a_lease_is_counted_from_when_the_server_came_up(database: str, con
     assert not has_ended(connection, dead.id)
 
 
-def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, connection: Connection) -> None:
+def test_a_worker_with_a_record_under_way_is_rescued_by_the_next_call(database: str, connection: Connection) -> None:
     connection.insert(), connection.insert()
     with connected(database) as session:
         dead = session.register_worker(LEASE)
@@ -249,7 +249,7 @@ def test_one_that_is_just_recording_is_rescued_by_the_next_call(database: str, c
     assert rescue(connection)["notifications"] == 1
 
 
-def test_a_heartbeat_is_not_waited_for(database: str, connection: Connection) -> None:
+def test_a_rescue_does_not_wait_for_a_heartbeat_under_way(database: str, connection: Connection) -> None:
     dead = die(database)
     connection.execute("set lock_timeout = '1s'")
     with connected(database) as session:
@@ -259,7 +259,7 @@ def test_a_heartbeat_is_not_waited_for(database: str, connection: Connection) ->
         rescue(connection)
 
 
-# What holds a rescue off
+# What prevents a rescue
 
 
 def test_a_worker_whose_lock_is_held_again_is_not_rescued(database: str, connection: Connection) -> None:
@@ -294,7 +294,7 @@ def test_a_worker_that_cannot_hold_a_lock_is_not_rescued_while_it_sends_heartbea
 
 @asynccontextmanager
 async def living(database: str) -> AsyncIterator[tuple[Heartbeat, Rescuer]]:
-    """A registered process, and what it rescues with."""
+    """The heartbeat of a registered process, and its rescuer."""
     async with Store(database) as store:
         heartbeat = Heartbeat(database, LEASE)
         await heartbeat.ensure_registered()
@@ -306,9 +306,9 @@ async def living(database: str) -> AsyncIterator[tuple[Heartbeat, Rescuer]]:
 
 async def lose_its_session(connection: Connection, heartbeat: Heartbeat) -> None:
     """Kill the session that holds the lock, and wait until the worker has another one, under another id."""
-    former = heartbeat.worker_id
-    kill_its_session(connection, former)
-    await auntil("it has another id", lambda: heartbeat.worker_id != former, within=10)
+    previous = heartbeat.worker_id
+    kill_its_session(connection, previous)
+    await auntil("it has another id", lambda: heartbeat.worker_id != previous, within=10)
 
 
 def kill_its_session(connection: Connection, worker_id: int) -> None:
@@ -339,13 +339,13 @@ async def test_a_dead_workers_notifications_are_due_after_three_seconds(database
 async def test_a_process_that_just_reconnected_rescues_no_living_worker(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
         connection.insert()
-        slower = die(database)  # the same has befallen another, which is not back yet
+        slower = die(database)  # it lost its session too, and is not back yet
         await lose_its_session(connection, heartbeat)
 
         assert await rescuer.rescue() == 0
 
         assert not has_ended(connection, slower.id)
-        assert connection.send_heartbeat(slower), "it comes back, and what it holds is its own"
+        assert connection.send_heartbeat(slower), "it comes back, and its leases are its own"
         assert connection.value("select count(*) from notify_worker.notifications where leased_by = %s", slower.id) == 1
 
 
@@ -364,20 +364,20 @@ async def test_a_worker_that_dies_after_others_reconnected_is_dead_after_three_s
 
 async def test_a_process_does_not_rescue_its_own_earlier_ids(database: str, connection: Connection) -> None:
     async with living(database) as (heartbeat, rescuer):
-        former = heartbeat.worker_id
+        previous = heartbeat.worker_id
         connection.insert()
-        connection.claim(Worker(former, ""))
-        heartbeat.outstanding.add(replace(DELIVERY, worker_id=former))
+        connection.claim(Worker(previous, ""))
+        heartbeat.outstanding.add(replace(DELIVERY, worker_id=previous))
         await lose_its_session(connection, heartbeat)
 
         assert await rescuer.rescue() == 0
 
-        assert not has_ended(connection, former)
+        assert not has_ended(connection, previous)
 
 
 # A worker whose session is killed while requests hang
 
-PLACES, COUNT = 4, 12
+SLOTS, COUNT = 4, 12
 HANG = 3.5
 """Seconds that FCM takes for each answer; longer than a grace period."""
 
@@ -393,7 +393,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 async def working(database: str, box: Sandbox) -> AsyncIterator[tuple[Pipeline, Heartbeat]]:
     """A worker's claim, render, send and record, with its heartbeat."""
     settings = replace(
-        Settings(), fcm_url=box.url, concurrency=PLACES, request_timeout=timedelta(seconds=5), lease=LEASE
+        Settings(), fcm_url=box.url, concurrency=SLOTS, request_timeout=timedelta(seconds=5), lease=LEASE
     )
     async with Store(database) as store:
         heartbeat = Heartbeat(database, LEASE)
@@ -405,8 +405,8 @@ async def working(database: str, box: Sandbox) -> AsyncIterator[tuple[Pipeline, 
 
 
 async def drained(pipeline: Pipeline, connection: Connection) -> bool:
-    """Drain, as a look does; tell whether all is sent."""
-    with suppress(psycopg.Error):  # its session was killed: the next look does it
+    """Drain, as a poll does; return whether all are sent."""
+    with suppress(psycopg.Error):  # its session was killed: the next poll drains again
         await pipeline.drain(within=0.5)
     return sent(connection) == COUNT
 
@@ -417,38 +417,38 @@ async def test_a_worker_that_lost_its_lock_finishes_and_goes_on_under_a_new_id(
     for _ in range(COUNT):
         connection.insert()
     async with working(database, box) as (pipeline, heartbeat), living(database) as (_, others):
-        former = await heartbeat.ensure_registered()
-        former_name = heartbeat.name
+        previous = await heartbeat.ensure_registered()
+        previous_name = heartbeat.name
         await auntil("requests hang", lambda: hang(pipeline, box), within=10)
 
-        kill_its_session(connection, former)
+        kill_its_session(connection, previous)
         rescued = asyncio.create_task(others.rescue())
-        await auntil("it has another id", lambda: heartbeat.worker_id != former, within=10)
-        with_its_loss = last_heartbeat_at(connection, former)
-        assert box.in_flight == box.received == PLACES, "nothing of the old claim has begun meanwhile"
+        await auntil("it has another id", lambda: heartbeat.worker_id != previous, within=10)
+        at_its_loss = last_heartbeat_at(connection, previous)
+        assert box.in_flight == box.received == SLOTS, "nothing of the old claim has begun meanwhile"
         assert await rescued == 0
         await auntil(
-            "its former id is seen again", lambda: last_heartbeat_at(connection, former) > with_its_loss, within=5
+            "its previous id is seen again", lambda: last_heartbeat_at(connection, previous) > at_its_loss, within=5
         )
-        assert not has_ended(connection, former)
+        assert not has_ended(connection, previous)
         box.switch(latency=0.0)
 
         await auntil("all are sent", lambda: drained(pipeline, connection), within=15)
-        await auntil("the former id has ended", lambda: has_ended(connection, former), within=5)
+        await auntil("the previous id has ended", lambda: has_ended(connection, previous), within=5)
 
     assert box.received == COUNT
     assert box.doubles == 0
     by_worker = connection.rows("select worker, verdict, count(*) from notify_worker.attempts group by 1, 2")
     assert {(each["worker"], each["verdict"], each["count"]) for each in by_worker} == {
-        (former_name, "sent", PLACES),
-        (heartbeat.name, "sent", COUNT - PLACES),
+        (previous_name, "sent", SLOTS),
+        (heartbeat.name, "sent", COUNT - SLOTS),
     }
     assert connection.unbalanced() == []
 
 
 async def hang(pipeline: Pipeline, box: Sandbox) -> bool:
     await pipeline.drain(within=0.1)
-    return box.in_flight == PLACES
+    return box.in_flight == SLOTS
 
 
 def last_heartbeat_at(connection: Connection, worker_id: int) -> datetime:

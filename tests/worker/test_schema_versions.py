@@ -61,7 +61,7 @@ def test_a_worker_works_on_a_schema_that_a_later_release_has_migrated(shop: Shop
     assert [each["verdict"] for each in shop.attempts(gone)] == ["unregistered"]
     assert shop.unbalanced() == []
     assert worker.stop() == 0
-    assert shop.held() == 0
+    assert shop.leased() == 0
 
 
 @both_kinds
@@ -78,7 +78,7 @@ def test_a_worker_goes_on_while_a_later_release_migrates_the_schema(shop: Shop, 
     assert worker.stop() == 0
 
 
-def test_a_worker_goes_on_while_every_function_trigger_and_view_is_installed_again(shop: Shop) -> None:
+def test_a_worker_goes_on_while_migrate_installs_every_function_trigger_and_view_again(shop: Shop) -> None:
     worker = shop.start_worker()
     shop.notify_many(1500)
     until("it is in the middle of it", lambda: shop.box.accepted > 200, within=15)
@@ -99,8 +99,8 @@ def test_a_worker_newer_than_the_schema_waits_and_says_so_once(shop: Shop) -> No
     waiting = shop.notify("app:waiting")
     worker = shop.launch()
     until("it says that it waits", lambda: worker.has_left or shop.said("event=worker_waits"), within=15)
-    asked = lookers(shop)
-    until("it has looked again", lambda: worker.has_left or lookers(shop) > asked + 1, within=15)
+    asked = session_count(shop)
+    until("it has connected again", lambda: worker.has_left or session_count(shop) > asked + 1, within=15)
     assert not worker.has_left
     assert shop.state(waiting) == "pending"
 
@@ -113,8 +113,8 @@ def test_a_worker_newer_than_the_schema_waits_and_says_so_once(shop: Shop) -> No
     assert f"has version 0001, and this release needs {schema.versions()[-1]}. Run: notify-worker migrate" in said
 
 
-def lookers(shop: Shop) -> int:
-    """How many sessions of others this database has had."""
+def session_count(shop: Shop) -> int:
+    """How many sessions this database has had."""
     return int(shop.value("select sessions from pg_stat_database where datname = current_database()"))
 
 

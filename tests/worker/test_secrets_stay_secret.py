@@ -1,6 +1,6 @@
 """No token, key, full address or content appears in a log, an error text, an incident, or the CLI's output.
 
-All that is secret here carries one mark that stands nowhere else, or can be known by its look, so that one search finds it.
+Every secret here carries a mark that appears nowhere else, or has a known shape, so that one search finds it.
 """
 
 import json
@@ -33,13 +33,13 @@ for name in logging.root.manager.loggerDict:
     logging.getLogger(name).setLevel(logging.NOTSET)
 asyncio.run(supervisor.run(), debug=True)
 """
-"""A worker that logs whatever anybody in its process has to say."""
+"""A worker that logs everything that any library in its process logs."""
 
 WITHOUT_ANSWER = ("drop", "accepteddrop", "cut200", "hang", "acceptedhang")
 FAULTS = (*NAMED, "500", "503", "504", "408", "later503", "datelater503", *WITHOUT_ANSWER)
 BEARER = re.compile(r"ya29\.|Bearer [\w.-]{8}")
 ASSERTION = re.compile(r"assertion=|eyJ[\w-]{20,}\.")
-WORDS: Columns = {
+CONTENT: Columns = {
     "title": f"{MARK} title",
     "body": f"{MARK} body",
     "image": f"https://example.com/{MARK}.png",
@@ -49,14 +49,14 @@ WORDS: Columns = {
 }
 
 
-def worded(**columns: Unpack[Columns]) -> Columns:
-    """All the words there can be, and these columns."""
-    return {**WORDS, **columns}
+def with_content(**columns: Unpack[Columns]) -> Columns:
+    """Every column of content, and these columns."""
+    return {**CONTENT, **columns}
 
 
 @pytest.fixture
 def keys(shop: Shop, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Credentials that can't be used, by the project that has them, as they stand in its row."""
+    """Unusable credentials by project, as written in its row."""
     with sandbox.start(tmp_path / "foreign.json") as another:
         foreign = json.loads(another.credentials.read_text())
         broken = tmp_path / "broken.json"
@@ -77,7 +77,7 @@ def test_no_secret_is_logged_recorded_or_printed(shop: Shop, keys: dict[str, str
     with talkative_worker(shop):
         until("each has been tried, or has ended", lambda: not untried(shop), within=60)
         refuse(shop, "stored_deliveries", f"provider_message_id is null or address not like '%{MARK}-refused'")
-        shop.notify(f"app:{MARK}-refused", **WORDS)
+        shop.notify(f"app:{MARK}-refused", **CONTENT)
         until("an outcome is refused", lambda: "refused" in shop.log.read_text(), within=10)
 
     assert leaks(shop.log.read_text(), shop, keys) == []
@@ -90,7 +90,7 @@ def test_a_claim_that_the_database_refuses_is_logged_without_the_row(shop: Shop)
     refuse(shop, "notifications", "lease is null or event_id is distinct from 'unclaimable'")
 
     with talkative_worker(shop):
-        shop.notify(f"app:{MARK}-unclaimable", **worded(event_id="unclaimable"))
+        shop.notify(f"app:{MARK}-unclaimable", **with_content(event_id="unclaimable"))
         until("a poll is refused", lambda: "poll failed" in shop.log.read_text(), within=10)
         until("its job has failed", lambda: "to retry" in shop.log.read_text(), within=10)
 
@@ -119,8 +119,10 @@ BAD_ROWS: dict[str, Columns] = {
 
 
 @pytest.mark.parametrize("columns", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_refused_notification_is_not_quoted(connection: psycopg.Connection, columns: Columns) -> None:
-    bad: Columns = {**worded(kind="token", address=f"app:{MARK}-phone"), **columns}
+def test_the_error_of_a_refused_notification_shows_neither_address_nor_content(
+    connection: psycopg.Connection, columns: Columns
+) -> None:
+    bad: Columns = {**with_content(kind="token", address=f"app:{MARK}-phone"), **columns}
 
     with pytest.raises(psycopg.errors.CheckViolation) as refused:
         defer(connection, **bad)
@@ -133,7 +135,7 @@ def test_a_refused_notification_is_not_quoted(connection: psycopg.Connection, co
     [("u_42", "topic", None), ("u_42", "token", "iPhone"), (None, "token", None)],
     ids=["an unknown kind", "an unknown platform", "no receiver"],
 )
-def test_a_device_is_refused_without_its_address(
+def test_the_error_of_a_refused_device_does_not_show_its_address(
     connection: psycopg.Connection, arguments: tuple[str | None, str, str | None]
 ) -> None:
     receiver_id, kind, platform = arguments
@@ -150,24 +152,26 @@ def test_a_device_is_refused_without_its_address(
 
 
 def every_fault(shop: Shop) -> list[int]:
-    """Tell one device of each fault, of a project of its own: what pauses one must not keep the next from its fault."""
+    """Notify one device for each fault, each in its own project, so that a pause affects no other fault."""
     numbers = []
     for fault in FAULTS:
         make_project(shop, fault, None)
-        numbers.append(shop.notify(f"{fault}:{MARK}-phone", **worded(project=fault)))
-    numbers.append(shop.notify(f"topicquota~{MARK}", **worded(kind="topic", project="topicquota")))
-    numbers.append(shop.notify(f"'topicquota~{MARK}' in topics", **worded(kind="condition", project="topicquota")))
+        numbers.append(shop.notify(f"{fault}:{MARK}-phone", **with_content(project=fault)))
+    numbers.append(shop.notify(f"topicquota~{MARK}", **with_content(kind="topic", project="topicquota")))
+    numbers.append(
+        shop.notify(f"'topicquota~{MARK}' in topics", **with_content(kind="condition", project="topicquota"))
+    )
     return numbers
 
 
 def every_wrong_key(shop: Shop, keys: dict[str, str]) -> list[int]:
     for project, credentials in keys.items():
         make_project(shop, project, credentials)
-    return [shop.notify(f"app:{MARK}-phone", **worded(project=project)) for project in keys]
+    return [shop.notify(f"app:{MARK}-phone", **with_content(project=project)) for project in keys]
 
 
 def what_cannot_be_rendered(shop: Shop) -> list[int]:
-    """Campaigns and params that lack something, and messages that are too big or of another shape."""
+    """Missing campaigns and params, and messages that are too big or have the wrong shape."""
     shop.connection.execute(
         "insert into notify_worker.campaigns (name, title) values ('restock', %s)", [f"{MARK} {{missing}}"]
     )
@@ -178,7 +182,7 @@ def what_cannot_be_rendered(shop: Shop) -> list[int]:
         shop.notify(f"app:{MARK}-phone", **lacks_a_campaign),
         shop.notify(f"app:{MARK}-phone", title=f"{MARK} title" * 1_000),
         shop.notify(f"app:{MARK}-phone", message={"android": "no object"}),  # FCM quotes it
-        shop.notify(f"app:{MARK}-phone", **worded(project="nowhere")),
+        shop.notify(f"app:{MARK}-phone", **with_content(project="nowhere")),
     ]
 
 
@@ -196,7 +200,7 @@ def refuse(shop: Shop, table: LiteralString, unless: str) -> None:
 
 
 def untried(shop: Shop) -> list[Any]:
-    """What is pending and has not come to anything yet."""
+    """The pending notifications without a finished attempt."""
     return shop.rows(
         """
         select id, project
@@ -225,11 +229,11 @@ def talkative_worker(shop: Shop) -> Iterator[None]:
             worker.kill()
 
 
-# What is said of it
+# What is logged, recorded or printed
 
 
 def stories(shop: Shop, numbers: list[int]) -> str:
-    """All that the database says of it to people, but the rows that the application wrote itself."""
+    """All the text that the database shows to people, without what the application wrote itself."""
     said = [
         *shop.rows("select error, error_code, provider_message_id from notify_worker.attempts"),
         *shop.rows("select last_error, provider_message_id from notify_worker.deliveries"),
@@ -242,7 +246,7 @@ def stories(shop: Shop, numbers: list[int]) -> str:
 
 
 def printed(shop: Shop, *arguments: str) -> str:
-    """What the CLI prints, when it is asked to say more."""
+    """What the CLI prints with -v."""
     done = subprocess.run(
         [sys.executable, "-m", "notify_worker", "-v", *arguments],
         env=shop.environment(),
@@ -255,12 +259,12 @@ def printed(shop: Shop, *arguments: str) -> str:
 
 
 def all_of(error: psycopg.Error) -> str:
-    """All that an error says, also where its text leaves it out."""
+    """The text of an error with its detail, hint and context."""
     return "\n".join(map(str, (error, error.diag.message_detail, error.diag.message_hint, error.diag.context)))
 
 
 def leaks(said: str, shop: Shop, keys: dict[str, str]) -> list[str]:
-    """The lines that give something away."""
+    """The lines that contain a secret."""
     of_keys = lines_of_key(shop.box.credentials.read_text())
     for credentials in keys.values():
         of_keys |= lines_of_key(Path(credentials[5:]).read_text() if credentials.startswith("file:") else credentials)

@@ -58,7 +58,7 @@ missing = pigeons_that_are_not_there:Pigeons
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Another package, as pip would install it: its module, and what importlib.metadata reads of it."""
+    """Another package as pip would install it: its module and its metadata."""
     folder = tmp_path / "installed"
     about = folder / "pigeons-1.0.dist-info"
     about.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_a_plugin_sender_is_used_for_its_project_alone(shop: Shop, package: Path
     assert shop.unbalanced() == []
 
 
-def test_a_sender_that_raises_makes_this_delivery_unknown_and_no_other(shop: Shop, package: Path) -> None:
+def test_a_sender_that_raises_makes_that_delivery_unknown_and_no_other(shop: Shop, package: Path) -> None:
     project(shop, "birds", "pigeons")
     lost, safe = (shop.notify(address, project="birds") for address in ("loft:lost", "loft:7"))
 
@@ -175,7 +175,7 @@ def test_a_missing_or_broken_sender_pauses_its_project_and_costs_no_attempt(
     assert shop.unbalanced() == []
 
 
-async def test_a_sender_that_does_not_open_stops_its_project_and_opens_again_once_it_can(
+async def test_a_sender_that_does_not_open_pauses_its_project_and_opens_once_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("notify_worker.senders.factory.REOPEN_AFTER", 0)
@@ -197,7 +197,7 @@ async def test_a_sender_that_does_not_open_stops_its_project_and_opens_again_onc
     assert outcomes == [stopped, Outcome(Verdict.SENT)]
 
 
-CLEANED: dict[str, tuple[Any, Outcome]] = {
+SANITISED: dict[str, tuple[Any, Outcome]] = {
     "no outcome": ("sent", Outcome(Verdict.UNKNOWN, error="the project's sender returned no outcome", error_code=BUG)),
     "no verdict": (
         Outcome("sent"),  # type: ignore[arg-type]
@@ -251,10 +251,8 @@ CLEANED: dict[str, tuple[Any, Outcome]] = {
 }
 
 
-@pytest.mark.parametrize(("returned", "cleaned"), CLEANED.values(), ids=CLEANED)
-async def test_an_outcome_of_a_foreign_sender_is_cleaned_before_anybody_sees_it(
-    returned: Any, cleaned: Outcome
-) -> None:
+@pytest.mark.parametrize(("returned", "sanitised"), SANITISED.values(), ids=SANITISED)
+async def test_an_outcome_of_a_plugin_sender_is_sanitised(returned: Any, sanitised: Outcome) -> None:
     class Foreign(ConsoleSender):
         async def send(self, message: Message) -> Outcome:
             outcome: Outcome = returned
@@ -263,7 +261,7 @@ async def test_an_outcome_of_a_foreign_sender_is_cleaned_before_anybody_sees_it(
     async def opener() -> ConsoleSender:
         return Foreign()
 
-    assert await LazySender(opener).send(Message("token", {"token": "app:phone"})) == cleaned
+    assert await LazySender(opener).send(Message("token", {"token": "app:phone"})) == sanitised
 
 
 def test_a_sender_that_breaks_at_start_is_named_in_the_log(shop: Shop, package: Path) -> None:

@@ -24,7 +24,7 @@ A_MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def relay(database: str) -> Iterator[Relay]:
-    """What stands between the marker and the database, and counts."""
+    """A relay between the start marks and the database, which counts statements."""
     with Relay(database) as relay:
         yield relay
 
@@ -35,8 +35,8 @@ async def store(relay: Relay) -> AsyncIterator[Store]:
         yield store
 
 
-async def held(connection: Connection, store: Store, count: int, lease: timedelta = A_MINUTE) -> list[Delivery]:
-    """Deliveries that a worker holds, of callers who said hold. The worker lives as long as the connection."""
+async def leased(connection: Connection, store: Store, count: int, lease: timedelta = A_MINUTE) -> list[Delivery]:
+    """Deliveries with `on_unknown = hold` that a worker has leased. The worker lives as long as the connection."""
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, on_unknown)
@@ -51,7 +51,7 @@ async def held(connection: Connection, store: Store, count: int, lease: timedelt
 
 
 async def answers(*marks: Awaitable[bool]) -> list[bool]:
-    """What each comes to. That nobody is told anything is a failure too."""
+    """Wait for the answer to each mark; fail if one does not come."""
     async with asyncio.timeout(10):
         return await asyncio.gather(*marks)
 
@@ -70,8 +70,8 @@ def ids(deliveries: list[Delivery]) -> list[int]:
     return sorted(delivery.id for delivery in deliveries)
 
 
-async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: Connection, store: Store) -> None:
-    first, second = await held(connection, store, 2)
+async def test_a_delivery_with_hold_is_marked_under_its_lease(connection: Connection, store: Store) -> None:
+    first, second = await leased(connection, store, 2)
 
     assert await StartMarks(store).mark(first)
 
@@ -82,8 +82,8 @@ async def test_a_delivery_that_is_held_is_marked_under_its_lease(connection: Con
     assert connection.value(by, second.id) is None
 
 
-async def test_many_at_once_are_one_write(connection: Connection, store: Store, relay: Relay) -> None:
-    deliveries, marker = await held(connection, store, 200), StartMarks(store)
+async def test_marks_at_once_share_one_write(connection: Connection, store: Store, relay: Relay) -> None:
+    deliveries, marker = await leased(connection, store, 200), StartMarks(store)
 
     written = await answers(*map(marker.mark, deliveries))
 
@@ -92,10 +92,10 @@ async def test_many_at_once_are_one_write(connection: Connection, store: Store, 
     assert relay.asked(MARK) == 1
 
 
-async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
+async def test_marks_asked_for_during_a_write_share_the_next_write(
     database: str, connection: Connection, store: Store, relay: Relay
 ) -> None:
-    (first, *others), marker = await held(connection, store, 100), StartMarks(store)
+    (first, *others), marker = await leased(connection, store, 100), StartMarks(store)
     asking: list[Delivery] = []
 
     async def ask(delivery: Delivery) -> bool:
@@ -116,8 +116,8 @@ async def test_those_that_ask_while_a_write_is_under_way_share_the_next(
     assert relay.asked(MARK) == 2
 
 
-async def test_one_after_the_other_each_is_written_at_once(connection: Connection, store: Store, relay: Relay) -> None:
-    deliveries, marker = await held(connection, store, 3), StartMarks(store)
+async def test_marks_one_after_the_other_are_one_write_each(connection: Connection, store: Store, relay: Relay) -> None:
+    deliveries, marker = await leased(connection, store, 3), StartMarks(store)
 
     written = [await marker.mark(each) for each in deliveries]
 
@@ -125,22 +125,22 @@ async def test_one_after_the_other_each_is_written_at_once(connection: Connectio
     assert relay.asked(MARK) == 3
 
 
-async def test_in_one_write_each_gets_its_own_answer(connection: Connection, store: Store) -> None:
-    good, another_holds = await held(connection, store, 2)
-    (over,) = await held(connection, store, 1, SHORT_LEASE)
+async def test_in_one_write_each_delivery_gets_its_own_answer(connection: Connection, store: Store) -> None:
+    good, leased_elsewhere = await leased(connection, store, 2)
+    (over,) = await leased(connection, store, 1, SHORT_LEASE)
     connection.await_end_of_lease(over.notification_id)
     marker = StartMarks(store)
 
-    written = await answers(*map(marker.mark, (over, good, replace(another_holds, lease=uuid4()))))
+    written = await answers(*map(marker.mark, (over, good, replace(leased_elsewhere, lease=uuid4()))))
 
     assert written == [False, True, False]
     assert marked(connection) == [good.id]
 
 
-async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
+async def test_a_delivery_is_not_marked_under_an_ended_lease_beside_the_current_one(
     connection: Connection, store: Store
 ) -> None:
-    (before,) = await held(connection, store, 1, SHORT_LEASE)
+    (before,) = await leased(connection, store, 1, SHORT_LEASE)
     connection.await_end_of_lease(before.notification_id)
     (now,) = (await store.claim(before.worker_id, uuid4(), 1, {"default": 1000}, A_MINUTE)).deliveries
     assert now.id == before.id
@@ -153,18 +153,18 @@ async def test_a_lease_that_is_over_is_not_marked_beside_the_one_that_followed(
 
 
 async def test_a_released_delivery_is_not_marked(connection: Connection, store: Store) -> None:
-    released, still_held = await held(connection, store, 2)
+    released, still_leased = await leased(connection, store, 2)
     marker = StartMarks(store)
 
     await store.release(released.lease, [released.id])
-    written = await answers(marker.mark(released), marker.mark(still_held))
+    written = await answers(marker.mark(released), marker.mark(still_leased))
 
     assert written == [False, True]
-    assert marked(connection) == [still_held.id]
+    assert marked(connection) == [still_leased.id]
 
 
 async def test_a_locked_delivery_is_not_waited_for(database: str, connection: Connection, store: Store) -> None:
-    locked, free = await held(connection, store, 2)
+    locked, free = await leased(connection, store, 2)
     marker = StartMarks(store)
 
     with connected(database) as somebody, somebody.transaction():
@@ -180,7 +180,7 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
     connection: Connection, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Store(relay.conninfo) as store:
-        deliveries, marker = await held(connection, store, 3), StartMarks(store)
+        deliveries, marker = await leased(connection, store, 3), StartMarks(store)
 
     written = await answers(*map(marker.mark, deliveries))
 
@@ -192,7 +192,7 @@ async def test_where_the_database_is_away_nothing_is_marked_and_the_log_says_so(
 async def test_a_mark_with_a_lost_answer_counts_as_not_written(
     connection: Connection, store: Store, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = await held(connection, store, 2)
+    first, second = await leased(connection, store, 2)
     marker = StartMarks(store)
     relay.lose_the_answer_to(MARK)
 
@@ -207,7 +207,7 @@ async def test_a_mark_with_a_lost_answer_counts_as_not_written(
 async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
     connection: Connection, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deliveries, marker = await held(connection, store, 2), StartMarks(store)
+    deliveries, marker = await leased(connection, store, 2), StartMarks(store)
     connection.execute("alter function notify_worker.mark_started rename to mark_of_yesterday")
 
     written = await answers(*map(marker.mark, deliveries))
@@ -219,7 +219,7 @@ async def test_a_database_that_refuses_the_write_leaves_all_of_it_unsent(
 async def test_a_cancelled_waiter_cancels_no_other(
     database: str, connection: Connection, store: Store, relay: Relay
 ) -> None:
-    deliveries, marker = await held(connection, store, 3), StartMarks(store)
+    deliveries, marker = await leased(connection, store, 3), StartMarks(store)
     with connected(database) as somebody, somebody.transaction():
         somebody.execute("lock table notify_worker.stored_deliveries in exclusive mode")
         waiting = [asyncio.create_task(marker.mark(each)) for each in deliveries]

@@ -24,7 +24,7 @@ each_task = pytest.mark.parametrize("name", TASKS)
 
 
 def run(shop: Shop, *jobs: tuple[str, dict[str, Any]]) -> None:
-    """Defer these jobs, and work until none waits, not even one that they rang for: by procrastinate's own command line."""
+    """Defer these jobs and work until none waits, not even a wake-up of theirs, by procrastinate's own command line."""
     for task, arguments in jobs:
         shop.procrastinate("defer", f"notify_worker.{task}", json.dumps(arguments))
     while any(job["status"] == "todo" for job in jobs_of(shop)):
@@ -32,7 +32,7 @@ def run(shop: Shop, *jobs: tuple[str, dict[str, Any]]) -> None:
 
 
 def jobs_of(shop: Shop) -> list[Row]:
-    """The jobs that are left, but those that procrastinate defers by itself."""
+    """The jobs that are left, without those that procrastinate defers by itself."""
     return shop.rows(
         """
         select task_name, args, status::text
@@ -66,7 +66,7 @@ def test_a_worker_takes_our_queue_alone_and_stops_before_a_platform_kills_it() -
 
 @each_task
 @pytest.mark.parametrize("error", [psycopg.OperationalError("away"), RuntimeError("a bug")], ids=str)
-def test_a_failed_job_is_retried_at_once_up_to_ten_times(name: str, error: Exception) -> None:
+def test_a_failed_job_is_retried_up_to_ten_times(name: str, error: Exception) -> None:
     decisions = [after(name, error, attempts) for attempts in range(11)]
 
     assert all(decision is not None and decision.retry_at is not None for decision in decisions[:10])
@@ -139,7 +139,7 @@ def test_retry_by_project_sends_failures_since_a_time_again(shop: Shop) -> None:
 WRONG: list[dict[str, Any]] = [{}, {"notification_id": 1, "event_id": EVENT}, {"event": EVENT}]
 
 
-def test_a_job_that_is_asked_for_wrongly_fails_and_stays_for_a_person(shop: Shop) -> None:
+def test_a_job_with_invalid_arguments_fails_and_stays_in_the_table(shop: Shop) -> None:
     number = shop.connection.insert_settled("failed", event_id=EVENT)
 
     for arguments in WRONG:

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 @pytest.fixture(scope="module")
 def shop_of_all(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A shop with a worker, for all tests that look at what becomes of one notification."""
+    """A shop with a worker, shared by the tests that follow one notification."""
     with a_shop(server, template, tmp_path_factory.mktemp("shop")) as shop:
         shop.start_worker()
         yield shop
@@ -24,13 +24,13 @@ def shop_of_all(server: str, template: str, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def open_shop(shop_of_all: Shop) -> Shop:
-    """That shop, and FCM answers well in between: three attempts in a row without an answer would be an outage."""
+    """That shop, after one more accepted message: three attempts in a row without an answer would be an outage."""
     well = shop_of_all.notify("app:well")
     until("it is sent", lambda: shop_of_all.state(well) == "sent", within=10)
     return shop_of_all
 
 
-# On its way
+# From the commit to the phone
 
 
 def test_each_of_five_commits_a_second_apart_wakes_the_worker_at_once(shop: Shop) -> None:
@@ -41,7 +41,7 @@ def test_each_of_five_commits_a_second_apart_wakes_the_worker_at_once(shop: Shop
         committed_at = shop.notify_at(f"app:phone-{number}")
         until("it is shown", lambda count=number: shop.box.accepted == count, within=5)  # type: ignore[misc]
         assert shop.box.shown[-1].at - committed_at < timedelta(seconds=0.5)
-    assert not shop.said("WARNING"), "nothing is wrong, and it takes nothing for wrong"
+    assert not shop.said("WARNING"), "nothing is wrong, and nothing is logged as wrong"
 
 
 def test_without_notify_the_next_poll_finds_a_commit(shop: Shop) -> None:
@@ -86,7 +86,7 @@ def test_five_thousand_in_one_statement_are_all_sent_once(shop: Shop, kind: str)
 # While FCM takes its time
 
 
-def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
+def test_while_fcm_hangs_no_transaction_stays_open_and_two_connections_suffice(shop: Shop) -> None:
     shop.start_worker(
         NOTIFY_WORKER_CONCURRENCY=200, NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=8, NOTIFY_WORKER_LEASE_SECONDS=60
     )
@@ -102,7 +102,7 @@ def test_while_fcm_hangs_nothing_of_the_database_is_held(shop: Shop) -> None:
             names.add((backend["part"], backend["application_name"]))
             if backend["part"] == "store":
                 connections.add(backend["pid"])
-            if backend["part"] != "listener":  # where a NOTIFY is taken in, its LISTEN seems to begin anew
+            if backend["part"] != "listener":  # after a NOTIFY its LISTEN seems to begin anew
                 longest = max(longest, backend["in_transaction_for"])
 
     assert shop.box.in_flight == 200, "FCM did not hang all the while"
@@ -137,7 +137,7 @@ def test_memory_does_not_grow_with_the_backlog(shop: Shop) -> None:
 # What can't be sent
 
 
-def test_a_missing_campaign_fails_its_notification_alone(open_shop: Shop) -> None:
+def test_a_missing_campaign_or_param_fails_its_notification_alone(open_shop: Shop) -> None:
     open_shop.connection.execute(
         "insert into notify_worker.campaigns (name, title, body) values ('order_paid', 'Paid', 'Order {order_id} is paid')"
     )
@@ -152,9 +152,9 @@ def test_a_missing_campaign_fails_its_notification_alone(open_shop: Shop) -> Non
     )
 
     assert [open_shop.state(each) for each in (before, missing, bare, after)] == ["sent", "failed", "failed", "sent"]
-    because = open_shop.value("select settled_reason from notify_worker.notifications where id = %s", missing)
-    assert '"order_payd"' in because
-    assert '"order_paid"' in because
+    reason = open_shop.value("select settled_reason from notify_worker.notifications where id = %s", missing)
+    assert '"order_payd"' in reason
+    assert '"order_paid"' in reason
     assert '"order_paid"' in open_shop.delivery(bare)["last_error"]
     assert '"order_id"' in open_shop.delivery(bare)["last_error"]
     assert open_shop.box.requests_for("app:bare") == 0
@@ -197,7 +197,7 @@ def test_a_503_with_hold_gets_one_request(open_shop: Shop) -> None:
     assert open_shop.box.requests_for("503:hold") == 1
 
 
-def test_a_503_of_a_few_seconds_is_retried_within_the_attempt(open_shop: Shop) -> None:
+def test_a_single_503_is_retried_within_the_attempt(open_shop: Shop) -> None:
     retried = open_shop.notify("once503:phone")
 
     until("it is sent", lambda: open_shop.state(retried) == "sent", within=5)
@@ -218,7 +218,7 @@ def test_an_unregistered_device_is_retired_and_leaves_the_receiver_unreachable(o
     assert [attempt["verdict"] for attempt in open_shop.attempts(unreachable)] == ["unregistered"]
 
 
-def test_a_device_over_its_quota_waits_alone(open_shop: Shop) -> None:
+def test_a_device_over_its_quota_is_due_again_after_a_minute(open_shop: Shop) -> None:
     waiting = open_shop.notify("429:phone")
 
     until("its attempt has ended", lambda: open_shop.attempts(waiting) != [], within=5)
@@ -229,13 +229,13 @@ def test_a_device_over_its_quota_waits_alone(open_shop: Shop) -> None:
     assert 58 < delivery["due_in"] <= 72
 
 
-def test_after_all_that_the_ledger_balances(open_shop: Shop) -> None:
-    until("nothing is held by a worker", lambda: open_shop.held() == 0, within=10)
+def test_after_all_these_answers_the_ledger_balances(open_shop: Shop) -> None:
+    until("nothing is leased", lambda: open_shop.leased() == 0, within=10)
 
     assert open_shop.unbalanced() == []
 
 
-def test_notifications_that_fcm_does_not_accept_are_retried(shop: Shop) -> None:
+def test_a_refused_connection_to_fcm_is_retried_even_under_hold(shop: Shop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     shop.start_worker(NOTIFY_WORKER_FCM_URL=f"http://127.0.0.1:{port}")
@@ -272,14 +272,14 @@ def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, ki
         kind, NOTIFY_WORKER_CONCURRENCY=20, NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS=5, NOTIFY_WORKER_LEASE_SECONDS=60
     )
     shop.notify_many(200, fault="hang2")
-    until("all places are taken", lambda: shop.box.in_flight == 20, within=10)
+    until("all slots are taken", lambda: shop.box.in_flight == 20, within=10)
 
     code = worker.stop()
 
     assert code == 0
     assert shop.box.received == 20
     assert shop.states() == {"sent": 20, "pending": 180}
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
     released = shop.value(
         """
         select count(*)
@@ -295,7 +295,7 @@ def test_a_stop_finishes_requests_in_flight_and_releases_the_rest(shop: Shop, ki
 @both_kinds
 def test_a_stop_does_not_wait_for_a_quick_retry(shop: Shop, kind: str) -> None:
     worker = shop.start_worker(kind)
-    mending = shop.notify("503:phone")
+    retried = shop.notify("503:phone")
     until("FCM has answered once", lambda: shop.box.by_status.get(503) == 1, within=10)
     began = monotonic()
 
@@ -304,8 +304,8 @@ def test_a_stop_does_not_wait_for_a_quick_retry(shop: Shop, kind: str) -> None:
     assert code == 0
     assert shop.box.received == 1, "a request was made after the stop"
     assert monotonic() - began < 3
-    assert [attempt["verdict"] for attempt in shop.attempts(mending)] == ["unknown"]
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert [attempt["verdict"] for attempt in shop.attempts(retried)] == ["unknown"]
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
 
 
 @both_kinds
@@ -327,14 +327,14 @@ def test_a_stop_in_mid_claim_leaves_nothing_leased(shop: Shop, kind: str) -> Non
     )
     worker = shop.start_worker(kind)
     with shop.connection.transaction():
-        shop.connection.execute("set local notify_worker.wakeup = 'off'")  # so that it is a look that finds them
+        shop.connection.execute("set local notify_worker.wakeup = 'off'")  # so that a poll finds them
         shop.notify_many(10)
     until("a claim is under way", lambda: any(each["wait_event"] == "PgSleep" for each in shop.backends()), within=5)
 
     code = worker.stop()
 
     assert code == 0
-    assert (shop.held(), shop.unbalanced()) == (0, [])
+    assert (shop.leased(), shop.unbalanced()) == (0, [])
     assert shop.box.doubles == 0
 
 
@@ -342,7 +342,7 @@ def test_a_stop_in_mid_claim_leaves_nothing_leased(shop: Shop, kind: str) -> Non
 
 
 @both_kinds
-def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> None:
+def test_a_worker_that_loses_its_store_and_heartbeat_sessions_goes_on(shop: Shop, kind: str) -> None:
     worker = shop.start_worker(kind)
     first = shop.notify("app:first")
     until("the first is sent", lambda: shop.state(first) == "sent", within=5)
@@ -360,7 +360,7 @@ def test_a_worker_that_loses_all_its_sessions_goes_on(shop: Shop, kind: str) -> 
 # Several devices
 
 
-def test_each_of_three_devices_gets_one_message_whatever_its_answers(shop: Shop) -> None:
+def test_each_live_device_gets_one_message_whatever_the_others_answer(shop: Shop) -> None:
     shop.connection.execute("update notify_worker.projects set first_retry_after = '100 milliseconds'")
     for address in ("dead:gone", "twicedrop:shaky", "app:well"):
         shop.value("select notify_worker.register_device('u_42', 'token', %s)", address)
@@ -421,7 +421,7 @@ def test_a_project_created_a_moment_ago_uses_its_own_sender(shop: Shop) -> None:
     assert [each.address for each in shop.box.shown] == ["app:first"]
 
 
-def test_outcomes_outlive_a_database_that_refuses_to_write_them(shop: Shop) -> None:
+def test_outcomes_are_kept_while_the_database_refuses_to_write_them(shop: Shop) -> None:
     shop.connection.execute(
         """
         create function refuse() returns trigger language plpgsql as
