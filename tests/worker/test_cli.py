@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from notify_worker import defer
 from notify_worker.cli.logs import json_formatter
+from notify_worker.cli.main import app
 from notify_worker.database import schema
 from notify_worker.dev import postgres
 from notify_worker.sandbox import start as start_sandbox
@@ -23,7 +24,7 @@ from tests.support import cli_process
 from tests.support.cli_process import HELLO, NEEDS_THE_SCHEMA, Cli, Ended, accepts_password, ended, start
 from tests.support.waiting import until
 
-VERBS = ("demo", "migrate", "worker", "sandbox", "send", "explain")
+VERBS = tuple(app.commands)
 
 cli, shop = cli_process.cli, cli_process.shop  # fixtures
 

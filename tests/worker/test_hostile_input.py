@@ -584,6 +584,7 @@ def test_every_healthy_neighbour_is_sent(facts: Facts) -> None:
 
 
 def test_every_request_has_fcms_path_one_target_and_no_injected_header(facts: Facts) -> None:
+    assert facts.requests
     for seen in facts.requests:
         assert re.fullmatch(r"/v1/(projects/[^/?#\s]+/)?messages:send", seen.path)
         assert re.fullmatch(r"Bearer \S+", seen.headers["authorization"])
