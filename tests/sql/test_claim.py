@@ -69,13 +69,13 @@ def test_a_claim_returns_everything_its_message_is_built_from(connection: Connec
         """
     )
     connection.register_device("u_42", "fcm:phone", platform="ios")
-    words = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
-    number = connection.insert(receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
+    content = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
+    number = connection.insert(receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **content)
     prefix = connection.value("select prefix from notify_worker.installation")
 
     claimed = connection.claim_one(connection.register_worker())
 
-    assert claimed.items() >= words.items()
+    assert claimed.items() >= content.items()
     assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
     assert claimed["campaign_content"] == {
         "title": "Thank you",
