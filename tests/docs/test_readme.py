@@ -260,7 +260,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, reader: Reader, monkeypatch: 
     reader.stop_all()
 
 
-def test_the_readme_example_has_the_story_that_it_shows(
+def test_the_readmes_sql_and_python_each_insert_their_notification(
     reader_of_the_readme: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in blocks("README.md", "python"):
@@ -325,7 +325,7 @@ def test_the_other_commands_run(reader_of_the_readme: Reader) -> None:
     assert "it ended sent" in reader.run("notify-worker explain order:42:paid")
 
 
-def test_the_settings_are_those_that_there_are() -> None:
+def test_every_setting_on_the_page_exists() -> None:
     named = {row[0].strip("`") for row in table("docs/operating/settings.md", "Settings")}
 
     assert named - {"GOOGLE_APPLICATION_CREDENTIALS"} <= set(VARIABLES)
