@@ -1,4 +1,4 @@
-"""Imports run one way, importing stays cheap, and every module and function has its docstring."""
+"""Imports run one way, importing stays cheap, and every module has a docstring."""
 
 import ast
 import re
@@ -37,8 +37,8 @@ def test_imports_run_one_way() -> None:
     assert "5 kept, 0 broken" in checked.stdout
 
 
-def test_a_producer_pays_for_no_worker() -> None:
-    """Nor for psycopg: a producer may have another driver."""
+def test_importing_the_package_imports_no_worker_and_no_driver() -> None:
+    """psycopg is not imported either: a producer may have another driver."""
     code = "import sys, notify_worker; print(*{name.partition('.')[0] for name in sys.modules})"
 
     imported = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
@@ -103,7 +103,7 @@ def test_nothing_is_left_to_be_done_later() -> None:
 
 
 def test_our_folder_of_revisions_is_no_package() -> None:
-    """It would stand in for the library alembic."""
+    """A package would shadow the library alembic."""
     assert (CHECKOUT / "alembic" / "env.py").exists()
     assert not (CHECKOUT / "alembic" / "__init__.py").exists()
 

@@ -259,7 +259,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, reader: Reader, monkeypatch: 
     reader.stop_all()
 
 
-def test_the_readme_example_has_the_story_that_it_shows(
+def test_the_readmes_sql_and_python_each_insert_their_notification(
     reader_of_the_readme: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in blocks("README.md", "python"):

@@ -98,7 +98,7 @@ def live(database: str, connection: Connection) -> None:
 
 
 def psql(database: str, name: str, *options: str) -> list[dict[str, str]]:
-    """Run a query of the folder as its first line says to; give its rows."""
+    """Run a query of the folder as its first line says to, and return its rows."""
     script = AUDIT / f"{name}.sql"
     program = [str(postgres.binaries() / "psql"), "-X", "--csv", "-v", "ON_ERROR_STOP=1", "-d", database]
     printed = subprocess.run([*program, *options, "-f", str(script)], check=True, capture_output=True, text=True)
@@ -222,7 +222,7 @@ def test_devices_retired_today_are_counted_by_reason(lived: str) -> None:
     assert (unregistered["devices"], unregistered["receivers"]) == ("1", "1")
 
 
-def test_incidents_that_go_on_come_first(lived: str) -> None:
+def test_open_incidents_come_first(lived: str) -> None:
     goes_on, over = psql(lived, "incidents")
 
     assert (goes_on["project"], goes_on["by"], goes_on["goes_on"]) == ("quiet", "operator", "t")

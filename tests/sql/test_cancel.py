@@ -34,12 +34,12 @@ Prepare = Callable[[Connection, Worker], int]
 
 
 def make_due(connection: Connection) -> None:
-    """Let the time come of all that waits."""
+    """Make every pending notification due now."""
     connection.execute("update notify_worker.notifications set due_at = now() where state = 'pending'")
 
 
 def tried(*rounds: Row, **columns: object) -> Prepare:
-    """A notification to one device that has come to this, one attempt after the other."""
+    """A notification to one device whose attempts had these outcomes, one after the other."""
 
     def prepare(connection: Connection, worker: Worker) -> int:
         number = connection.insert_for_devices(1, **columns)
@@ -51,7 +51,7 @@ def tried(*rounds: Row, **columns: object) -> Prepare:
 
 
 def tried_on_each(*came_to: Row, **columns: object) -> Prepare:
-    """A notification to several devices, each of which has come to something else."""
+    """A notification to several devices, with one outcome for each."""
 
     def prepare(connection: Connection, worker: Worker) -> int:
         number = connection.insert_for_devices(len(came_to), **columns)
@@ -150,13 +150,13 @@ def test_cancel_leaves_a_settled_notification_unchanged(connection: Connection, 
     assert [connection.notification(number) for number in settled] == before
 
 
-def test_an_unknown_notification_is_not_cancelled(connection: Connection) -> None:
+def test_cancelling_a_missing_notification_returns_false(connection: Connection) -> None:
     assert cancel(connection, 4711) is False
     assert connection.value("select notify_worker.cancel('order:42:paid')") is False
     assert connection.value("select notify_worker.cancel(null::bigint)") is False
 
 
-def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: Connection) -> None:
+def test_an_event_is_cancelled_by_its_id_and_cannot_be_inserted_again(connection: Connection) -> None:
     number, other = connection.insert(event_id="5"), connection.insert(event_id="order:43:paid")
 
     answer = connection.value("select notify_worker.cancel('5')")
@@ -167,7 +167,7 @@ def test_an_event_is_cancelled_by_its_name_and_stays_published(connection: Conne
     assert connection.execute(f"{again} on conflict (event_id) do nothing").rowcount == 0
 
 
-def test_a_cancel_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
+def test_a_rolled_back_cancel_changes_nothing(connection: Connection, worker: Worker) -> None:
     number = tried(RETRY)(connection, worker)
     before = connection.notification(number), connection.deliveries(number)
 
@@ -267,7 +267,7 @@ def test_a_dead_workers_delivery_is_cancelled_at_its_rescue(database: str, conne
     assert connection.unbalanced() == []
 
 
-def test_a_delivery_of_a_dead_worker_may_have_arrived(database: str, connection: Connection) -> None:
+def test_cancel_returns_false_for_a_dead_workers_delivery_and_stops_it(database: str, connection: Connection) -> None:
     number = connection.insert()
     with connected(database) as session:
         dead = session.register_worker()
@@ -279,7 +279,7 @@ def test_a_delivery_of_a_dead_worker_may_have_arrived(database: str, connection:
     assert connection.claim(connection.register_worker()) == []
 
 
-def test_a_late_sent_is_in_the_history_of_a_cancelled_notification(database: str, connection: Connection) -> None:
+def test_a_late_answer_stays_in_the_history_of_a_cancelled_notification(database: str, connection: Connection) -> None:
     number = connection.insert()
     with connected(database) as session:
         dead = session.register_worker()
@@ -294,7 +294,7 @@ def test_a_late_sent_is_in_the_history_of_a_cancelled_notification(database: str
     assert connection.unbalanced() == []
 
 
-def test_of_a_thousand_cancels_that_race_the_claim_each_is_true_or_the_worker_has_it(
+def test_a_cancel_that_races_a_claim_is_true_unless_the_worker_has_the_notification(
     database: str, connection: Connection
 ) -> None:
     turns = range(1_000)
@@ -359,7 +359,7 @@ def test_an_open_cancel_longer_than_the_lease_causes_no_delay_and_no_double(
 
 
 @pytest.mark.parametrize("leased", [True, False])
-def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
+def test_two_transactions_that_cancel_in_opposite_order_never_stop_a_batch(
     database: str, connection: Connection, leased: bool, worker: Worker
 ) -> None:
     one, two = tried(RETRY)(connection, worker), connection.insert()
@@ -403,7 +403,7 @@ def test_two_that_cancel_in_opposite_order_never_stop_a_batch(
     work()
 
 
-def test_cancels_in_every_order_and_batches_over_the_same_rows_never_deadlock_a_batch(
+def test_cancels_in_opposite_order_never_deadlock_a_batch_over_the_same_rows(
     database: str, connection: Connection
 ) -> None:
     numbers = [connection.insert() for _ in range(60)]

@@ -61,7 +61,7 @@ def test_an_address_of_any_kind_needs_no_device(connection: Connection, kind: st
     assert (claimed["kind"], claimed["address"], claimed["platform"]) == (kind, "its address", None)
 
 
-def test_a_delivery_comes_with_all_that_makes_its_message(connection: Connection) -> None:
+def test_a_claim_returns_everything_its_message_is_built_from(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.campaigns (name, title, body, image, data, message)
@@ -69,13 +69,13 @@ def test_a_delivery_comes_with_all_that_makes_its_message(connection: Connection
         """
     )
     connection.register_device("u_42", "fcm:phone", platform="ios")
-    words = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
-    number = connection.insert(receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **words)
+    content = {"title": "Thanks", "data": {"order_id": "42"}, "message": {"android": {}}, "params": {"order_id": 42}}
+    number = connection.insert(receiver_id="u_42", campaign="order_paid", priority="high", on_unknown="hold", **content)
     prefix = connection.value("select prefix from notify_worker.installation")
 
     claimed = connection.claim_one(connection.register_worker())
 
-    assert claimed.items() >= words.items()
+    assert claimed.items() >= content.items()
     assert (claimed["campaign"], claimed["body"], claimed["image"]) == ("order_paid", None, None)
     assert claimed["campaign_content"] == {
         "title": "Thank you",
@@ -97,7 +97,7 @@ def test_a_notification_without_a_campaign_has_no_campaign_content(connection: C
     assert claimed["campaign"] is claimed["campaign_content"] is None
 
 
-def test_a_campaign_is_read_as_it_is_when_it_is_claimed(connection: Connection) -> None:
+def test_a_campaign_is_read_when_its_notification_is_claimed(connection: Connection) -> None:
     connection.insert(title=None, campaign="sale")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
 
@@ -159,7 +159,7 @@ def test_an_unsendable_notification_ends_with_its_reason_and_delays_no_other(
     assert [each["notification_id"] for each in claimed] == [before, after]
 
 
-def test_words_of_64_kilobytes_are_sent(connection: Connection) -> None:
+def test_content_of_64_kilobytes_is_claimed(connection: Connection) -> None:
     connection.insert(title="t", body="b" * 65_535)
 
     assert len(connection.claim(connection.register_worker())) == 1
@@ -208,13 +208,13 @@ def test_time_to_live_counts_from_when_it_was_to_be_sent(connection: Connection,
     assert scheduled["expires_in"] == pytest.approx(1800, abs=30)
 
 
-def test_its_own_expiry_wins_over_the_project_s(connection: Connection) -> None:
+def test_a_notifications_own_expiry_wins_over_its_projects(connection: Connection) -> None:
     connection.insert(expires_at=datetime.now(UTC) + timedelta(days=3))
 
     assert connection.claim_one(connection.register_worker())["expires_in"] == pytest.approx(3 * 86_400, abs=30)
 
 
-def test_a_notification_that_never_expires_is_sent(connection: Connection) -> None:
+def test_a_notification_that_never_expires_has_infinite_time_left(connection: Connection) -> None:
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, expires_at)
@@ -301,13 +301,13 @@ def test_a_claim_skips_a_row_locked_by_a_business_transaction(
     assert connection.claim_one(worker)["notification_id"] == locked
 
 
-@pytest.mark.parametrize("worker_id", ["left", "never entered"])
-def test_only_a_worker_that_is_there_may_claim(connection: Connection, worker_id: str, worker: Worker) -> None:
+@pytest.mark.parametrize("worker_id", ["unregistered", "never registered"])
+def test_only_a_registered_worker_may_claim(connection: Connection, worker_id: str, worker: Worker) -> None:
     connection.unregister_worker(worker)
     number = connection.insert()
 
     with pytest.raises(ObjectNotInPrerequisiteState) as refused:
-        connection.execute(CLAIM, [worker.id if worker_id == "left" else 4711, uuid4(), 1])
+        connection.execute(CLAIM, [worker.id if worker_id == "unregistered" else 4711, uuid4(), 1])
 
     assert refused.value.diag.message_hint
     assert connection.notification(number)["lease"] is None
@@ -340,7 +340,7 @@ def test_a_device_retired_or_reassigned_between_attempts_gets_nothing(
     assert connection.only_delivery(number)["last_error"] == because
 
 
-def test_the_other_devices_are_tried_on(connection: Connection, worker: Worker) -> None:
+def test_a_reassigned_device_does_not_stop_the_retry_of_the_others(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.register_device("u_42", "fcm:tablet")
     number = connection.insert(receiver_id="u_42")
@@ -370,7 +370,9 @@ def drop_newest_partition(connection: Connection) -> None:
     connection.execute(f"drop table {newest}")
 
 
-def test_a_missing_partition_is_created_beside_a_record(database: str, connection: Connection, worker: Worker) -> None:
+def test_a_missing_partition_is_created_while_a_record_is_uncommitted(
+    database: str, connection: Connection, worker: Worker
+) -> None:
     connection.insert()
     claimed = connection.claim_one(worker)
     drop_newest_partition(connection)
@@ -439,7 +441,7 @@ def test_scheduled_and_settled_rows_do_not_slow_a_claim(connection: Connection, 
     assert many <= 1.2 * few, (few, many)
 
 
-def test_a_claim_costs_no_more_a_row_when_it_is_large_and_statistics_are_old(
+def test_a_large_claim_costs_at_most_twice_as_much_per_row_as_a_small_one(
     connection: Connection, worker: Worker
 ) -> None:
     fill(connection, 10_000)

@@ -34,7 +34,7 @@ def outbox(connection: Connection) -> list[Row]:
 
 
 def events(connection: Connection) -> dict[int, str | None]:
-    """Which event stands under which id."""
+    """The event of each id."""
     return {row["id"]: row["event_id"] for row in outbox(connection)}
 
 
@@ -77,7 +77,7 @@ def test_an_event_that_exists_gives_none_in_its_place(connection: Connection) ->
     assert titles(connection)[1] == "first"
 
 
-def test_of_one_event_given_several_times_the_first_row_counts(connection: Connection) -> None:
+def test_the_first_row_of_a_repeated_event_counts(connection: Connection) -> None:
     ids = defer_many(
         connection, [event("b"), event("a", title="one"), event("a", title="two"), event("a", title="three")]
     )
@@ -160,7 +160,7 @@ def test_none_is_null_in_json_columns_too_and_never_the_json_null(connection: Co
     assert connection.value("select count(*) from notify_worker.notifications where params is null") == 1
 
 
-def test_a_moment_is_a_moment_and_one_without_a_zone_is_the_sessions(connection: Connection) -> None:
+def test_a_send_at_without_a_zone_is_in_the_connections_time_zone(connection: Connection) -> None:
     connection.execute("set timezone = 'Asia/Tokyo'")
     in_new_york = AT.astimezone(timezone(timedelta(hours=-5)))
     naive = AT.replace(tzinfo=None)
@@ -226,9 +226,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("bad", "rule"), BAD, ids=[rule for _, rule in BAD])
-def test_a_row_that_is_refused_takes_all_with_it_and_its_rule_is_named(
-    connection: Connection, bad: Any, rule: str
-) -> None:
+def test_one_refused_row_refuses_them_all_and_names_its_rule(connection: Connection, bad: Any, rule: str) -> None:
     with pytest.raises(CheckViolation) as caught:
         defer_many(connection, [event("a"), bad, event("z")])
 
@@ -282,7 +280,7 @@ def test_the_callers_connection_may_have_any_row_factory(connection: Connection,
 
 
 @pytest.mark.parametrize("factory", [None, dict_row])
-async def test_the_async_function_does_the_same(
+async def test_defer_many_async_does_what_defer_many_does(
     async_connection: psycopg.AsyncConnection[Any], connection: Connection, factory: Any
 ) -> None:
     if factory:
@@ -296,7 +294,7 @@ async def test_the_async_function_does_the_same(
     assert await defer_many_async(async_connection, []) == []
 
 
-async def test_the_async_function_refuses_the_same(
+async def test_defer_many_async_refuses_what_defer_many_refuses(
     async_connection: psycopg.AsyncConnection[Any], connection: Connection
 ) -> None:
     wrong: Any = {"reciever_id": "u_42"}
@@ -310,7 +308,7 @@ async def test_the_async_function_refuses_the_same(
 
 
 @pytest.mark.parametrize("cursor", ["cursor", "RealDictCursor", "NamedTupleCursor", "DictCursor"])
-def test_a_connection_of_psycopg2_does_too(database: str, connection: Connection, cursor: str) -> None:
+def test_defer_many_takes_a_psycopg2_connection(database: str, connection: Connection, cursor: str) -> None:
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2 is not here, and no dependency")
     extras = pytest.importorskip("psycopg2.extras")
     factory = getattr(extras, cursor, psycopg2.extensions.cursor)

@@ -31,7 +31,7 @@ def addresses(claimed: list[Row]) -> list[str]:
 
 
 def waiting_on(connection: Connection, worker: Worker, *phones: str) -> int:
-    """A notification that waits for its next try on these devices of one receiver."""
+    """A notification that waits for its next attempt on these devices of one receiver."""
     for phone in phones:
         connection.register_device("u_42", phone)
     number = connection.insert(receiver_id="u_42")
@@ -108,7 +108,7 @@ def test_a_retired_device_gets_nothing_until_it_registers_again(connection: Conn
     assert device(connection, "fcm:phone")["retired_reason"] is None
 
 
-def test_to_retire_says_whether_it_was_in_use(connection: Connection) -> None:
+def test_retire_device_returns_whether_the_device_was_in_use(connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone")
 
     reached = [
@@ -121,7 +121,7 @@ def test_to_retire_says_whether_it_was_in_use(connection: Connection) -> None:
     assert reached == [False, True, False, False]
 
 
-def test_the_address_that_is_followed_is_retired_as_replaced(connection: Connection) -> None:
+def test_a_replaced_address_is_retired_as_replaced_and_gets_nothing(connection: Connection) -> None:
     connection.register_device("u_42", "fcm:old")
 
     new = replace(connection, "fcm:old", "fcm:new")
@@ -133,7 +133,7 @@ def test_the_address_that_is_followed_is_retired_as_replaced(connection: Connect
 
 
 @pytest.mark.parametrize("old", ["fcm:unknown", "fcm:new"])
-def test_to_follow_an_unknown_address_or_oneself_is_just_to_register(connection: Connection, old: str) -> None:
+def test_replacing_an_unknown_or_the_same_address_just_registers(connection: Connection, old: str) -> None:
     replace(connection, old, "fcm:new")
 
     assert device(connection, "fcm:new")["retired_at"] is None
@@ -153,7 +153,7 @@ def test_pending_deliveries_move_to_the_device_that_replaced_theirs(connection: 
     assert connection.unbalanced() == []
 
 
-def test_a_token_may_be_followed_by_a_fid(connection: Connection, worker: Worker) -> None:
+def test_a_fid_may_replace_a_token(connection: Connection, worker: Worker) -> None:
     waiting_on(connection, worker, "fcm:old")
     connection.execute("select notify_worker.register_device('u_42', 'fid', 'a-fid', 'ios', replaces => 'fcm:old')")
 
@@ -171,7 +171,7 @@ def test_a_chain_of_replacements_is_followed_to_its_end(connection: Connection, 
     assert [device(connection, f"fcm:{number}")["retired_reason"] for number in (1, 2, 3)] == ["replaced"] * 3
 
 
-def test_a_device_that_fcm_called_unregistered_may_be_followed_too(connection: Connection, worker: Worker) -> None:
+def test_a_device_that_fcm_called_unregistered_may_be_replaced(connection: Connection, worker: Worker) -> None:
     waiting_on(connection, worker, "fcm:old")
     connection.execute(
         "update notify_worker.devices set retired_at = now(), retired_reason = 'FCM calls it unregistered'"
@@ -195,9 +195,7 @@ def test_an_old_device_that_registers_again_is_in_use_and_no_longer_replaced(
     assert sorted(addresses(connection.claim(worker))) == ["fcm:new", "fcm:old"]
 
 
-def test_an_address_may_come_back_in_the_place_of_the_one_that_followed_it(
-    connection: Connection, worker: Worker
-) -> None:
+def test_an_address_may_replace_the_one_that_replaced_it(connection: Connection, worker: Worker) -> None:
     waiting_on(connection, worker, "fcm:old")
     replace(connection, "fcm:old", "fcm:new")
 
@@ -249,7 +247,7 @@ def test_a_device_that_replaced_two_gets_one_message(connection: Connection, wor
     ],
     ids=["deleted", "changed hands", "retired"],
 )
-def test_a_device_deleted_between_attempts_gets_nothing_and_others_do(
+def test_a_device_lost_between_attempts_gets_nothing_and_the_others_do(
     connection: Connection, between: LiteralString, because: str, worker: Worker
 ) -> None:
     number = waiting_on(connection, worker, "fcm:phone", "fcm:tablet")
@@ -276,7 +274,7 @@ def test_a_device_that_was_deleted_and_registered_by_another_gets_nothing(
     assert connection.state(number) == "unreachable"
 
 
-def test_a_token_rotated_during_its_request_is_rechecked(connection: Connection, worker: Worker) -> None:
+def test_a_token_rotated_during_its_request_leads_to_the_new_one(connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:old")
     number = connection.insert(receiver_id="u_42")
     claimed = connection.claim_one(worker)
@@ -319,7 +317,7 @@ def test_a_new_device_is_left_out_if_another_got_the_message(connection: Connect
     assert connection.claim(worker) == []
 
 
-WORDS = {
+CONTENT = {
     "title": "secret title",
     "body": "secret body",
     "image": "https://example.org/secret.png",
@@ -349,17 +347,17 @@ def everything_about(connection: Connection, receiver_id: str) -> str:
 
 
 def live_with(connection: Connection, worker: Worker, receiver_id: str) -> list[int]:
-    """A receiver who was told one thing; another waits for a retry, a third is held, a fourth is scheduled."""
+    """Give a receiver four notifications: one sent, one waiting for a retry, one held, one scheduled."""
     connection.register_device(receiver_id, f"secret phone of {receiver_id}")
     connection.register_device(receiver_id, f"secret old phone of {receiver_id}")
     retire(connection, f"secret old phone of {receiver_id}")
     numbers = []
     came_to: list[Row] = [SENT, LATER, {"verdict": "unknown"}]
     for became in came_to:
-        numbers.append(connection.insert(receiver_id=receiver_id, on_unknown="hold", **WORDS))
+        numbers.append(connection.insert(receiver_id=receiver_id, on_unknown="hold", **CONTENT))
         connection.record(worker, *[outcome(each, **became) for each in connection.claim(worker)])
     tomorrow = connection.value("select now() + interval '1 day'")
-    return [*numbers, connection.insert(receiver_id=receiver_id, send_at=tomorrow, **WORDS)]
+    return [*numbers, connection.insert(receiver_id=receiver_id, send_at=tomorrow, **CONTENT)]
 
 
 def test_a_forgotten_receiver_leaves_counts_and_no_content(connection: Connection, worker: Worker) -> None:
@@ -396,7 +394,7 @@ def test_a_leased_notification_of_a_forgotten_receiver_keeps_its_outcome(
     connection: Connection, worker: Worker
 ) -> None:
     connection.register_device("u_42", "secret phone")
-    sent, retried = (connection.insert(receiver_id="u_42", **WORDS) for _ in range(2))
+    sent, retried = (connection.insert(receiver_id="u_42", **CONTENT) for _ in range(2))
     claimed = connection.claim(worker)
 
     blanked = forget(connection, "u_42")
@@ -412,7 +410,7 @@ def test_a_leased_notification_of_a_forgotten_receiver_keeps_its_outcome(
 
 def test_a_forgotten_receivers_notification_is_not_sent_after_a_crash(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "secret phone")
-    number = connection.insert(receiver_id="u_42", **WORDS)
+    number = connection.insert(receiver_id="u_42", **CONTENT)
     with connected(database) as session:
         dead = session.register_worker()
         session.claim_one(dead)
@@ -423,7 +421,9 @@ def test_a_forgotten_receivers_notification_is_not_sent_after_a_crash(database: 
     assert connection.state(number) == "cancelled"
 
 
-def test_the_phone_of_a_forgotten_person_may_be_registered_by_another(connection: Connection, worker: Worker) -> None:
+def test_the_device_of_a_forgotten_receiver_may_be_registered_by_another(
+    connection: Connection, worker: Worker
+) -> None:
     connection.register_device("u_42", "fcm:phone")
     forget(connection, "u_42")
 
@@ -433,7 +433,7 @@ def test_the_phone_of_a_forgotten_person_may_be_registered_by_another(connection
     assert addresses(connection.claim(worker)) == ["fcm:phone"]
 
 
-def test_forgetting_an_unknown_receiver_changes_nothing(connection: Connection) -> None:
+def test_forgetting_an_unknown_receiver_returns_zero(connection: Connection) -> None:
     connection.insert(address="fcm:phone")
 
     assert forget(connection, "u_42") == 0

@@ -87,7 +87,7 @@ def test_a_delivery_with_hold_that_never_started_is_due_again(connection: Connec
     assert connection.attempts(number)[0]["verdict"] == "unknown"
 
 
-def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: Connection) -> None:
+def test_a_start_mark_of_an_earlier_lease_does_not_count(connection: Connection) -> None:
     number = connection.insert(on_unknown="hold")
     worker = connection.register_worker(SHORT_LEASE)
     claimed = connection.claim_one(worker)
@@ -98,7 +98,7 @@ def test_a_mark_of_an_earlier_lease_says_nothing_of_this_one(connection: Connect
     assert connection.claim_one(connection.register_worker())["notification_id"] == number
 
 
-def test_only_a_delivery_under_this_lease_is_marked(connection: Connection) -> None:
+def test_only_a_delivery_under_its_current_lease_is_marked_started(connection: Connection) -> None:
     number = connection.insert()
     worker = connection.register_worker(timedelta(seconds=2))
     claimed = connection.claim_one(worker)
@@ -126,7 +126,7 @@ def test_each_crash_is_in_the_history_and_costs_no_attempt(database: str, connec
     )
 
 
-def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection: Connection) -> None:
+def test_only_the_deliveries_in_flight_become_unknown(database: str, connection: Connection) -> None:
     for name in ("phone", "tablet", "watch"):
         connection.register_device("u_42", f"fcm:{name}")
     number = connection.insert(receiver_id="u_42")
@@ -143,14 +143,16 @@ def test_only_the_deliveries_that_were_out_are_unknown(database: str, connection
 
 
 def record_while_locked(database: str, connection: Connection, worker: Worker, came_to: Row) -> None:
-    """Record while a business transaction holds the notification: the outcome stands in the history alone."""
+    """Record while a business transaction has the notification locked: the outcome is in the history alone."""
     with connected(database) as business:
         business.execute("begin")
         business.execute("select from notify_worker.notifications for update")
         connection.record(worker, came_to)
 
 
-def test_an_outcome_in_the_history_is_applied_instead(database: str, connection: Connection) -> None:
+def test_an_outcome_already_in_the_history_is_applied_when_the_lease_ends(
+    database: str, connection: Connection
+) -> None:
     number = connection.insert()
     frozen, claimed = freeze(connection, number)
     record_while_locked(
@@ -180,7 +182,7 @@ def test_a_retry_in_the_history_keeps_its_time(database: str, connection: Connec
     assert connection.only_delivery(number)["attempts"] == 1
 
 
-def test_a_registered_worker_without_a_session_is_stale(database: str, connection: Connection) -> None:
+def test_a_registered_worker_without_a_connection_is_stale(database: str, connection: Connection) -> None:
     alive, left = connection.register_worker(), connection.register_worker()
     connection.unregister_worker(left)
     dead, _ = die(database)
@@ -305,9 +307,7 @@ def test_no_worker_is_rescued_while_it_is_recording(database: str, connection: C
     assert [each["verdict"] for each in connection.attempts(second)] == ["unknown"]
 
 
-def test_a_late_record_of_a_rescued_worker_holds_off_the_end_of_its_leases(
-    database: str, connection: Connection
-) -> None:
+def test_a_late_record_of_a_rescued_worker_delays_the_end_of_its_leases(database: str, connection: Connection) -> None:
     """It was alive all the while; and a lease whose row was locked at the rescue is still its own."""
     first, second = connection.insert(), connection.insert()
     with connected(database) as session:
@@ -331,7 +331,7 @@ def test_a_late_record_of_a_rescued_worker_holds_off_the_end_of_its_leases(
     assert connection.unbalanced() == []
 
 
-def test_the_lock_of_a_worker_goes_when_it_unregisters_and_a_late_record_still_works(connection: Connection) -> None:
+def test_unregistering_deletes_the_workers_lock_row_and_a_late_record_still_works(connection: Connection) -> None:
     number = connection.insert()
     worker, claimed = freeze(connection, number)
     connection.unregister_worker(worker)

@@ -44,7 +44,7 @@ def explained(connection: Connection, number: int) -> list[str]:
 
 
 def refused(delivery: Row) -> Row:
-    """An answer that says nothing of the delivery, and everything of its project."""
+    """An answer that refuses the whole project, not the delivery."""
     return outcome(delivery, verdict="paused", http_status=403, error="FCM is not enabled", retry_in=0, counts=False)
 
 
@@ -61,7 +61,7 @@ def family(connection: Connection, receiver_id: str = "u_42", project: str = "de
 # ── a project that is probed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_worker_s_pause_blocks_its_project_and_no_other(connection: Connection, worker: Worker) -> None:
+def test_a_workers_incident_blocks_its_project_and_no_other(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     waiting = [connection.insert(project="orders"), connection.insert(project="orders", priority="high")]
     other = connection.insert()
@@ -82,11 +82,11 @@ def test_exactly_one_of_several_workers_gets_the_probe(database: str, connection
     connection.open_incident()
     connection.let_pass(seconds=11)
 
-    def look() -> list[Row]:
+    def claim_all() -> list[Row]:
         with connected(database) as session:
             return session.claim(session.register_worker())
 
-    claimed = at_once(look, look, look)
+    claimed = at_once(claim_all, claim_all, claim_all)
 
     assert sorted(len(each) for each in claimed) == [0, 0, 1]
     ((probe,),) = filter(None, claimed)
@@ -124,7 +124,7 @@ def test_one_of_a_receivers_three_devices_is_the_probe(connection: Connection) -
     assert all(each["due_at"] > leased["leased_at"] for each in others)
 
 
-def test_the_receivers_other_devices_go_on_with_the_project(connection: Connection, worker: Worker) -> None:
+def test_the_receivers_other_devices_are_due_once_the_incident_closes(connection: Connection, worker: Worker) -> None:
     family(connection)
     number = connection.insert(receiver_id="u_42")
     connection.open_incident()
@@ -177,7 +177,7 @@ def test_probes_cost_no_attempt(connection: Connection, worker: Worker) -> None:
     assert connection.unbalanced() == []
 
 
-def test_a_successful_probe_unblocks_all_and_sends_a_wakeup(connection: Connection, worker: Worker) -> None:
+def test_closing_an_incident_unblocks_all_and_sends_a_wakeup(connection: Connection, worker: Worker) -> None:
     for _ in range(5):
         connection.insert()
     connection.open_incident()
@@ -337,7 +337,7 @@ def test_opening_and_probing_or_closing_never_deadlock(
             assert isinstance(either.exception(10), psycopg.errors.LockNotAvailable | None)
 
 
-def test_a_worker_waits_for_another_half_a_second_at_most(database: str, connection: Connection) -> None:
+def test_opening_an_incident_gives_up_while_another_worker_is_opening_it(database: str, connection: Connection) -> None:
     with connected(database) as slow:
         slow.execute("begin")
         slow.open_incident()
@@ -357,7 +357,7 @@ def test_a_worker_waits_for_another_half_a_second_at_most(database: str, connect
     ],
     ids=["the project's row", "an open pause", "an open resume"],
 )
-def test_an_operator_s_open_transaction_makes_no_worker_wait(
+def test_an_operators_open_transaction_makes_no_worker_wait(
     database: str, connection: Connection, keeps: LiteralString, worker: Worker
 ) -> None:
     for _ in range(3):
@@ -417,9 +417,7 @@ def test_an_incident_found_during_an_open_resume_is_a_new_one(
     assert len(connection.claim(worker)) == 2
 
 
-def test_an_incident_that_an_open_resume_keeps_is_closed_by_a_later_probe(
-    database: str, connection: Connection
-) -> None:
+def test_an_incident_locked_by_an_open_resume_is_closed_by_a_later_call(database: str, connection: Connection) -> None:
     connection.open_incident()
     with connected(database) as operator:
         operator.execute("begin")
@@ -434,7 +432,7 @@ def test_an_incident_that_an_open_resume_keeps_is_closed_by_a_later_probe(
     assert connection.rows(OPEN) == []
 
 
-def test_the_incidents_of_a_project_that_was_deleted_block_nothing(connection: Connection) -> None:
+def test_the_incidents_of_a_deleted_project_block_nothing(connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name) values ('orders')")
     number = connection.insert(project="orders")
     connection.pause("orders")
@@ -494,7 +492,7 @@ def test_probes_that_decide_nothing_take_turns_between_the_oldest_and_the_newest
     assert set(probed) == {*numbers[:2], *numbers[-2:]}
 
 
-def test_what_was_postponed_until_an_earlier_probe_goes_on_with_the_rest(
+def test_deliveries_postponed_until_an_earlier_probe_resume_with_the_rest(
     connection: Connection, worker: Worker
 ) -> None:
     connection.open_incident("apns_web")
@@ -547,7 +545,7 @@ def test_after_an_undecided_ios_probe_another_delivery_is_probed(connection: Con
     assert connection.unbalanced() == []
 
 
-def test_a_probe_that_decides_nothing_touches_no_pause_of_an_operator_nor_one_with_a_time(
+def test_a_probe_that_decides_nothing_changes_no_pause_and_no_timed_incident(
     connection: Connection, worker: Worker
 ) -> None:
     connection.insert()
@@ -628,7 +626,7 @@ def test_twenty_thousand_rows_of_a_probed_project_do_not_slow_other_claims(conne
 # ── an operator, and a pause that ends by itself ─────────────────────────────────────────────────────────────────────
 
 
-def test_no_probe_ends_and_no_worker_shortens_an_operator_s_pause(connection: Connection, worker: Worker) -> None:
+def test_no_probe_ends_and_no_worker_shortens_an_operators_pause(connection: Connection, worker: Worker) -> None:
     connection.insert()
     connection.open_incident()
     connection.pause()
@@ -654,7 +652,7 @@ def test_no_probe_is_made_while_an_operator_pauses(connection: Connection, worke
     assert connection.value("select sum(probe_count) from notify_worker.stored_incidents") == 0
 
 
-def test_resume_ends_all_that_workers_and_operators_began(connection: Connection, worker: Worker) -> None:
+def test_resume_ends_every_incident_of_workers_and_operators(connection: Connection, worker: Worker) -> None:
     family(connection)
     family_of_deliveries = connection.insert(receiver_id="u_42")
     topic = connection.insert(kind="topic", address="news")
@@ -675,9 +673,7 @@ def test_resume_ends_all_that_workers_and_operators_began(connection: Connection
     assert connection.state(family_of_deliveries) == "pending"
 
 
-def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(
-    connection: Connection, worker: Worker
-) -> None:
+def test_a_timed_incident_ends_by_itself_and_is_not_probed(connection: Connection, worker: Worker) -> None:
     for _ in range(3):
         connection.insert()
     connection.open_incident(lasts=60, reason="its quota is used up", sent_rate=10_000)
@@ -692,7 +688,7 @@ def test_a_pause_with_a_time_of_its_own_ends_by_itself_and_is_not_probed(
     assert over["ended_at"] - over["began_at"] == timedelta(seconds=60)
 
 
-def test_a_successful_probe_ends_no_timed_pause(connection: Connection) -> None:
+def test_closing_an_incident_leaves_a_timed_one_open(connection: Connection) -> None:
     connection.open_incident()
     connection.open_incident(lasts=60, reason="its quota")
 
@@ -704,7 +700,7 @@ def test_a_successful_probe_ends_no_timed_pause(connection: Connection) -> None:
 
 @pytest.mark.parametrize(("second", "left"), [(120, 120), (20, 60)], ids=["longer", "shorter"])
 @pytest.mark.parametrize("scope", ["project", "topics"])
-def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
+def test_a_second_timed_incident_extends_the_first_and_never_shortens_it(
     connection: Connection, scope: str, second: float, left: float
 ) -> None:
     connection.open_incident(scope, lasts=60)
@@ -714,7 +710,7 @@ def test_a_second_pause_with_a_time_extends_the_first_and_never_shortens_it(
     assert left - 1 < waits_for(connection) <= left
 
 
-def test_a_timed_pause_that_ended_is_opened_anew_and_keeps_its_end(connection: Connection) -> None:
+def test_a_timed_incident_after_an_ended_one_is_new_and_the_first_keeps_its_end(connection: Connection) -> None:
     connection.open_incident(lasts=60, reason="the first")
     connection.let_pass(minutes=3)
 
@@ -745,7 +741,7 @@ def test_a_single_worker_keeps_half_and_at_least_one_a_second(connection: Connec
     assert (half, project_rate(connection)) == (15, 1)
 
 
-def test_a_quota_exceeded_at_once_halves_the_allowed_rate(connection: Connection) -> None:
+def test_a_quota_exceeded_before_anything_was_sent_halves_the_allowed_rate(connection: Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
     connection.open_incident(lasts=60, sent_rate=0)
 
@@ -774,7 +770,7 @@ def test_the_rate_after_an_exceeded_quota_doubles_each_minute(
     assert project_rate(connection) == pytest.approx(10 * times, rel=0.05)
 
 
-def test_the_rate_grows_back_to_the_project_s_own_and_no_further(connection: Connection) -> None:
+def test_the_rate_grows_back_to_the_projects_own_and_no_further(connection: Connection) -> None:
     connection.execute("update notify_worker.projects set max_per_second = 70")
     connection.open_incident(lasts=60, sent_rate=40)
     connection.let_pass(days=400)
@@ -851,7 +847,7 @@ def test_ios_and_web_are_probed_by_one_delivery_each_quarter_of_an_hour(connecti
     assert connection.unbalanced() == []
 
 
-def test_of_several_workers_one_probes_ios_and_web(database: str, connection: Connection) -> None:
+def test_only_one_of_several_workers_probes_ios_and_web(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     for _ in range(9):
         connection.insert(receiver_id="u_42")
@@ -859,12 +855,12 @@ def test_of_several_workers_one_probes_ios_and_web(database: str, connection: Co
     connection.let_pass(minutes=16)
     claimed: list[Row] = []
 
-    def look() -> list[Row]:
+    def claim_all() -> list[Row]:
         with connected(database) as session:
             return session.claim(session.register_worker(), most=3)
 
     def somebody_probes() -> bool:
-        claimed.extend(each for taken in at_once(look, look, look) for each in taken)
+        claimed.extend(each for taken in at_once(claim_all, claim_all, claim_all) for each in taken)
         return bool(claimed)
 
     until("somebody probes", somebody_probes, within=10)
@@ -972,7 +968,7 @@ def test_a_delivery_of_unknown_platform_is_not_blocked(connection: Connection, w
     assert [each["probe"] for each in claimed] == [False, False, False]
 
 
-def test_a_claim_beside_another_with_the_incident_locked_probes_soon(database: str, connection: Connection) -> None:
+def test_a_claim_that_finds_the_incident_locked_probes_soon_after(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "fcm:phone", platform="ios")
     connection.insert(receiver_id="u_42")
     connection.open_incident("apns_web")
@@ -1129,7 +1125,7 @@ def test_the_statement_restores_the_same_in_any_time_zone(
     assert retired(connection) == set()
 
 
-# ── what people are explained ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what explain, history and the views show ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_views_and_history_show_a_project_that_is_probed(connection: Connection) -> None:

@@ -14,7 +14,7 @@ ADDRESS = "fcm:a-secret-address"
 NINE = datetime(2100, 1, 1, 9, tzinfo=UTC)
 TEN = datetime(2100, 1, 1, 10, tzinfo=UTC)
 TO_TOKEN = {"kind": "token", "address": ADDRESS}
-NO_WORDS = {"title": None}
+NO_CONTENT = {"title": None}
 
 PUBLISH: LiteralString = """
     insert into notify_worker.notifications (event_id, receiver_id, title)
@@ -35,8 +35,8 @@ PUBLISH: LiteralString = """
         ("notifications_one_target", {"kind": None, "address": ADDRESS}),
         ("notifications_kind", {"kind": "email", "address": ADDRESS}),
         ("notifications_kind", {"kind": "", "address": ADDRESS}),
-        ("notifications_content", {**TO_TOKEN, **NO_WORDS}),
-        ("notifications_content", {**TO_TOKEN, **NO_WORDS, "image": "https://example.org/a.png", "params": {"a": 1}}),
+        ("notifications_content", {**TO_TOKEN, **NO_CONTENT}),
+        ("notifications_content", {**TO_TOKEN, **NO_CONTENT, "image": "https://example.org/a.png", "params": {"a": 1}}),
         ("notifications_priority", {**TO_TOKEN, "priority": "urgent"}),
         ("notifications_on_unknown", {**TO_TOKEN, "on_unknown": "drop"}),
         ("notifications_on_unknown", {**TO_TOKEN, "on_unknown": None}),
@@ -146,7 +146,7 @@ def test_an_order_that_names_a_missing_campaign_commits(connection: Connection) 
     assert connection.value("select count(*) from orders") == 1
 
 
-def test_one_bad_row_refuses_its_statement_whole(connection: Connection) -> None:
+def test_one_bad_row_refuses_its_whole_statement(connection: Connection) -> None:
     with pytest.raises(CheckViolation):
         connection.execute(
             "insert into notify_worker.notifications (receiver_id, title) values ('u_1', 'Paid'), ('u_2', null)"

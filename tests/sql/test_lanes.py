@@ -1,4 +1,4 @@
-"""High goes before normal, and normal is never starved: a tenth is reserved for it."""
+"""High goes before normal, and normal is never starved: an eighth is reserved for it."""
 
 from collections import Counter
 from typing import LiteralString
@@ -18,7 +18,7 @@ def connection(connection: Connection) -> Connection:
 
 
 def fill(connection: Connection, count: int, priority: str | None, project: str = "default") -> None:
-    """So many are due, the high ones for longer."""
+    """Insert this many due notifications; the high ones have been due for longer."""
     connection.execute(
         """
         insert into notify_worker.notifications (kind, address, title, priority, project)
@@ -31,7 +31,7 @@ def fill(connection: Connection, count: int, priority: str | None, project: str 
 
 
 def lock_due(connection: Connection, most: int, times: int = 1) -> Counter[str]:
-    """Count by lane what so many claims would take, each of which finds all of it."""
+    """Count by lane what this many claims would take, each rolled back so that the next finds the same rows."""
     statement: LiteralString = """
         select case notification.lane when 0 then 'high' else 'normal' end as lane
         from notify_worker.lock_due(%s, clock_timestamp(), '{"default": 1000}')

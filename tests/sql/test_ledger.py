@@ -39,7 +39,7 @@ def live_through_everything(database: str, connection: Connection) -> None:
     )
 
 
-def test_the_ledger_balances_after_any_story(database: str, connection: Connection) -> None:
+def test_the_ledger_balances_after_every_kind_of_outcome(database: str, connection: Connection) -> None:
     live_through_everything(database, connection)
 
     lines = connection.rows("select * from notify_worker.ledger")
@@ -52,7 +52,7 @@ def test_an_empty_ledger_balances(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hand_in_the_tables", "lines"),
+    ("changed_by_hand", "lines"),
     [
         (
             "update stored_deliveries set settled_at = null where state = 'failed'",
@@ -96,12 +96,12 @@ def test_an_empty_ledger_balances(connection: Connection) -> None:
         ),
     ],
 )
-def test_a_hand_in_the_tables_is_seen(
-    database: str, connection: Connection, hand_in_the_tables: LiteralString, lines: list[str]
+def test_the_ledger_reports_a_row_changed_by_hand(
+    database: str, connection: Connection, changed_by_hand: LiteralString, lines: list[str]
 ) -> None:
     live_through_everything(database, connection)
     connection.execute("set search_path = notify_worker")
 
-    connection.execute(hand_in_the_tables)
+    connection.execute(changed_by_hand)
 
     assert connection.unbalanced() == lines

@@ -19,7 +19,7 @@ def connection(connection: Connection) -> Connection:
 
 
 def breaker(connection: Connection, scope: str, until: str = "infinity") -> None:
-    """What a worker writes down when it stops something by itself."""
+    """Store the incident that a worker opens by itself."""
     connection.execute(
         """
         insert into notify_worker.stored_incidents (project, scope, by, began_at, ends_at, reason)
@@ -80,7 +80,7 @@ def test_a_pause_costs_no_attempt(connection: Connection, worker: Worker) -> Non
     assert connection.only_delivery(number)["attempts"] == 0
 
 
-def test_a_pause_of_a_worker_ends_by_itself(connection: Connection, worker: Worker) -> None:
+def test_a_pause_by_a_worker_ends_by_itself(connection: Connection, worker: Worker) -> None:
     number = connection.insert(project="orders")
     connection.open_incident(project="orders", lasts=3600)
     assert connection.claim(worker) == []
@@ -181,7 +181,7 @@ def test_an_unknown_project_is_refused_with_the_closest_name(
     assert connection.rows(INCIDENTS) == []
 
 
-def test_a_pause_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
+def test_a_rolled_back_pause_leaves_no_incident_and_blocks_nothing(connection: Connection, worker: Worker) -> None:
     number = connection.insert(project="orders")
 
     with connection.transaction(force_rollback=True):
@@ -207,7 +207,7 @@ def test_explain_and_history_say_that_the_project_is_paused(
     assert connection.value("select reason from notify_worker.history('u_42')") == f"its project is paused: {said}"
 
 
-def test_explain_shows_only_the_pauses_of_its_own_time(connection: Connection) -> None:
+def test_explain_shows_only_pauses_while_the_notification_was_pending(connection: Connection) -> None:
     connection.pause("orders", "too early")
     connection.resume("orders")
     worker = connection.register_worker()
@@ -231,7 +231,7 @@ def test_explain_shows_only_the_pauses_of_its_own_time(connection: Connection) -
         (None, "project orders was paused by an operator"),
     ],
 )
-def test_the_line_of_a_pause_reads_well(connection: Connection, reason: str | None, line: str) -> None:
+def test_explain_says_who_paused_the_project_and_why(connection: Connection, reason: str | None, line: str) -> None:
     number = connection.insert(project="orders")
     connection.pause("orders", reason)
 

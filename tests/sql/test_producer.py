@@ -61,7 +61,7 @@ def test_defer_commits_nothing_by_itself(database: str, connection: psycopg.Conn
     assert len(rows(connection)) == 1
 
 
-async def test_the_async_function_does_the_same(
+async def test_defer_async_does_what_defer_does(
     async_connection: psycopg.AsyncConnection, connection: psycopg.Connection
 ) -> None:
     first = await defer_async(async_connection, event_id="e", receiver_id="u_42", title="Hello", data={"a": "1"})
@@ -73,7 +73,7 @@ async def test_the_async_function_does_the_same(
     assert rows(connection, "id, title, data") == [(first, "Hello", {"a": "1"})]
 
 
-async def test_the_async_function_refuses_the_same(async_connection: psycopg.AsyncConnection) -> None:
+async def test_defer_async_refuses_what_defer_refuses(async_connection: psycopg.AsyncConnection) -> None:
     with pytest.raises(TypeError, match="Did you mean receiver_id"):
         await defer_async(async_connection, reciever_id="u_42", title="Hello")  # type: ignore[call-arg]
     with pytest.raises(CheckViolation, match="has no content"):
@@ -93,7 +93,7 @@ def test_the_callers_connection_may_have_any_row_factory(
     assert again is None
 
 
-async def test_the_asynchronous_connection_may_too(async_connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_an_async_connection_may_have_another_row_factory(async_connection: psycopg.AsyncConnection[Any]) -> None:
     async_connection.row_factory = dict_row
 
     assert await defer_async(async_connection, receiver_id="u_42", title="Hello") == 1
@@ -144,7 +144,7 @@ def test_a_refused_row_names_its_rule_and_no_address(
     assert caught.value.diag.message_detail is None
 
 
-def test_a_notification_without_columns_is_refused_by_the_same_rule(connection: psycopg.Connection) -> None:
+def test_a_notification_without_columns_is_refused(connection: psycopg.Connection) -> None:
     with pytest.raises(CheckViolation):
         defer(connection)
 
@@ -174,7 +174,7 @@ def test_none_is_null_in_json_columns_too_and_never_the_json_null(connection: ps
     assert rows(connection, "params is null, data is null, message is null, campaign is null") == [(True,) * 4]
 
 
-def test_every_column_of_the_caller_is_a_column_of_the_table(connection: psycopg.Connection) -> None:
+def test_defer_stores_every_column_that_a_caller_may_give(connection: psycopg.Connection) -> None:
     at = datetime.datetime(2027, 1, 2, 9, tzinfo=datetime.UTC)
     values: dict[str, Any] = {
         "event_id": "e",
@@ -206,7 +206,7 @@ def test_every_column_of_the_caller_is_a_column_of_the_table(connection: psycopg
     ("module", "cursor"),
     [("psycopg2.extensions", "cursor"), ("psycopg2.extras", "RealDictCursor"), ("psycopg2.extras", "NamedTupleCursor")],
 )
-def test_a_connection_of_psycopg2_does_too(
+def test_defer_takes_a_psycopg2_connection(
     database: str, connection: psycopg.Connection, module: str, cursor: str
 ) -> None:
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2 is not here, and no dependency")

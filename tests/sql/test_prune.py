@@ -17,7 +17,7 @@ def notifications(connection: Connection) -> list[int]:
 
 
 def grow_old(connection: Connection, by: str = "31 days") -> None:
-    """Everything happened so much earlier."""
+    """Move everything this far into the past."""
     for column in ("created_at", "due_at", "settled_at"):
         for table in ("notifications", "stored_deliveries"):
             connection.execute(f"update notify_worker.{table} set {column} = {column} - interval '{by}'")
@@ -53,7 +53,7 @@ def settle_many(connection: Connection, count: int) -> None:
     )
 
 
-def test_it_is_deleted_in_batches_the_oldest_first(connection: Connection) -> None:
+def test_prune_deletes_in_batches_the_oldest_first(connection: Connection) -> None:
     settle_many(connection, 60)  # the first a day ago, the last two months
     numbers = notifications(connection)
 
@@ -149,7 +149,7 @@ def test_only_whole_months_older_than_the_limit_are_dropped(connection: Connecti
 
 
 @pytest.mark.parametrize("timezone", ["Pacific/Kiritimati", "Pacific/Niue"])
-def test_the_month_of_now_and_those_to_come_are_never_dropped(connection: Connection, timezone: str) -> None:
+def test_the_current_month_and_later_ones_are_never_dropped(connection: Connection, timezone: str) -> None:
     connection.execute("select set_config('timezone', %s, false)", [timezone])
     present = months(connection)
 
@@ -174,7 +174,7 @@ JOBS: LiteralString = "select task_name, status::text from notify_worker.procras
 
 
 def put_in_job(connection: Connection, task: str, process: int | None, queue: str = "notify_worker") -> None:
-    """A job that this process is just doing."""
+    """Insert a job that this process is running."""
     connection.execute(
         """
         insert into notify_worker.procrastinate_jobs (queue_name, task_name, status, worker_id)

@@ -41,7 +41,7 @@ def grant(limiter: RateLimiter, wanted: float, now: float) -> int:
     return tokens
 
 
-def test_no_more_is_granted_than_there_is() -> None:
+def test_no_more_tokens_are_granted_than_the_bucket_holds() -> None:
     limiter = warm(42, tokens=7)
 
     assert grant(limiter, 100, now=0.0) == 7
@@ -59,7 +59,7 @@ def test_a_rate_below_four_a_second_has_a_bucket_of_one() -> None:
     assert RateLimiter(0.1).available(0.0) == warm(3).available(0.0) == 1
 
 
-def test_a_new_rate_holds_at_once() -> None:
+def test_a_new_rate_applies_at_once() -> None:
     limiter = warm(2_000)
     grant(limiter, 50, now=0.0)
 
@@ -81,7 +81,7 @@ def test_a_receiver_with_five_devices_makes_a_debt_that_is_paid_first() -> None:
     assert limiter.available(1.25) == 1
 
 
-def test_a_clock_that_stands_still_gives_nothing() -> None:
+def test_a_clock_that_stands_still_or_goes_back_adds_no_tokens() -> None:
     limiter = warm(42, tokens=3, now=10.0)
 
     assert limiter.available(10.0) == limiter.available(9.0) == 3
@@ -90,7 +90,7 @@ def test_a_clock_that_stands_still_gives_nothing() -> None:
 # ── the ramp ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_worker_begins_with_a_fifth() -> None:
+def test_a_worker_begins_with_a_fifth_of_its_rate() -> None:
     limiter = RateLimiter(210)
 
     assert int(limiter.available(1_000.0)) == 10
@@ -120,7 +120,7 @@ def test_the_rate_ramps_up_fully_within_a_minute_of_demand(rate: float, step: fl
 
 
 @pytest.mark.parametrize("rate", [0.1, 1, 2])
-def test_a_low_rate_is_climbed_to_as_well(rate: float) -> None:
+def test_a_low_rate_is_reached_as_well(rate: float) -> None:
     limiter = RateLimiter(rate)
     grant(limiter, inf, now=0.0)
     climb(limiter, 132, 0.5)
@@ -131,7 +131,7 @@ def test_a_low_rate_is_climbed_to_as_well(rate: float) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "seconds", "ramp"), [(5, 30, 0.6), (5, 600, 0.2), (0, 31, 0.6), (0, 600, 0.2)])
-def test_it_sinks_while_it_is_not_wanted(tokens: float, seconds: float, ramp: float) -> None:
+def test_the_ramp_sinks_while_no_tokens_are_taken(tokens: float, seconds: float, ramp: float) -> None:
     limiter = warm(200, tokens)
 
     assert limiter.ramp(seconds) == pytest.approx(ramp, abs=0.03)
@@ -140,7 +140,7 @@ def test_it_sinks_while_it_is_not_wanted(tokens: float, seconds: float, ramp: fl
 # ── when to claim again ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_empty_bucket_is_waited_for_until_it_is_half_full() -> None:
+def test_a_worker_waits_until_an_empty_bucket_is_half_full() -> None:
     limiter = warm(42, tokens=-20)
 
     wait = limiter.wait(0.0)
@@ -150,7 +150,7 @@ def test_an_empty_bucket_is_waited_for_until_it_is_half_full() -> None:
     assert limiter.wait(wait) == 0
 
 
-def test_a_rate_below_one_a_second_is_waited_for_until_there_is_one() -> None:
+def test_a_refill_below_one_a_second_is_waited_for_until_there_is_a_token() -> None:
     limiter = RateLimiter(1)
     grant(limiter, 1, now=0.0)
 
@@ -278,20 +278,20 @@ def gone_for(connection: Connection, worker: Worker, seconds: float) -> None:
     )
 
 
-async def test_a_project_without_a_rate_has_that_of_fcm_s_default_quota(database: str, connection: Connection) -> None:
+async def test_a_project_without_a_rate_has_fcms_default_quota(database: str, connection: Connection) -> None:
     limit(connection, None)
     connection.register_worker()
 
     assert await rates(database) == {"default": 10_000}
 
 
-async def test_before_anybody_is_registered_a_worker_has_all_of_it(database: str, connection: Connection) -> None:
+async def test_a_worker_has_the_whole_rate_before_any_is_registered(database: str, connection: Connection) -> None:
     limit(connection, 42)
 
     assert await rates(database) == {"default": 42}
 
 
-async def test_of_two_workers_each_gets_half_of_each_project(database: str, connection: Connection) -> None:
+async def test_each_of_two_workers_gets_half_of_each_projects_rate(database: str, connection: Connection) -> None:
     connection.execute("insert into notify_worker.projects (name, max_per_second) values ('orders', 7)")
     limit(connection, 86)
     connection.register_worker(), connection.register_worker()
@@ -299,7 +299,7 @@ async def test_of_two_workers_each_gets_half_of_each_project(database: str, conn
     assert await rates(database) == {"default": 43, "orders": 3.5}
 
 
-@pytest.mark.parametrize("gone", ["for 11 seconds", "left", "dead"])
+@pytest.mark.parametrize("gone", ["for 11 seconds", "unregistered", "dead"])
 async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: Connection, gone: str) -> None:
     limit(connection, 86)
     connection.register_worker()
@@ -307,7 +307,7 @@ async def test_a_worker_that_is_gone_gets_no_share(database: str, connection: Co
         other = session.register_worker()
 
     match gone:
-        case "left":
+        case "unregistered":
             connection.unregister_worker(other)
         case "dead":
             connection.rescue_worker(other)
@@ -332,7 +332,7 @@ async def test_a_worker_that_was_seen_within_ten_seconds_still_has_its_share(
     assert connection.send_heartbeat(other)
 
 
-async def test_after_a_429_all_go_on_with_half_of_it_which_doubles_each_minute(
+async def test_after_a_429_workers_share_half_the_rate_which_doubles_each_minute(
     database: str, connection: Connection
 ) -> None:
     limit(connection, 86)
@@ -398,7 +398,7 @@ def test_a_project_without_tokens_leaves_its_place_to_others(connection: Connect
     assert [each["project"] for each in claimed] == ["default"] * 60
 
 
-def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(connection: Connection) -> None:
+def test_notifications_of_a_missing_project_fail_without_a_limit(connection: Connection) -> None:
     fill(connection, 3_000, "no_such")
     worker = connection.register_worker()
 
@@ -409,7 +409,7 @@ def test_a_name_that_no_project_has_needs_no_limit_since_nothing_of_it_is_sent(c
     assert connection.value("select count(*) from notify_worker.notifications where state = 'failed'") == 3_000
 
 
-def test_a_probe_needs_a_token_as_anything_else(connection: Connection) -> None:
+def test_a_probe_needs_a_token_like_any_other_delivery(connection: Connection) -> None:
     fill(connection, 5)
     worker = connection.register_worker()
     connection.open_incident()
@@ -468,7 +468,7 @@ async def test_a_worker_sends_no_more_than_its_tokens_and_all_in_the_end(databas
     assert connection.unbalanced() == []
 
 
-async def test_each_device_is_a_token_though_a_claim_counts_notifications(
+async def test_each_device_costs_a_token_though_a_claim_counts_notifications(
     database: str, connection: Connection
 ) -> None:
     limit(connection, 1)

@@ -274,7 +274,7 @@ def test_a_notification_locked_by_a_business_transaction_delays_no_record(
     assert [each["verdict"] for each in connection.attempts(locked)] == ["sent"]
 
 
-def test_an_outcome_that_came_too_early_to_be_applied_is_applied_with_the_next(
+def test_an_outcome_recorded_while_its_row_was_locked_is_applied_with_the_next(
     database: str, connection: Connection, worker: Worker
 ) -> None:
     number = connection.insert_for_devices(2)
@@ -327,7 +327,9 @@ def test_a_device_that_has_registered_again_since_the_request_began_stays(
     assert device(connection, "fcm:phone")["retired_at"] is None
 
 
-def test_a_locked_device_is_left_for_the_next_time(database: str, connection: Connection, worker: Worker) -> None:
+def test_a_locked_device_delays_no_record_and_is_not_retired(
+    database: str, connection: Connection, worker: Worker
+) -> None:
     connection.register_device("u_42", "fcm:phone")
     number = connection.insert(receiver_id="u_42")
     claimed = connection.claim_one(worker)
@@ -358,7 +360,7 @@ def test_a_sent_message_updates_seen_at_once_a_day(
 
 
 @pytest.mark.parametrize("came_to", [RETRY, FAILED, UNKNOWN, PAUSED], ids=lambda given: str(given["verdict"]))
-def test_only_sent_is_a_sign_of_life_of_a_device(connection: Connection, came_to: Row, worker: Worker) -> None:
+def test_no_outcome_but_sent_updates_seen_at(connection: Connection, came_to: Row, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     connection.execute("update notify_worker.devices set seen_at = now() - interval '2 days'")
     before = device(connection, "fcm:phone")
@@ -408,7 +410,7 @@ def test_a_late_outcome_is_added_once(database: str, connection: Connection) -> 
 
 
 @pytest.mark.parametrize(("on_unknown", "before"), [("resend", "pending"), ("hold", "held")])
-def test_a_late_sent_settles_a_held_or_pending_delivery(
+def test_a_late_sent_outcome_settles_a_held_or_pending_delivery(
     database: str, connection: Connection, on_unknown: str, before: str
 ) -> None:
     number = connection.insert(on_unknown=on_unknown)
@@ -424,8 +426,8 @@ def test_a_late_sent_settles_a_held_or_pending_delivery(
     assert connection.unbalanced() == []
 
 
-def a_late_sent_that_met_a_lock(database: str, connection: Connection, number: int) -> None:
-    """Somebody's transaction had the row as its dead worker's answer came: it stands in the history, and nowhere else."""
+def record_late_sent_while_locked(database: str, connection: Connection, number: int) -> None:
+    """Record a dead worker's answer while the row is locked: it is in the history, and nowhere else."""
     dead, held = die(database, connection)
     before = connection.state(number)
     with Connection.connect(database) as another:
@@ -434,9 +436,9 @@ def a_late_sent_that_met_a_lock(database: str, connection: Connection, number: i
     assert connection.state(number) == before
 
 
-def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection: Connection) -> None:
+def test_a_delivery_whose_late_sent_outcome_met_a_lock_is_not_sent_again(database: str, connection: Connection) -> None:
     number = connection.insert()
-    a_late_sent_that_met_a_lock(database, connection, number)
+    record_late_sent_while_locked(database, connection, number)
 
     assert connection.claim(connection.register_worker()) == []
 
@@ -452,11 +454,11 @@ def test_a_late_sent_that_met_a_lock_is_not_sent_again(database: str, connection
 
 @pytest.mark.parametrize(("call", "says"), [("retry", 0), ("cancel", False)])
 @pytest.mark.parametrize("on_unknown", ["resend", "hold"])
-def test_a_call_finds_a_late_sent_that_met_a_lock(
+def test_retry_and_cancel_find_a_late_sent_outcome_that_met_a_lock(
     database: str, connection: Connection, on_unknown: str, call: str, says: int | bool
 ) -> None:
     number = connection.insert(on_unknown=on_unknown)
-    a_late_sent_that_met_a_lock(database, connection, number)
+    record_late_sent_while_locked(database, connection, number)
 
     assert connection.value(f"select notify_worker.{call}(%s::bigint)", number) == says
 
@@ -465,7 +467,9 @@ def test_a_call_finds_a_late_sent_that_met_a_lock(
     assert connection.unbalanced() == []
 
 
-def test_a_late_sent_recorded_during_a_retry_is_not_sent_again(database: str, connection: Connection) -> None:
+def test_a_delivery_whose_late_sent_outcome_comes_during_a_retry_is_not_sent_again(
+    database: str, connection: Connection
+) -> None:
     number = connection.insert(on_unknown="hold")
     dead, held = die(database, connection)
     with Connection.connect(database) as slow:
@@ -477,7 +481,9 @@ def test_a_late_sent_recorded_during_a_retry_is_not_sent_again(database: str, co
     assert connection.state(number) == "sent"
 
 
-def test_a_late_sent_beside_a_leased_sibling_is_not_sent_again(database: str, connection: Connection) -> None:
+def test_a_delivery_whose_late_sent_outcome_comes_beside_a_leased_sibling_is_not_sent_again(
+    database: str, connection: Connection
+) -> None:
     connection.register_device("ada", "fcm:1")
     number = connection.insert(receiver_id="ada")
     dead, held = die(database, connection)

@@ -38,7 +38,7 @@ def states(connection: Connection, number: int) -> list[str]:
 
 
 def came_to(*rounds: Row, **columns: object) -> Prepare:
-    """A notification to one device that has come to this, one attempt after the other."""
+    """A notification to one device whose attempts had these outcomes, one after the other."""
 
     def prepare(connection: Connection, worker: Worker) -> int:
         number = connection.insert_for_devices(1, **columns)
@@ -49,21 +49,21 @@ def came_to(*rounds: Row, **columns: object) -> Prepare:
     return prepare
 
 
-def expired_between_two_tries(connection: Connection, worker: Worker) -> int:
+def expired_between_two_attempts(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY, expires_at=FUTURE)(connection, worker)
     connection.execute("update notify_worker.notifications set expires_at = now()")
     assert connection.claim(worker) == []
     return number
 
 
-def expired_by_its_project_s_rule(connection: Connection, worker: Worker) -> int:
+def expired_by_its_projects_rule(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY)(connection, worker)
     connection.execute("update notify_worker.notifications set created_at = now() - interval '2 days'")
     assert connection.claim(worker) == []
     return number
 
 
-def cancelled_between_two_tries(connection: Connection, worker: Worker) -> int:
+def cancelled_between_two_attempts(connection: Connection, worker: Worker) -> int:
     number = came_to(RETRY)(connection, worker)
     connection.execute("select notify_worker.cancel(%s::bigint)", [number])
     return number
@@ -76,9 +76,9 @@ ENDED = [
     pytest.param(came_to(UNKNOWN), "failed", id="given up without an answer"),
     pytest.param(came_to(UNKNOWN, on_unknown="hold"), "held", id="held"),
     pytest.param(came_to(without_code(UNKNOWN), on_unknown="hold"), "held", id="held without a code"),
-    pytest.param(expired_between_two_tries, "expired", id="expired by expires_at"),
-    pytest.param(expired_by_its_project_s_rule, "expired", id="expired by the project's rule"),
-    pytest.param(cancelled_between_two_tries, "cancelled", id="cancelled"),
+    pytest.param(expired_between_two_attempts, "expired", id="expired by expires_at"),
+    pytest.param(expired_by_its_projects_rule, "expired", id="expired by the project's rule"),
+    pytest.param(cancelled_between_two_attempts, "cancelled", id="cancelled"),
 ]
 
 
@@ -169,7 +169,7 @@ def test_a_notification_without_deliveries_gets_them_at_the_next_claim(
     assert connection.unbalanced() == []
 
 
-def test_an_expiry_that_has_not_come_stays(connection: Connection, worker: Worker) -> None:
+def test_a_retry_keeps_an_expiry_that_is_still_ahead(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED, expires_at=FUTURE)(connection, worker)
 
     connection.retry(number)
@@ -178,7 +178,7 @@ def test_an_expiry_that_has_not_come_stays(connection: Connection, worker: Worke
 
 
 def test_a_retry_restarts_the_time_to_live(connection: Connection, worker: Worker) -> None:
-    number = expired_by_its_project_s_rule(connection, worker)
+    number = expired_by_its_projects_rule(connection, worker)
 
     connection.retry(number)
 
@@ -231,7 +231,9 @@ def test_an_unreachable_receiver_gets_the_message_on_a_new_device(connection: Co
     assert connection.state(number) == "sent"
 
 
-def test_a_retry_of_nothing_changes_nothing_and_wakes_no_worker(connection: Connection, worker: Worker) -> None:
+def test_a_retry_without_failed_deliveries_changes_nothing_and_wakes_no_worker(
+    connection: Connection, worker: Worker
+) -> None:
     sent = came_to(SENT)(connection, worker)
     gone = came_to(UNREGISTERED)(connection, worker)
     scheduled = connection.insert(send_at=FUTURE)
@@ -246,14 +248,14 @@ def test_a_retry_of_nothing_changes_nothing_and_wakes_no_worker(connection: Conn
     assert connection.wakeups() == 0
 
 
-def test_an_unknown_notification_is_not_retried(connection: Connection) -> None:
+def test_retrying_a_missing_notification_returns_zero(connection: Connection) -> None:
     assert connection.retry(4711) == 0
     assert connection.value("select notify_worker.retry('order:42:paid')") == 0
     assert connection.value("select notify_worker.retry_delivery(4711)") == 0
     assert connection.value("select notify_worker.retry_dead_letters('default', '-infinity')") == 0
 
 
-def test_an_event_is_retried_by_its_name(connection: Connection, worker: Worker) -> None:
+def test_an_event_is_retried_by_its_id(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED, event_id="order:42:paid")(connection, worker)
 
     assert connection.value("select notify_worker.retry('order:42:paid')") == 1
@@ -287,7 +289,7 @@ def test_a_retry_sends_one_wakeup(connection: Connection, worker: Worker) -> Non
     assert connection.wakeups() == 1
 
 
-def test_a_retry_that_is_rolled_back_was_never_there(connection: Connection, worker: Worker) -> None:
+def test_a_rolled_back_retry_changes_nothing(connection: Connection, worker: Worker) -> None:
     number = came_to(FAILED)(connection, worker)
     connection.execute("select notify_worker.delete_wakeups()")
 
@@ -299,7 +301,9 @@ def test_a_retry_that_is_rolled_back_was_never_there(connection: Connection, wor
     assert connection.wakeups() == 0
 
 
-def test_of_two_retries_at_once_one_puts_it_back(database: str, connection: Connection, worker: Worker) -> None:
+def test_only_one_of_two_concurrent_retries_requeues_the_delivery(
+    database: str, connection: Connection, worker: Worker
+) -> None:
     number = came_to(FAILED)(connection, worker)
     with connected(database) as one, connected(database) as two:
         again = at_once(lambda: one.retry(number), lambda: two.retry(number))
@@ -321,8 +325,8 @@ def test_failed_deliveries_are_retried_beside_pending_ones(connection: Connectio
     assert connection.notification(number)["due_at"] == waits["due_at"]
 
 
-def test_a_cancel_that_is_lifted_can_be_made_again(connection: Connection, worker: Worker) -> None:
-    number = cancelled_between_two_tries(connection, worker)
+def test_a_notification_retried_after_a_cancel_can_be_cancelled_again(connection: Connection, worker: Worker) -> None:
+    number = cancelled_between_two_attempts(connection, worker)
     connection.retry(number)
     connection.send(worker, RETRY)
     assert connection.state(number) == "pending"
@@ -331,7 +335,7 @@ def test_a_cancel_that_is_lifted_can_be_made_again(connection: Connection, worke
     assert connection.claim(worker) == []
 
 
-def test_one_delivery_is_put_back_alone(connection: Connection, worker: Worker) -> None:
+def test_one_delivery_can_be_retried_alone(connection: Connection, worker: Worker) -> None:
     number = connection.insert_for_devices(3)
     connection.send(worker, SENT, FAILED, FAILED)
     connection.register_device("u_42", "fcm:new")
@@ -380,14 +384,14 @@ def test_retry_dead_letters_takes_one_project_since_a_time(connection: Connectio
     again = retry_dead_letters(connection, "default", timedelta(hours=1))
 
     assert again == 2
-    put_back = [two_devices, unsendable]
+    requeued = [two_devices, unsendable]
     left = [old, expired, elsewhere, sent, gone]
-    assert [connection.state(number) for number in put_back] == ["pending", "pending"]
+    assert [connection.state(number) for number in requeued] == ["pending", "pending"]
     assert [connection.state(number) for number in left] == ["failed", "expired", "failed", "sent", "unreachable"]
     assert connection.unbalanced() == []
 
 
-def test_dead_letters_that_a_worker_holds_are_left_out(connection: Connection, worker: Worker) -> None:
+def test_retry_dead_letters_leaves_out_leased_notifications(connection: Connection, worker: Worker) -> None:
     free = connection.insert()
     connection.send(worker, FAILED)
     held = connection.insert_for_devices(2)

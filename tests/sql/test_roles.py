@@ -88,9 +88,7 @@ def privileges(database: str, role: str) -> set[tuple[str, str, str]]:
 # The producer
 
 
-def test_a_producer_inserts_with_every_column_of_the_caller_and_reads_its_number(
-    database: str, connection: Connection
-) -> None:
+def test_a_producer_sets_every_column_of_the_caller_and_reads_the_id(database: str, connection: Connection) -> None:
     columns = {
         "event_id": "order:42:paid",
         "receiver_id": "u_42",
@@ -209,11 +207,11 @@ def test_a_producer_cancels_after_an_attempt(database: str, connection: Connecti
         "begin; lock table notify_worker.notifications in share mode",
     ],
 )
-def test_a_producer_may_not(stage: str, statement: str) -> None:
+def test_a_producer_is_refused_other_statements(stage: str, statement: str) -> None:
     refuse(PRODUCER, stage, statement)
 
 
-def test_a_producer_may_do_this_and_nothing_else(stage: str) -> None:
+def test_a_producer_has_exactly_these_privileges(stage: str) -> None:
     assert privileges(stage, PRODUCER) == {
         ("schema", "notify_worker", "usage"),
         *(("column", f"notifications.{each}", "insert") for each in COLUMNS_OF_THE_CALLER),
@@ -232,7 +230,7 @@ def test_a_producer_may_do_this_and_nothing_else(stage: str) -> None:
 VIEWS = ("deliveries", "attempts", "dead_letters", "status", "ledger", "workers", "incidents")
 
 
-def test_an_auditor_reads_every_view_and_every_story(database: str, connection: Connection, worker: Worker) -> None:
+def test_an_auditor_reads_every_view_explain_and_history(database: str, connection: Connection, worker: Worker) -> None:
     connection.register_device("u_42", "fcm:phone")
     number = connection.insert(receiver_id="u_42", event_id="order:42:paid")
     connection.record(worker, outcome(connection.claim_one(worker), verdict="failed"))
@@ -286,11 +284,11 @@ def test_an_auditor_reads_every_view_and_every_story(database: str, connection: 
         "select notify_worker.prune('0')",
     ],
 )
-def test_an_auditor_may_not(stage: str, statement: str) -> None:
+def test_an_auditor_is_refused_other_statements(stage: str, statement: str) -> None:
     refuse(AUDITOR, stage, statement)
 
 
-def test_an_auditor_may_do_this_and_nothing_else(stage: str) -> None:
+def test_an_auditor_has_exactly_these_privileges(stage: str) -> None:
     may = privileges(stage, AUDITOR)
 
     assert {each for each in may if each[0] != "column"} == {
@@ -357,7 +355,7 @@ def test_a_worker_does_all_of_its_work_with_its_role_alone(database: str, connec
     assert connection.unbalanced() == []
 
 
-def test_a_worker_may_change_every_row(stage: str) -> None:
+def test_a_worker_may_read_and_change_notifications_and_jobs(stage: str) -> None:
     may = privileges(stage, WORKER)
 
     for privilege in ("select", "insert", "update", "delete"):
@@ -377,7 +375,7 @@ def test_a_worker_may_change_every_row(stage: str) -> None:
         "grant notify_worker_producer to notify_worker_auditor",
     ],
 )
-def test_a_worker_may_not(stage: str, statement: str) -> None:
+def test_a_worker_is_refused_changes_to_the_schema_and_the_roles(stage: str, statement: str) -> None:
     refuse(WORKER, stage, statement)
 
 
@@ -404,7 +402,7 @@ def stranger(stage: str) -> Iterator[str]:
         "select notify_worker.cancel('order:42:paid')",
     ],
 )
-def test_a_stranger_may_not(stage: str, stranger: str, statement: str) -> None:
+def test_a_stranger_is_refused_everything(stage: str, stranger: str, statement: str) -> None:
     refuse(stranger, stage, statement)
 
 
@@ -500,7 +498,7 @@ def test_python_calls_only_functions_of_the_workers_folder() -> None:
 # A search_path of the caller's own
 
 
-def test_every_function_that_runs_with_the_owner_s_rights_has_a_path_of_its_own(connection: Connection) -> None:
+def test_every_security_definer_function_sets_its_own_search_path(connection: Connection) -> None:
     definers = connection.rows(
         """
         select oid::regprocedure::text as name, proconfig
@@ -596,7 +594,7 @@ def test_a_callers_search_path_shadows_nothing(database: str, connection: Connec
         assert connection.value(f"select count(*) from trap.{table}") == 0
 
 
-def test_a_search_path_of_the_caller_s_own_gets_no_row_past_the_rules(database: str, connection: Connection) -> None:
+def test_a_callers_search_path_gets_no_row_past_the_constraints(database: str, connection: Connection) -> None:
     connection.execute(
         """
         create schema trap;
@@ -635,7 +633,7 @@ def bare(cluster: str) -> Iterator[str]:
 
 @contextmanager
 def owned_by_the_shopkeeper(server: str) -> Iterator[str]:
-    """A database of the shopkeeper's; give its conninfo, as the shopkeeper."""
+    """Create a database that the shopkeeper owns; yield the conninfo to connect to it as the shopkeeper."""
     with created(server) as name:
         administer(server, "alter database {} owner to {}", name, "shopkeeper")
         yield make_conninfo(server, dbname=name, options="-c role=shopkeeper")
@@ -671,7 +669,7 @@ def test_a_stranger_has_no_rights_without_the_roles(bare: str) -> None:
             administer(bare, "drop role {}", "passer_by")
 
 
-def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path: Path) -> None:
+def test_the_printed_script_warns_which_roles_to_create(bare: str, tmp_path: Path) -> None:
     script = tmp_path / "migrate.sql"
     with script.open("w") as file:
         schema.print_sql(file)
@@ -696,7 +694,7 @@ def test_the_printed_script_warns_which_roles_are_to_be_made(bare: str, tmp_path
     assert "run migrate again, for the grants" in printed
 
 
-def test_migrate_warns_which_roles_are_to_be_made(bare: str) -> None:
+def test_migrate_warns_which_roles_to_create(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         program = [sys.executable, "-m", "notify_worker", "migrate"]
         done = subprocess.run(
@@ -707,7 +705,7 @@ def test_migrate_warns_which_roles_are_to_be_made(bare: str) -> None:
         assert f"create role {role} nologin" in done.stderr
 
 
-def test_the_grants_come_when_the_roles_were_made_later(bare: str) -> None:
+def test_migrating_again_grants_rights_to_roles_created_later(bare: str) -> None:
     with owned_by_the_shopkeeper(bare) as database:
         schema.migrate(database)
         for role in ROLES:
@@ -725,7 +723,7 @@ def test_the_grants_come_when_the_roles_were_made_later(bare: str) -> None:
             assert session.state(number) == "unreachable"
 
 
-def test_one_role_that_an_administrator_forgot_keeps_the_others_from_nothing(bare: str) -> None:
+def test_a_missing_role_does_not_keep_the_others_from_their_rights(bare: str) -> None:
     administer(bare, "create role {} nologin", PRODUCER)
     with owned_by_the_shopkeeper(bare) as database:
         schema.migrate(database)
@@ -734,7 +732,7 @@ def test_one_role_that_an_administrator_forgot_keeps_the_others_from_nothing(bar
             assert shop.insert(receiver_id="u_42")
 
 
-def test_the_roles_of_another_database_are_ours_too(bare: str, server: str, stage: str) -> None:
+def test_roles_created_for_another_database_get_the_same_rights(bare: str, server: str, stage: str) -> None:
     with created(bare) as first, owned_by_the_shopkeeper(bare) as second:
         schema.migrate(make_conninfo(bare, dbname=first))
         assert our_roles(bare) == set(ROLES)
@@ -745,7 +743,7 @@ def test_the_roles_of_another_database_are_ours_too(bare: str, server: str, stag
             assert privileges(second, role) == privileges(stage, role)
 
 
-def test_six_may_migrate_two_databases_of_one_server_at_once(bare: str) -> None:
+def test_six_processes_may_migrate_two_databases_of_one_server_at_once(bare: str) -> None:
     migrate = "import sys; from notify_worker.database.schema import migrate; print(migrate(sys.argv[1]))"
 
     with created(bare) as first, created(bare) as second:

@@ -29,7 +29,7 @@ Dump = Callable[..., list[str]]
 
 @pytest.fixture(scope="session")
 def dump(server: str) -> Dump:
-    """Say what a database is made of, who may do what with it included, line by line."""
+    """Return the lines of a dump of a database's schema, grants included."""
     program = postgres.binaries() / "pg_dump"
     with psycopg.connect(server) as connection:
         major = connection.info.server_version // 10_000
@@ -59,7 +59,7 @@ def run_alembic(*arguments: str, **env: str) -> str:
 
 
 def libpq(conninfo: str) -> dict[str, str]:
-    """The same place as a conninfo names, as libpq's own variables."""
+    """The parts of a conninfo as libpq's environment variables."""
     options = Conninfo.parse(conninfo.encode())
     return {each.envvar.decode(): each.val.decode() for each in options if each.envvar and each.val}
 
@@ -105,14 +105,14 @@ def test_a_script_since_a_version_leaves_out_earlier_revisions() -> None:
     assert "create or replace function notify_worker.wake_on_insert" in script
 
 
-def test_the_alembic_command_goes_where_libpqs_variables_say_and_reading_changes_nothing(empty_database: str) -> None:
+def test_alembic_current_connects_by_libpqs_variables_and_creates_nothing(empty_database: str) -> None:
     run_alembic("current", **libpq(empty_database))
 
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("select to_regnamespace('notify_worker')").fetchone() == (None,)
 
 
-def test_six_may_migrate_an_empty_database_at_once(empty_database: str) -> None:
+def test_six_processes_may_migrate_an_empty_database_at_once(empty_database: str) -> None:
     migrate = "import sys; from notify_worker.database.schema import migrate; print(migrate(sys.argv[1]))"
 
     crowd = [
@@ -213,7 +213,7 @@ def test_a_view_of_the_application_on_ours_stays(database: str, connection: psyc
     assert connection.execute("select due from public.how_it_stands").fetchone() == (0,)
 
 
-def test_a_view_of_the_application_on_one_that_is_to_go_is_named_and_kept(
+def test_an_application_view_on_a_view_to_be_dropped_is_named_and_kept(
     database: str, connection: psycopg.Connection
 ) -> None:
     connection.execute(
@@ -274,7 +274,7 @@ def test_a_role_that_may_not_migrate_gets_the_missing_right_named(empty_database
         schema.migrate(powerless)
 
 
-def test_public_stays_empty(connection: psycopg.Connection) -> None:
+def test_the_public_schema_stays_empty(connection: psycopg.Connection) -> None:
     found = connection.execute(
         """
         select relname from pg_class where relnamespace = 'public'::regnamespace
@@ -348,7 +348,7 @@ def test_a_newer_schema_works_and_is_not_migrated(database: str, connection: psy
         schema.migrate(database)
 
 
-def test_a_role_without_rights_gets_the_grant_to_make(database: str) -> None:
+def test_a_role_without_rights_is_told_that_it_may_not_use_the_schema(database: str) -> None:
     with pytest.raises(SchemaMismatch, match="may not use the schema notify_worker"):
         schema.verify(make_conninfo(database, options="-c role=pg_monitor"))
 
@@ -369,7 +369,7 @@ def test_a_database_that_is_away_is_reported_without_its_password(conninfo: str,
     assert "sesame" not in str(away.value)
 
 
-def test_revisions_are_named_after_their_ids_and_stand_in_line() -> None:
+def test_revision_files_are_named_after_their_ids_and_follow_each_other() -> None:
     revisions = ScriptDirectory(str(schema.alembic_folder())).walk_revisions()
 
     assert [each.revision for each in revisions] == schema.versions()[::-1]
@@ -380,6 +380,6 @@ def test_an_installation_without_its_files_says_so() -> None:
         schema.folder("_alembic", "alembic", "versions/none.py")
 
 
-def test_our_folder_does_not_stand_in_for_the_library_alembic() -> None:
+def test_our_alembic_folder_does_not_shadow_the_library() -> None:
     assert not (CHECKOUT / "alembic" / "__init__.py").exists()
     assert Path(alembic.__file__).parent != CHECKOUT / "alembic"

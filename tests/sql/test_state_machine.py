@@ -55,7 +55,7 @@ ORDERS = (
 )
 AT_ONCE = (0.0, None)
 TIMES = (AT_ONCE, AT_ONCE, AT_ONCE, (0.0, 2.5 * MINUTE), (90.5 * MINUTE, None), (90.5 * MINUTE, 120.5 * MINUTE))
-"""After which time it is to be sent, and after which it is no more worth it."""
+"""Seconds until each is to be sent, and seconds until it expires."""
 
 
 # ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1175,7 +1175,7 @@ UNREGISTERED = {"verdict": "unregistered", "error": "it is gone"}
 
 
 def a_notification_whose_device_is_gone(connection: store_calls.Connection, *, registers_again_as: str) -> int:
-    """It is of a campaign that nobody has any more when it is tried again."""
+    """Its campaign is deleted before it is tried again."""
     connection.register_device("ada", "fcm:1")
     connection.execute("insert into notify_worker.campaigns (name, title) values ('sale', 'Now')")
     number = connection.insert(receiver_id="ada", campaign="sale")

@@ -47,13 +47,13 @@ def status(connection: Connection) -> Row:
 
 
 def tell(connection: Connection, worker: Worker, *came_to: Row, **columns: object) -> int:
-    """A receiver is told on as many devices, each of which comes to something."""
+    """Send a notification to as many devices of a receiver as there are outcomes, one for each."""
     prepared = connection.insert_for_devices(len(came_to), **columns)
     connection.send(worker, *came_to)
     return prepared
 
 
-def test_where_nothing_is_nothing_is_counted(connection: Connection) -> None:
+def test_the_status_of_an_empty_installation_counts_nothing(connection: Connection) -> None:
     assert status(connection) == EMPTY
     assert list(status(connection)) == list(EMPTY)
 
@@ -114,7 +114,7 @@ def test_held_notifications_are_counted(connection: Connection) -> None:
     assert status(connection) == EMPTY | {"held": 1, "workers": 1}
 
 
-def test_dead_letters_are_counted_a_delivery_each(connection: Connection, worker: Worker) -> None:
+def test_dead_letters_are_counted_per_delivery(connection: Connection, worker: Worker) -> None:
     tell(connection, worker, FAILED, without_code(FAILED), UNREGISTERED, without_code(UNREGISTERED), GIVEN_UP)
     connection.insert(campaign="no_such")
     connection.claim(worker)
@@ -131,7 +131,7 @@ def test_sent_notifications_count_for_a_minute(connection: Connection, worker: W
     assert status(connection)["sent_last_minute"] == 0
 
 
-def test_workers_are_counted_until_they_leave(connection: Connection) -> None:
+def test_workers_are_counted_until_they_unregister(connection: Connection) -> None:
     one, _ = connection.register_worker(), connection.register_worker()
     connection.unregister_worker(one)
 
@@ -396,7 +396,7 @@ def test_a_delivery_shows_no_more_than_the_end_of_its_address(connection: Connec
     assert connection.value("select address from notify_worker.deliveries") == "s-0815"
 
 
-def test_a_worker_is_among_the_workers_while_it_lives(connection: Connection, worker: Worker) -> None:
+def test_a_worker_is_listed_until_it_unregisters(connection: Connection, worker: Worker) -> None:
     (alive,) = connection.rows("select * from notify_worker.workers")
 
     connection.unregister_worker(worker)

@@ -16,13 +16,13 @@ BULK: LiteralString = """
 
 
 def say_awake(connection: Connection, milliseconds: int) -> None:
-    """A worker said that it is awake for so long from now; less than nothing: it was."""
+    """Set the awake mark to end this long from now; a negative number sets a mark that has expired."""
     mark = "select setval('notify_worker.awake_until', (extract(epoch from clock_timestamp()) * 1000)::bigint + %s)"
     connection.value(mark, milliseconds)
 
 
 def mark_awake(connection: Connection) -> float:
-    """A worker stays awake. For how many milliseconds from now the mark then says so."""
+    """Mark a worker awake, and return for how many milliseconds from now the mark holds."""
     statement: LiteralString = """
         select (pg_sequence_last_value('notify_worker.awake_until')
             - extract(epoch from clock_timestamp()) * 1000)::double precision
@@ -97,12 +97,14 @@ def test_no_wakeup_is_sent_while_one_waits(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "not_a_bell",
+    "not_a_wakeup",
     [{"ahead": "1 hour"}, {"status": "doing"}, {"status": "failed"}, {"queue": "another"}, {"task": "another"}],
     ids=str,
 )
-def test_a_job_that_wakes_no_worker_now_prevents_no_wakeup(connection: Connection, not_a_bell: dict[str, str]) -> None:
-    add_job(connection, **not_a_bell)
+def test_a_job_that_wakes_no_worker_now_prevents_no_wakeup(
+    connection: Connection, not_a_wakeup: dict[str, str]
+) -> None:
+    add_job(connection, **not_a_wakeup)
     before = connection.wakeups()
 
     connection.insert()
@@ -179,7 +181,7 @@ def test_a_wakeup_is_sent_once_the_awake_mark_has_expired(connection: Connection
     assert connection.wakeups() == 1
 
 
-def test_awake_is_seen_at_once_by_a_transaction_with_an_older_snapshot(database: str, connection: Connection) -> None:
+def test_the_awake_mark_is_seen_by_a_transaction_with_an_older_snapshot(database: str, connection: Connection) -> None:
     with connected(database) as business:
         business.execute("begin isolation level repeatable read")
         business.execute("select")
@@ -190,7 +192,7 @@ def test_awake_is_seen_at_once_by_a_transaction_with_an_older_snapshot(database:
     assert connection.wakeups() == 0
 
 
-def test_a_worker_that_stays_awake_says_so_for_a_fifth_of_a_second(connection: Connection) -> None:
+def test_the_awake_mark_holds_for_at_most_a_fifth_of_a_second(connection: Connection) -> None:
     assert 100 < mark_awake(connection) <= 201
 
 
@@ -231,7 +233,7 @@ def test_a_producer_role_sends_wakeups_only_by_inserting(connection: Connection,
         assert connection.wakeups() == 1
 
 
-def test_a_statement_without_rows_does_no_harm(connection: Connection, worker: Worker) -> None:
+def test_a_statement_without_rows_sends_at_most_one_wakeup(connection: Connection, worker: Worker) -> None:
     connection.execute("insert into notify_worker.notifications (receiver_id, title) select 'u_42', 'Paid' where false")
 
     assert connection.wakeups() <= 1
@@ -284,7 +286,7 @@ def test_has_open_writers_is_true_while_another_insert_is_open(
         assert connection.value("select notify_worker.has_open_writers()") is writes
 
 
-def test_has_open_writers_ignores_the_own_session(connection: Connection) -> None:
+def test_has_open_writers_ignores_its_own_transaction(connection: Connection) -> None:
     with connection.transaction():
         connection.insert()
 

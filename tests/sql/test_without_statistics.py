@@ -43,8 +43,8 @@ def pages(connection: Connection, statement: LiteralString, *values: object) -> 
     return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
 
 
-def held(connection: Connection) -> list[Row]:
-    """What is held by a worker, as its claim has told it."""
+def leased(connection: Connection) -> list[Row]:
+    """The leased deliveries, as their claim returned them."""
     return connection.rows(
         """
         select delivery.id as delivery_id, notification.id as notification_id, notification.lease::text
@@ -84,12 +84,12 @@ def test_a_claim_and_a_record_read_only_their_own_rows(connection: Connection, v
     for _ in range(3):  # some history, and plans that have settled
         connection.execute(CLAIM, [worker.id, uuid4(), AT_ONCE])
         outcomes = [
-            outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)
+            outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in leased(connection)
         ]
         connection.execute("select notify_worker.record(%s, %s)", [worker.id, Jsonb(outcomes)])
 
     claiming = pages(connection, CLAIM, worker.id, uuid4(), AT_ONCE)
-    outcomes = [outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in held(connection)]
+    outcomes = [outcome(each, verdict=verdict, retry_in=60, provider_message_id="name") for each in leased(connection)]
     recording = pages(connection, "select notify_worker.record(%s, %s)", worker.id, Jsonb(outcomes))
 
     assert len(outcomes) == AT_ONCE

@@ -29,7 +29,7 @@ NOW = 1000.0
 
 
 def answered(*outcomes: Outcome, at: float = NOW) -> AnswerStats:
-    """Stats that has seen these answers."""
+    """Stats that have seen these answers."""
     stats = AnswerStats()
     answer(stats, outcomes, at)
     return stats
@@ -46,7 +46,7 @@ def attempt(stats: AnswerStats, outcomes: Iterable[Outcome], at: float = NOW, *,
 
 
 def attempted(*came_to: tuple[float, Outcome]) -> AnswerStats:
-    """Stats that has seen these attempts, and no answer."""
+    """Stats that have seen these attempts, and no answer."""
     stats = AnswerStats()
     for at, outcome in came_to:
         stats.add_attempt(outcome, at)
@@ -57,15 +57,15 @@ def attempted(*came_to: tuple[float, Outcome]) -> AnswerStats:
 
 
 @pytest.mark.parametrize(
-    ("taken", "busy", "help_"),
+    ("taken", "busy", "allowed"),
     [(0, 0, True), (0, 19, True), (0, 20, False), (18, 2, False), (19, 1, True), (90, 10, False), (91, 9, True)],
 )
 def test_quick_retry_allowed_while_answers_are_few_or_fewer_than_a_tenth_are_5xx(
-    taken: int, busy: int, help_: bool
+    taken: int, busy: int, allowed: bool
 ) -> None:
     stats = answered(*[TAKEN] * taken, *[BUSY] * busy)
 
-    assert stats.quick_retry_allowed(NOW) is help_
+    assert stats.quick_retry_allowed(NOW) is allowed
 
 
 def test_only_5xx_answers_count_against_quick_retries() -> None:
@@ -108,7 +108,7 @@ def test_three_quarters_of_the_latest_hundred_first_attempts_are_an_outage_howev
     assert not stats.is_outage(NOW)
 
 
-def test_the_latest_say_nothing_while_they_are_not_a_hundred() -> None:
+def test_fewer_than_a_hundred_first_attempts_show_no_outage() -> None:
     stats = answered(*[TAKEN] * 1000)
 
     attempt(stats, [SILENT] * 99)
@@ -126,7 +126,7 @@ def test_deliveries_that_failed_before_do_not_show_an_outage() -> None:
 
 
 def test_failures_of_the_last_days_do_not_show_an_outage_now() -> None:
-    """One push a quarter of an hour, over a way that forgets who is silent: each fails at first, and goes a moment later."""
+    """One push every quarter of an hour over a connection that idles out: each fails at first, and succeeds 10 s later."""
     stats, now = AnswerStats(), NOW
     for _ in range(100):
         now += 900
@@ -161,14 +161,14 @@ def test_where_answers_are_few_the_last_three_attempts_decide() -> None:
     assert attempted((NOW, TAKEN), *three).is_outage(NOW)
 
 
-def test_three_attempts_are_an_outage_within_ten_minutes_alone() -> None:
+def test_three_attempts_are_an_outage_only_within_ten_minutes() -> None:
     stats = attempted((NOW, SILENT), (NOW + 300, SILENT), (NOW + 599, SILENT))
 
     assert stats.is_outage(NOW + 600)
     assert not stats.is_outage(NOW + 600.1)
 
 
-def test_where_answers_are_enough_three_attempts_decide_nothing_until_these_are_out_of_the_minute() -> None:
+def test_three_attempts_decide_nothing_while_the_minute_has_twenty_answers() -> None:
     stats = attempted(*[(NOW, SILENT)] * 3)
     answer(stats, [TAKEN] * 19)
     with_nineteen = stats.is_outage(NOW)
@@ -189,7 +189,7 @@ def test_success_counts_as_recent_for_ten_minutes() -> None:
 
 
 @pytest.mark.parametrize("outcome", TROUBLE + NO_TROUBLE)
-def test_an_attempt_succeeded_recently_where_it_meets_no_trouble(outcome: Outcome) -> None:
+def test_any_attempt_without_trouble_counts_as_a_recent_success(outcome: Outcome) -> None:
     assert attempted((NOW, outcome)).succeeded_recently(NOW) is (outcome in NO_TROUBLE)
 
 
@@ -197,28 +197,26 @@ def test_an_attempt_succeeded_recently_where_it_meets_no_trouble(outcome: Outcom
 
 
 @pytest.mark.parametrize(
-    ("taken", "gone", "vanish"),
+    ("taken", "gone", "spike"),
     [(0, 19, False), (0, 20, True), (16, 4, False), (15, 5, True), (80, 20, False), (79, 21, True)],
 )
-def test_unregistered_spike_where_more_than_a_fifth_is_unregistered(taken: int, gone: int, vanish: bool) -> None:
+def test_unregistered_spike_where_more_than_a_fifth_is_unregistered(taken: int, gone: int, spike: bool) -> None:
     stats = answered(*[TAKEN] * taken, *[GONE] * gone)
 
-    assert stats.unregistered_spike(NOW) is vanish
+    assert stats.unregistered_spike(NOW) is spike
 
 
 @pytest.mark.parametrize(
-    ("taken", "others", "foreign"),
+    ("taken", "others", "spike"),
     [(0, 19, False), (0, 20, True), (5, 15, True), (6, 14, False), (25, 75, True), (26, 74, False)],
 )
-def test_the_sender_mismatch_spike_where_three_quarters_of_the_tokens_are_anothers(
-    taken: int, others: int, foreign: bool
-) -> None:
+def test_sender_mismatch_spike_where_three_quarters_are_another_senders(taken: int, others: int, spike: bool) -> None:
     stats = answered(*[TAKEN] * taken, *[OTHERS] * others)
 
-    assert stats.sender_mismatch_spike(NOW) is foreign
+    assert stats.sender_mismatch_spike(NOW) is spike
 
 
-def test_no_other_answer_accuses_devices_or_credentials() -> None:
+def test_no_other_answer_counts_as_unregistered_or_sender_mismatch() -> None:
     others = [each for each in TROUBLE + NO_TROUBLE if each not in (GONE, OTHERS)]
 
     assert not answered(*others * 20).unregistered_spike(NOW)
@@ -262,7 +260,7 @@ def test_clearing_forgets_answers_attempts_and_rate() -> None:
     assert stats.unregistered_spike(NOW)
 
 
-def test_of_the_latest_hundred_too_nothing_is_left_once_it_is_cleared() -> None:
+def test_clearing_forgets_the_latest_hundred_first_attempts() -> None:
     stats = AnswerStats()
     attempt(stats, [SILENT] * 80)
 
@@ -297,7 +295,7 @@ def test_the_rate_of_a_new_process_counts_from_its_start() -> None:
 
 @dataclass
 class PlainList:
-    """The same, by counting a list of all that ever was."""
+    """The same statistics, counted from a list of everything that happened."""
 
     answers: list[tuple[float, Outcome]] = field(default_factory=list)
     attempts: list[tuple[float, Outcome]] = field(default_factory=list)
@@ -305,7 +303,7 @@ class PlainList:
     through: list[float] = field(default_factory=list)
 
     def cleared(self) -> "PlainList":
-        """Nothing is left, but for this: that something got through stays true."""
+        """Forget everything but the times of success."""
         return PlainList(through=self.through)
 
     def said(self, now: float) -> dict[str, object]:
@@ -329,7 +327,7 @@ class PlainList:
 
 
 def share(outcomes: list[Outcome]) -> float:
-    """How much of this is trouble."""
+    """The share of these outcomes that is trouble."""
     return sum(each in TROUBLE for each in outcomes) / len(outcomes)
 
 

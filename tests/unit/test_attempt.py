@@ -98,7 +98,7 @@ def attempt(
 
 
 class Alive(Heartbeat):
-    """The heartbeat of a worker that holds what it has claimed, or no more."""
+    """The heartbeat of a worker that still holds its leases, or no longer does."""
 
     def __init__(self, *, alive: bool) -> None:
         self._alive = alive
@@ -108,7 +108,7 @@ class Alive(Heartbeat):
 
 
 def project(sender: ScriptedSender, *answered: Outcome, blocked: tuple[Scope, ...] = ()) -> ProjectState:
-    """A project that has got these answers within the last minute, and of which so much is stopped."""
+    """A project that has got these answers within the last minute, and in which these scopes are blocked."""
     state = ProjectState(Project("default"), sender, blocked=frozenset(blocked))
     for answer in answered:
         state.stats.add_answer(answer, monotonic())
@@ -133,12 +133,12 @@ async def test_a_message_that_is_sent_is_one_request_and_never_due_again() -> No
 
 async def test_no_more_are_in_flight_than_there_are_slots() -> None:
     sender, slots = ScriptedSender(), Slots(3)
-    tries = [asyncio.create_task(made(attempt(sender, slots=slots))) for _ in range(20)]
+    attempts = [asyncio.create_task(made(attempt(sender, slots=slots))) for _ in range(20)]
     await auntil("every slot is taken and the others wait", lambda: slots.waiting == 17, within=5)
     assert (slots.taken, sender.busy) == (3, 3)
 
     sender.go.set()
-    results = await asyncio.gather(*tries)
+    results = await asyncio.gather(*attempts)
 
     assert [result.outcome for result in results] == [SENT] * 20
     assert sender.most_busy == 3
@@ -163,7 +163,7 @@ async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
     repeated = ready(a=[RETRYABLE] * 3)
     lease_over = ready(a=[RETRYABLE])
 
-    first, second, given_up, cut_short, mended_late = await asyncio.gather(
+    first, second, given_up, cut_short, retried_late = await asyncio.gather(
         made(attempt(in_turn, "first", slots=one_slot)),
         made(attempt(in_turn, "second", slots=one_slot)),
         made(attempt(repeated)),
@@ -178,7 +178,7 @@ async def test_quick_retries_take_seconds_and_hold_no_slot_meanwhile() -> None:
     assert given_up.retry_in is not None
     assert 3 <= given_up.finished - given_up.started < 3.6 + SHORT_WAIT
     assert (cut_short.outcome, cut_short.requests, len(lease_over.asked)) == (RETRYABLE, 1, 1)
-    assert (mended_late.outcome, mended_late.requests) == (SENT, 2)
+    assert (retried_late.outcome, retried_late.requests) == (SENT, 2)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ async def test_a_delivery_that_cannot_be_rendered_fails_without_a_request() -> N
 # ── pauses ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_nothing_of_a_project_that_is_stopped_is_sent() -> None:
+async def test_a_blocked_project_sends_nothing() -> None:
     sender = ready()
     state = project(sender, blocked=(Scope.PROJECT,))
 
@@ -340,7 +340,7 @@ async def test_a_probe_without_a_request_decides_nothing(why: str) -> None:
     assert sender.asked == []
 
 
-async def test_a_bug_of_the_sender_in_a_probe_asks_for_no_other_at_once() -> None:
+async def test_a_bug_of_the_sender_in_a_probe_requests_no_other_probe() -> None:
     sender = ready(a=[RuntimeError("a bug")])
     state = project(sender, blocked=(Scope.PROJECT,))
 
@@ -365,7 +365,7 @@ async def test_a_pause_ends_the_wait_for_a_slot_without_a_request() -> None:
     assert (slots.taken, slots.waiting) == (0, 0)
 
 
-async def test_every_answer_is_one_of_the_projects_last_minute() -> None:
+async def test_every_answer_counts_in_the_projects_stats() -> None:
     gone = Outcome(Verdict.UNREGISTERED, http_status=404)
     sender = ready(a=[gone] * 20)
     state = project(sender)
@@ -392,7 +392,7 @@ async def test_a_request_in_flight_when_a_pause_starts_keeps_its_outcome() -> No
     assert state.blocked == {Scope.PROJECT}
 
 
-async def test_no_quick_retry_is_made_into_a_pause_nor_beyond_the_end_of_the_delivery() -> None:
+async def test_no_quick_retry_is_made_during_a_pause_nor_after_the_delivery_expires() -> None:
     """Side by side, since the waits of quick retries are real."""
     sender, lapsing, slots = ready(a=[RETRYABLE]), ready(a=[RETRYABLE]), Slots(1)
     state = project(sender)
@@ -449,7 +449,7 @@ async def test_a_bug_costs_its_delivery_alone_however_often_it_comes() -> None:
     assert state.blocked == frozenset()
 
 
-async def test_a_probe_to_ios_that_succeeded_recently_does_not_end_a_pause_that_began_while_it_was_in_flight() -> None:
+async def test_a_successful_ios_probe_ends_its_own_pause_and_none_that_began_meanwhile() -> None:
     probing, other = ScriptedSender(), ready(a=[QUOTA])
     state = project(probing, blocked=(Scope.APNS_WEB,))
     probe = asyncio.create_task(made(attempt(probing, state=state, platform="ios", probe=True)))
@@ -468,7 +468,7 @@ async def test_a_probe_to_ios_that_succeeded_recently_does_not_end_a_pause_that_
 
 @dataclass
 class Book(StartMarks):
-    """Writes down which deliveries are marked, what had been asked by then, and in how many slots."""
+    """Records which deliveries are marked, how many requests had been made by then, and how many slots were taken."""
 
     sender: ScriptedSender
     slots: Slots
@@ -544,7 +544,7 @@ async def test_a_delivery_without_hold_is_not_marked() -> None:
 
 
 @pytest.mark.parametrize("what", ["the worker stops", "a pause begins", "it expires", "its lease ends"])
-async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(what: str) -> None:
+async def test_no_request_starts_if_it_is_no_longer_allowed_once_marked(what: str) -> None:
     sender, stopping, soon = ready(), asyncio.Event(), monotonic() + 0.05
     state = project(sender)
 
@@ -576,7 +576,7 @@ async def test_no_request_starts_where_that_is_over_when_the_mark_is_written(wha
 # ── what is retried quickly ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_refused_tokens_and_unsent_requests_are_retried_quickly_while_5xx_are_not() -> None:
+async def test_refused_tokens_and_unsent_requests_are_retried_quickly_and_5xx_only_while_few() -> None:
     """Side by side, since the waits of quick retries are real."""
     slots = Slots(100)
     hold, probing, busy, never_left, calm = (

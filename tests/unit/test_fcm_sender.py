@@ -419,9 +419,7 @@ async def test_a_refused_token_is_renewed_once_for_all_requests(server: HostileS
     assert (server.count("/token"), server.count("/v1")) == (2, 100)
 
 
-async def test_where_the_new_token_is_refused_as_well_the_project_stops(
-    server: HostileServer, sender: FcmSender
-) -> None:
+async def test_a_new_token_that_is_refused_as_well_pauses_the_project(server: HostileServer, sender: FcmSender) -> None:
     server.acts["/v1"] = REFUSED
 
     rounds = [await send_at_once(sender, times) for times in (50, 50, 1, 1)]
@@ -449,7 +447,7 @@ async def test_the_reason_of_a_refused_token_says_where_to_check(server: Hostile
         pytest.param(fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"), id="only the key of APNs is refused"),
     ],
 )
-async def test_once_a_token_was_taken_the_next_refusal_is_the_first_again(
+async def test_after_an_accepted_token_the_next_refusal_counts_as_the_first(
     server: HostileServer, sender: FcmSender, act: Act
 ) -> None:
     server.acts["/v1"] = in_turn(REFUSED, REFUSED, act, REFUSED)
@@ -462,7 +460,7 @@ async def test_once_a_token_was_taken_the_next_refusal_is_the_first_again(
     assert server.count("/token") == 3
 
 
-async def test_an_answer_to_an_older_token_says_nothing_of_the_new_one(
+async def test_an_old_token_accepted_late_does_not_vouch_for_the_new_one(
     server: HostileServer, sender: FcmSender
 ) -> None:
     refused = asyncio.Event()
@@ -519,7 +517,7 @@ async def test_a_cancelled_waiter_takes_the_token_from_no_other(server: HostileS
     assert server.count("/token") == 1
 
 
-async def test_a_401_for_the_key_of_apns_spends_no_token(server: HostileServer, sender: FcmSender) -> None:
+async def test_a_401_about_the_apns_key_fetches_no_new_token(server: HostileServer, sender: FcmSender) -> None:
     server.acts["/v1"] = fcm_error(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR")
 
     await sender.send(MESSAGE)
@@ -544,7 +542,7 @@ async def test_a_401_for_the_key_of_apns_spends_no_token(server: HostileServer, 
         (silence, SHORT, "TimeoutError", "within 0.2 s"),
     ],
 )
-async def test_a_token_that_cannot_be_had_pauses_the_project_and_sends_nothing(
+async def test_a_failed_token_request_pauses_the_project_and_sends_nothing(
     server: HostileServer, sender: FcmSender, act: Act, code: str, text: str
 ) -> None:
     server.acts["/token"] = act
@@ -565,7 +563,7 @@ def key_file(project: Project) -> Path:
     return Path((project.credentials or "").removeprefix("file:"))
 
 
-async def test_a_key_that_was_refused_and_then_replaced_on_the_disk_sends_again(
+async def test_a_refused_key_that_is_replaced_on_disk_sends_again(
     server: HostileServer, project: Project, sender: FcmSender, service_account: dict[str, str]
 ) -> None:
     server.acts["/token"] = NO_GRANT
@@ -590,7 +588,7 @@ async def test_a_key_that_was_refused_and_then_replaced_on_the_disk_sends_again(
         ('{"type": "authorized_user"}', "not to a service account"),
     ],
 )
-async def test_a_key_that_went_away_says_so_and_sends_again_when_it_is_back(
+async def test_a_missing_or_broken_key_file_is_reported_and_sends_again_once_restored(
     server: HostileServer, project: Project, sender: FcmSender, text: str | None, says: str
 ) -> None:
     good, path = key_file(project).read_text(), key_file(project)
@@ -635,7 +633,7 @@ async def test_a_key_whose_tokens_were_refused_is_read_again_before_the_next(
     assert outcome.verdict is Verdict.SENT
 
 
-async def test_a_key_without_permission_is_read_again_at_leisure_while_its_token_stays_in_use(
+async def test_a_key_without_permission_is_read_again_and_sends_once_replaced(
     server: HostileServer,
     project: Project,
     sender: FcmSender,
@@ -686,7 +684,7 @@ async def test_without_a_project_the_error_says_what_to_set(
 
 
 @pytest.mark.parametrize("credentials", ["env:FCM_KEY", None])
-async def test_each_door_leads_to_the_credential(
+async def test_credentials_come_from_a_variable_or_googles_default(
     server: HostileServer,
     project: Project,
     service_account: dict[str, str],

@@ -87,7 +87,7 @@ def test_data_of_a_platform_that_are_empty_replace_nothing_and_stay_empty(platfo
 
 
 @pytest.mark.parametrize("spelling", ["android_v2", "androidV2"])
-def test_our_fields_go_into_androids_successor_if_the_caller_uses_it(spelling: str) -> None:
+def test_our_fields_go_into_android_v2_if_the_caller_uses_it(spelling: str) -> None:
     own = {spelling: {"background_sync": {}, "data": {"a": "1"}}}
 
     rendered = message(own, priority="high")
@@ -123,7 +123,7 @@ def test_a_data_only_message_goes_to_ios_in_the_background(kind: str) -> None:
 
 
 @pytest.mark.parametrize("priority", ["high", "normal", None])
-def test_a_data_only_message_goes_to_ios_at_five_at_any_priority(priority: str | None) -> None:
+def test_a_data_only_message_has_ios_priority_five_whatever_its_own(priority: str | None) -> None:
     rendered = message({}, SILENT, priority=priority)
 
     assert rendered["apns"]["headers"].items() >= BACKGROUND.items()
@@ -164,7 +164,7 @@ def test_a_visible_or_special_ios_push_is_no_background_push(apns: Json) -> None
 
 
 @pytest.mark.parametrize("words", [SILENT, DELIVERY.inline])
-def test_a_background_push_of_the_caller_goes_at_five(words: Content) -> None:
+def test_a_callers_own_background_push_has_priority_five(words: Content) -> None:
     rendered = message({"apns": {"headers": {"APNS-Push-Type": "background"}}}, words, priority="high")
 
     assert rendered["apns"]["headers"]["apns-priority"] == "5"
@@ -188,7 +188,7 @@ def test_a_background_push_of_the_caller_goes_at_five(words: Content) -> None:
         (inf, FOUR_WEEKS),
     ],
 )
-def test_android_ttl_is_the_time_left_in_whole_seconds_up_to_four_weeks(left: float, seconds: int) -> None:
+def test_android_and_web_ttl_are_the_time_left_in_whole_seconds_up_to_four_weeks(left: float, seconds: int) -> None:
     rendered = message({}, expires_in=left)
 
     assert rendered["android"]["ttl"] == f"{seconds}s"

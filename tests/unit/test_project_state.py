@@ -38,14 +38,14 @@ SOMEWHERE = replace(DELIVERY, platform=None)
 
 
 def state(*blocked: Scope) -> ProjectState:
-    """A project of which the database has said so much."""
+    """A project in which these scopes are blocked, as the database says."""
     found = ProjectState(Project("orders"), ConsoleSender(StringIO()))
     found.sync(found.project, blocked)
     return found
 
 
 def answer(project: ProjectState, *outcomes: Outcome, delivery: Delivery = ANDROID) -> list[bool]:
-    """Let attempts of one request each come to this; say of each whether it counts."""
+    """Add attempts of one request with these outcomes; return whether each counts."""
     counts = []
     for outcome in outcomes:
         project.stats.add_answer(outcome, monotonic())
@@ -65,7 +65,7 @@ def ended(project: ProjectState) -> list[Scope]:
     return [incident.scope for incident in project.unreported if incident.change is Change.CLOSED]
 
 
-# ── lets ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is allowed ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 EVERYTHING = [ANDROID, IOS, WEB, TOPIC, CONDITION, SOMEWHERE]
 STOPPED_BY = {
@@ -89,15 +89,15 @@ def test_one_of_several_incidents_is_enough_to_stop_a_delivery() -> None:
     assert [each for each in EVERYTHING if project.allows(each)] == [ANDROID, SOMEWHERE]
 
 
-def test_an_installation_is_a_device_and_no_topic() -> None:
+def test_a_fid_is_a_device_and_not_blocked_with_topics() -> None:
     assert state(Scope.TOPICS).allows(replace(DELIVERY, kind="fid"))
 
 
-def test_where_nothing_is_stopped_everything_goes() -> None:
+def test_without_an_incident_every_delivery_is_allowed() -> None:
     assert all(map(state().allows, EVERYTHING))
 
 
-def test_a_probe_always_goes() -> None:
+def test_a_probe_is_always_allowed() -> None:
     assert all(map(state(*Scope).allows, map(probe, EVERYTHING)))
 
 
@@ -136,9 +136,7 @@ def test_three_quarters_of_twenty_answers_are_an_outage_despite_the_last_attempt
 
 
 @pytest.mark.parametrize(("last_attempt_number", "outage"), [(0, True), (1, False)])
-def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_witnesses(
-    last_attempt_number: int, outage: bool
-) -> None:
+def test_after_a_good_minute_only_first_attempts_can_show_an_outage(last_attempt_number: int, outage: bool) -> None:
     project = state()
     answer(project, *[TAKEN] * 1000)
 
@@ -147,7 +145,7 @@ def test_after_a_good_minute_those_that_are_tried_for_the_first_time_are_the_wit
     assert (begun(project) == [Scope.PROJECT]) is outage
 
 
-def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_delivery() -> None:
+def test_attempts_during_a_pause_count_only_where_the_answer_was_about_the_delivery() -> None:
     project = state()
     answer(project, REVOKED)
 
@@ -155,13 +153,13 @@ def test_the_stragglers_of_a_pause_count_only_where_the_answer_was_about_the_del
     assert answer(project, WRONG, DEVICE_QUOTA, TAKEN, GONE) == [True, True, True, True]
 
 
-def test_a_pause_of_another_process_spares_this_ones_stragglers() -> None:
+def test_an_attempt_does_not_count_during_a_pause_known_from_the_database() -> None:
     assert answer(state(Scope.PROJECT), SILENT) == [False]
 
 
 @pytest.mark.parametrize("trouble", [BUSY, SILENT, NEVER_LEFT])
-def test_nothing_is_given_up_where_nothing_has_got_through(trouble: Outcome) -> None:
-    """Of many workers with few deliveries none may ever see three in a row."""
+def test_a_last_attempt_does_not_count_where_nothing_has_succeeded(trouble: Outcome) -> None:
+    """With many workers and few deliveries, no worker may ever see three failures in a row."""
     project = state()
     last, last_but_one = (replace(DELIVERY, attempts=project.project.max_attempts - 1 - left) for left in (0, 1))
 
@@ -172,7 +170,7 @@ def test_nothing_is_given_up_where_nothing_has_got_through(trouble: Outcome) -> 
     assert begun(project) == [Scope.PROJECT]
 
 
-def test_a_last_attempt_counts_where_others_got_through() -> None:
+def test_a_last_attempt_counts_where_another_delivery_was_answered() -> None:
     project = state()
     answer(project, WRONG)
 
@@ -280,7 +278,7 @@ def test_a_fifth_that_is_unregistered_trips_nothing() -> None:
     assert project.unreported == []
 
 
-def test_tokens_that_are_mostly_anothers_stop_the_project_once_and_count() -> None:
+def test_tokens_mostly_of_another_sender_stop_the_project_once_and_count() -> None:
     project = state()
     answer(project, *[OTHERS] * 19)
     before = list(project.unreported)
@@ -293,7 +291,7 @@ def test_tokens_that_are_mostly_anothers_stop_the_project_once_and_count() -> No
     assert all(counts)
 
 
-def test_a_few_tokens_that_are_anothers_stop_nothing() -> None:
+def test_tokens_half_of_which_are_another_senders_stop_nothing() -> None:
     project = state()
 
     answer(project, *[TAKEN, OTHERS] * 40)
@@ -361,7 +359,7 @@ def test_an_undecided_probe_hastens_no_probe_of_a_newer_pause() -> None:
 
 
 @pytest.mark.parametrize("failed", [BUSY, SILENT, NEVER_LEFT, REVOKED, QUOTA])
-def test_a_probe_that_fails_ends_nothing_tells_nothing_and_counts_for_nothing(failed: Outcome) -> None:
+def test_a_probe_that_fails_ends_nothing_reports_nothing_and_costs_no_attempt(failed: Outcome) -> None:
     project = state(Scope.PROJECT, Scope.APNS_WEB)
 
     counts = answer(project, failed, delivery=probe(IOS))
@@ -407,7 +405,7 @@ def test_a_probe_ends_no_pause_that_became_known_while_it_was_in_flight(known_fr
 
 
 @pytest.mark.parametrize("refused", [GONE, DEVICE_QUOTA], ids=lambda given: str(given.verdict))
-def test_a_probe_to_ios_that_fcm_refuses_by_itself_says_nothing_of_apple(refused: Outcome) -> None:
+def test_a_probe_to_ios_that_fcm_itself_refuses_does_not_end_the_ios_pause(refused: Outcome) -> None:
     project = state(Scope.PROJECT, Scope.APNS_WEB)
 
     answer(project, refused, delivery=probe(IOS))
@@ -425,7 +423,7 @@ def test_a_probe_to_ios_that_apple_still_refuses_leaves_ios_stopped() -> None:
     assert project.blocked == {Scope.APNS_WEB}
 
 
-def test_the_good_answer_of_a_straggler_ends_nothing() -> None:
+def test_a_success_that_is_no_probe_ends_no_pause() -> None:
     project = state()
     answer(project, *[SILENT] * 3)
 
@@ -476,7 +474,7 @@ def test_a_probe_whose_access_token_was_refused_ends_nothing() -> None:
     assert not project.allows(ANDROID)
 
 
-# ── follow ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sync ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_sync_blocks_and_unblocks_as_the_database_says() -> None:
@@ -514,7 +512,7 @@ def test_a_sync_that_unblocks_the_project_clears_its_stats() -> None:
     assert project.unreported == []
 
 
-def test_after_a_resume_of_the_breaker_for_devices_it_trips_no_sooner_than_before() -> None:
+def test_after_a_resume_the_breaker_for_devices_does_not_trip_at_the_next_answer() -> None:
     project = state()
     answer(project, *[TAKEN] * 20, *[GONE] * 10)
     assert begun(project) == [Scope.DEVICES]

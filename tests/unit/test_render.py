@@ -11,7 +11,7 @@ from notify_worker.pipeline.render import render
 from tests.support.messages import ADDRESSES, DELIVERY, ID, TAG, body, nested
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")  # that the machine is busy is no fault of what is tested
+settings.load_profile("patient")  # a busy machine is no failure of the code
 
 NONE = Content()
 
@@ -44,7 +44,7 @@ def test_inline_content_wins_over_the_campaigns_field_by_field() -> None:
     }
 
 
-def test_an_empty_inline_word_wins_too() -> None:
+def test_an_empty_inline_field_wins_too() -> None:
     assert body(of_campaign(Content(title="Thank you"), Content(title="")))["notification"] == {"title": ""}
 
 
@@ -130,7 +130,7 @@ def test_a_params_value_is_not_filled_again() -> None:
     assert title("{name}", name="{password}", password="s3cret") == "{password}"
 
 
-def test_placeholders_in_inline_words_are_left_alone() -> None:
+def test_placeholders_in_inline_content_are_left_alone() -> None:
     inline = Content(title="{a}", body="{{b}}", data={"c": "{c}"}, message={"android": {"collapse_key": "{d}"}})
 
     rendered = body(of_campaign(Content(), inline, a="A", c="C", d="D"))
@@ -140,7 +140,7 @@ def test_placeholders_in_inline_words_are_left_alone() -> None:
     assert rendered["android"]["collapse_key"] == "{d}"
 
 
-def test_a_field_of_the_notification_needs_no_param() -> None:
+def test_a_campaign_field_that_inline_content_replaces_needs_no_param() -> None:
     campaign = Content(title="{a}", body="{b}", image="{c}", data={"d": "{d}"})
 
     rendered = body(of_campaign(campaign, Content(title="1", body="2", image="3", data={"d": "4"})))
@@ -193,7 +193,7 @@ def terms(count: int) -> str:
     return " || ".join(f"'topic-{number}' in topics" for number in range(count))
 
 
-def test_a_condition_has_at_most_five_topics() -> None:
+def test_a_condition_may_have_five_topics() -> None:
     assert body(replace(DELIVERY, kind="condition", address=terms(5)))["condition"] == terms(5)
 
 
@@ -263,7 +263,7 @@ def test_no_refusal_and_no_repr_holds_the_address() -> None:
     assert "eyes" not in repr(render(replace(secret, inline=Content(body="x" * 5000))))
 
 
-def test_the_words_of_the_campaign_stay_as_they_were() -> None:
+def test_rendering_does_not_change_the_campaigns_content() -> None:
     campaign = Content(data={"a": "1"}, message={"data": {"b": "2"}, "android": {"data": {"c": "3"}}})
     delivery = of_campaign(campaign, Content(title="x", message={"android": {"data": {"d": "4"}}}))
 
@@ -276,7 +276,7 @@ TOO_DEEP = 3000
 
 @pytest.mark.parametrize("depth", [10, TOO_DEEP])
 @pytest.mark.parametrize("part", ["data", "message"])
-def test_words_that_are_nested_deeply_are_a_message_or_an_outcome_too(part: str, depth: int) -> None:
+def test_deeply_nested_content_renders_without_an_exception(part: str, depth: int) -> None:
     words = Content(**{part: nested(depth)})
 
     assert isinstance(render(of_campaign(words)), Message | Outcome)

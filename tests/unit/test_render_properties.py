@@ -72,7 +72,7 @@ what_shows_something = st.fixed_dictionaries(
 )
 messages = what_shows_nothing | what_shows_something
 with_placeholders = st.lists(st.sampled_from(["{", "}", "{{", "}}", "{a}", "{a.b}", "a"]) | text).map("".join)
-any_words = st.builds(
+any_content = st.builds(
     Content,
     title=st.none() | with_placeholders,
     body=st.none() | with_placeholders,
@@ -86,8 +86,8 @@ priorities = st.sampled_from(["high", "normal", None])
 seconds = st.floats(allow_nan=False) | st.floats(-10, FOUR_WEEKS + 10)
 any_deliveries = st.builds(
     lambda **columns: replace(DELIVERY, campaign_name="any", **columns),
-    inline=any_words,
-    campaign=st.none() | any_words,
+    inline=any_content,
+    campaign=st.none() | any_content,
     params=params,
     priority=priorities,
     expires_in=seconds,
@@ -141,7 +141,7 @@ def test_any_row_renders_to_a_json_message_or_an_outcome(delivery: Delivery, kin
 
 
 @given(st.sampled_from(["android", "apns", "webpush", "fcm_options"]), st.integers(0, 2000))
-def test_however_deep_a_callers_fields_are_there_is_a_message_or_an_outcome(field: str, depth: int) -> None:
+def test_a_callers_fields_are_rendered_only_below_48_levels(field: str, depth: int) -> None:
     result = render(replace(DELIVERY, inline=Content(message={field: nested(depth)})))
 
     assert isinstance(result, Message) == (depth < 48)
@@ -181,7 +181,7 @@ def test_only_messages_within_fcms_size_are_rendered(kind: str, letter: str, wor
     assert isinstance(result, Message) == (size <= LARGEST[kind])
 
 
-# ── words ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── placeholders ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 names = st.text(st.characters(exclude_characters="{}\0", exclude_categories=["Cs"]), max_size=5)
 known = st.dictionaries(names, text | st.integers() | st.booleans(), min_size=1, max_size=4)

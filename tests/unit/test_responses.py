@@ -408,7 +408,7 @@ def test_an_error_says_what_happened_and_where_to_check(status: int, body: bytes
 
 
 @pytest.mark.parametrize("zone", ["GMT", "+0000", "-0000", ""])
-def test_a_retry_after_may_be_a_date_of_any_writing(zone: str) -> None:
+def test_a_retry_after_date_may_write_its_zone_in_any_way(zone: str) -> None:
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True).removesuffix("GMT") + zone
 
     waits = classify(answered(503, HTML, retry_after=at), "token").asked_to_wait
@@ -451,7 +451,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 @given(status=st.integers(100, 999), body=BODIES, headers=HEADERS, kind=st.sampled_from(ADDRESS_KINDS))
-def test_any_answer_has_an_outcome(status: int, body: bytes, headers: dict[bytes, bytes], kind: str) -> None:
+def test_any_answer_has_a_consistent_outcome(status: int, body: bytes, headers: dict[bytes, bytes], kind: str) -> None:
     outcome = classify(parse_response(httpx.Response(status, headers=list(headers.items())), body), kind)
 
     assert (outcome.verdict is SENT) is (status == 200)

@@ -23,7 +23,7 @@ def test_jitter_spreads_the_waits_over_a_fifth() -> None:
     assert OURS.wait(1, jitter=0.5) == timedelta(seconds=11)
 
 
-def test_a_project_that_waits_for_days_may_be_paused_for_months() -> None:
+def test_the_wait_is_the_longest_even_after_a_million_attempts() -> None:
     patient = RetryPolicy(first=timedelta(days=1), longest=timedelta(days=7))
 
     assert patient.wait(10**6, jitter=0) == timedelta(days=7)

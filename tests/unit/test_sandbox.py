@@ -324,7 +324,7 @@ def test_an_undocumented_error_has_no_body(open_client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("address", ["fcm:abc", "503", "5031:x", "deadline:x", "hanger:x", "once:x", "x:dead:y"])
-def test_an_address_that_names_no_fault_behaves_well(open_client: httpx.Client, address: str) -> None:
+def test_an_address_that_names_no_fault_is_accepted(open_client: httpx.Client, address: str) -> None:
     assert send(open_client, address).status_code == 200
 
 
@@ -442,7 +442,7 @@ def test_the_page_shows_the_newest_first_and_escapes(box: Sandbox, client: httpx
     assert "<script>" not in page.text
 
 
-def test_the_same_can_be_had_as_json(box: Sandbox, client: httpx.Client) -> None:
+def test_shown_messages_and_counts_are_served_as_json(box: Sandbox, client: httpx.Client) -> None:
     send(client, "once503:phone-1")
     send(client, "once503:phone-1", data={"notification_id": "7"})
 

@@ -226,7 +226,7 @@ def test_an_address_that_asks_for_a_fault_meets_no_other(key: Path) -> None:
         assert box.by_fault == {"dead": 2, "503": 1}
 
 
-def test_a_topic_is_no_device_that_could_be_dead(key: Path) -> None:
+def test_a_topic_is_never_dead_by_rate(key: Path) -> None:
     with sandbox.start(key, fail={"dead": 1.0}) as box, client_of(box) as client:
         answer = client.post(SEND, json={"message": {"topic": "news", "data": {"a": "b"}}})
 
@@ -293,7 +293,7 @@ def test_revoked_bearers_are_unknown_and_newer_ones_are_not(box: Sandbox, client
     assert statuses(client, "phone") == [200]
 
 
-def test_a_key_that_was_deleted_gets_no_bearer_and_those_given_out_live_on(box: Sandbox, client: httpx.Client) -> None:
+def test_a_deleted_key_gets_no_bearer_and_earlier_bearers_stay_valid(box: Sandbox, client: httpx.Client) -> None:
     box.switch(refuse_grants=True)
 
     with pytest.raises(RefreshError, match=r"invalid_grant: Invalid JWT Signature\."):
@@ -321,7 +321,7 @@ def test_bearers_can_be_short_lived(box: Sandbox) -> None:
     assert (answer.status_code, details(answer)["ErrorInfo"]["reason"]) == (401, "ACCESS_TOKEN_EXPIRED")
 
 
-def test_switches_can_be_had_over_http(box: Sandbox, client: httpx.Client) -> None:
+def test_switches_can_be_set_and_read_over_http(box: Sandbox, client: httpx.Client) -> None:
     answer = client.post("/switch", json={"fail": {"apidisabled": 1.0}, "retry_after": 7})
 
     assert (answer.status_code, answer.json()["fail"], answer.json()["latency"]) == (200, {"apidisabled": 1.0}, 0.0)
@@ -357,7 +357,7 @@ def test_an_unknown_switch_is_refused_and_changes_nothing(
     assert open_box.switches == before
 
 
-def test_the_page_and_its_json_tell_of_switches_and_faults(box: Sandbox, client: httpx.Client) -> None:
+def test_the_page_and_its_json_show_switches_and_faults(box: Sandbox, client: httpx.Client) -> None:
     box.switch(fail={"503": 0.5}, refuse_grants=True)
     send(client, "dead:x")
 
@@ -384,13 +384,13 @@ def test_beyond_its_quota_a_project_is_refused_without_an_fcm_error(key: Path) -
     assert box.accepted == 8 - len(refused)
 
 
-def test_the_refusal_says_for_how_long_where_that_is_switched_on(box: Sandbox, client: httpx.Client) -> None:
+def test_a_quota_refusal_has_the_retry_after_that_is_switched_on(box: Sandbox, client: httpx.Client) -> None:
     box.switch(quota=0, retry_after=7)
 
     assert send(client, "phone").headers["Retry-After"] == "7"
 
 
-def test_refusals_for_quota_use_none_up_and_other_errors_do(box: Sandbox, client: httpx.Client) -> None:
+def test_quota_refusals_use_up_no_quota_and_other_errors_do(box: Sandbox, client: httpx.Client) -> None:
     box.switch(quota=1)
 
     assert statuses(client, "devicequota:x", "bare429:x", "quota:x", "dead:x", "phone") == [429, 429, 429, 404, 429]

@@ -156,7 +156,7 @@ def test_a_lease_that_can_not_be_read_is_not_also_called_too_short() -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "10001", "1.5", "1e3", "many", " 1", "²"])
-def test_requests_in_flight_is_a_whole_number_in_range(number: str) -> None:
+def test_a_concurrency_that_is_no_whole_number_in_range_is_refused(number: str) -> None:
     assert problems(CONCURRENCY=number) == [
         f'NOTIFY_WORKER_CONCURRENCY is "{number}". It has to be a whole number from 1 to 10000.'
     ]
@@ -164,17 +164,17 @@ def test_requests_in_flight_is_a_whole_number_in_range(number: str) -> None:
 
 @pytest.mark.parametrize("name", ["REQUEST_TIMEOUT_SECONDS", "LEASE_SECONDS"])
 @pytest.mark.parametrize("number", ["0", "-1", "3601", "inf", "nan", "1 min"])
-def test_lengths_are_seconds_within_reason(name: str, number: str) -> None:
+def test_a_length_that_is_no_number_of_seconds_up_to_an_hour_is_refused(name: str, number: str) -> None:
     assert problems(**{name: number}) == [
         f'NOTIFY_WORKER_{name} is "{number}". It has to be a number of seconds, more than 0 and at most 3600.'
     ]
 
 
-def test_a_length_that_rounds_to_nothing_is_no_length() -> None:
+def test_a_length_that_rounds_to_nothing_is_refused() -> None:
     assert problems(REQUEST_TIMEOUT_SECONDS="1e-7")
 
 
-def test_a_request_waits_for_twenty_seconds_at_most() -> None:
+def test_a_request_timeout_over_twenty_seconds_is_refused() -> None:
     assert problems(REQUEST_TIMEOUT_SECONDS="20.5") == [
         'NOTIFY_WORKER_REQUEST_TIMEOUT_SECONDS is "20.5". It can be at most 20.'
     ]
