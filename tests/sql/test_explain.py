@@ -32,7 +32,9 @@ def insert_for_phone(connection: Connection, **columns: object) -> int:
     return connection.insert(receiver_id="u_42", **columns)
 
 
-def test_the_story_of_a_sent_notification(connection: Connection, worker: Worker) -> None:
+def test_explain_shows_insert_delivery_attempt_and_end_of_a_sent_notification(
+    connection: Connection, worker: Worker
+) -> None:
     number = insert_for_phone(connection, event_id="order:42:paid")
     delivery = connection.send(worker, SENT)[0]["delivery_id"]
 
@@ -47,7 +49,9 @@ def test_the_story_of_a_sent_notification(connection: Connection, worker: Worker
     ]
 
 
-def test_the_story_of_a_retried_notification(connection: Connection, worker: Worker) -> None:
+def test_explain_shows_each_attempt_and_the_due_time_of_a_retried_notification(
+    connection: Connection, worker: Worker
+) -> None:
     number = insert_for_phone(connection)
     connection.send(worker, RETRY)
     connection.send(worker, LATER)
@@ -62,7 +66,7 @@ def test_the_story_of_a_retried_notification(connection: Connection, worker: Wor
     assert lines[-1] == "it is pending, due at <time>"
 
 
-def test_the_story_of_a_failed_notification(connection: Connection, worker: Worker) -> None:
+def test_explain_ends_with_the_error_of_a_failed_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.send(worker, FAILED)
 
@@ -72,7 +76,7 @@ def test_the_story_of_a_failed_notification(connection: Connection, worker: Work
     assert lines[-1] == "it ended failed"
 
 
-def test_the_story_of_a_missing_campaign(connection: Connection) -> None:
+def test_explain_names_a_missing_campaign(connection: Connection) -> None:
     number = connection.insert(campaign="no_such", address=ADDRESS)
     connection.claim(connection.register_worker())
 
@@ -82,7 +86,7 @@ def test_the_story_of_a_missing_campaign(connection: Connection) -> None:
     ]
 
 
-def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: Connection) -> None:
+def test_explain_shows_a_crash_and_a_late_answer(database: str, connection: Connection) -> None:
     number = insert_for_phone(connection)
     with connected(database) as session:
         dead = session.register_worker()
@@ -97,14 +101,14 @@ def test_the_story_of_a_crash_and_a_late_answer(database: str, connection: Conne
     ]
 
 
-def test_the_story_of_a_held_notification_says_that_a_person_decides(connection: Connection, worker: Worker) -> None:
+def test_explain_says_that_a_person_decides_about_a_held_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection, on_unknown="hold")
     connection.send(worker, UNKNOWN)
 
     assert "it is for a person to decide" in story(connection, number)[-1]
 
 
-def test_the_story_of_a_leased_notification_names_its_worker(connection: Connection, worker: Worker) -> None:
+def test_explain_names_the_worker_of_a_leased_notification(connection: Connection, worker: Worker) -> None:
     number = insert_for_phone(connection)
     connection.claim(worker)
 
@@ -113,7 +117,7 @@ def test_the_story_of_a_leased_notification_names_its_worker(connection: Connect
     )
 
 
-def test_the_story_of_a_scheduled_notification_says_when_it_is_due(connection: Connection) -> None:
+def test_explain_says_when_a_scheduled_notification_is_due(connection: Connection) -> None:
     number = connection.value(
         """
         insert into notify_worker.notifications (receiver_id, title, send_at)
@@ -138,7 +142,7 @@ def test_explain_takes_an_event_id(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("columns", [{"receiver_id": "u_42"}, {"address": ADDRESS}], ids=str)
-def test_no_story_shows_more_than_the_end_of_an_address(
+def test_explain_shows_no_more_than_the_end_of_an_address(
     connection: Connection, columns: dict[str, object], worker: Worker
 ) -> None:
     connection.register_device("u_42", ADDRESS)
@@ -151,6 +155,6 @@ def test_no_story_shows_more_than_the_end_of_an_address(
     assert ADDRESS[-7:] not in " ".join(lines)
 
 
-def test_an_unknown_event_has_no_story(connection: Connection) -> None:
+def test_explain_of_an_unknown_event_or_id_is_empty(connection: Connection) -> None:
     assert connection.rows("select * from notify_worker.explain('order:43:paid')") == []
     assert connection.rows("select * from notify_worker.explain(4711::bigint)") == []

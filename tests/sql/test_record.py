@@ -165,7 +165,7 @@ RETIRE: LiteralString = "update notify_worker.campaigns set retired_at = now()"
         ([RETRY | NOW, FAILED], RETIRE, "failed", "cancelled"),
     ],
 )
-def test_an_unsendable_delivery_settles_beside_the_others_outcomes(
+def test_a_notification_with_an_unsendable_delivery_ends_by_all_its_outcomes(
     connection: Connection, came_to: list[Row], then: LiteralString, ends: str, open_ones_end: str
 ) -> None:
     worker = connection.register_worker()

@@ -62,7 +62,7 @@ TIMES = (AT_ONCE, AT_ONCE, AT_ONCE, (0.0, 2.5 * MINUTE), (90.5 * MINUTE, None), 
 
 
 class Named:
-    """Is printed by its name, and not field by field."""
+    """Prints its repr in Hypothesis's reports, not its fields."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))
@@ -70,7 +70,7 @@ class Named:
 
 @dataclass(eq=False)
 class Device:
-    """Where a receiver can be reached. Its address belongs to whoever registered it last."""
+    """A device of a receiver. Its address belongs to the receiver who registered it last."""
 
     receiver: str
     platform: str | None
@@ -88,16 +88,16 @@ class Delivery(Named):
     platform: str | None
     due: float
     id: int = 0
-    """As the database numbers it."""
+    """Its id in the database."""
     state: str = "pending"
     unregistered: bool = False
-    """It failed since its address is gone."""
+    """Whether it failed because its address is gone."""
     attempts: int = 0
     """How many rows of the history count since it was last retried."""
     retried: float = 0.0
     """When it was last retried."""
     marked_under: str | None = None
-    """The lease under which a request of it was about to begin."""
+    """The lease under which it was marked as started."""
 
     def __repr__(self) -> str:
         return f"<delivery {self.id}>"
@@ -105,7 +105,7 @@ class Delivery(Named):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt, as its worker says it."""
+    """The outcome of an attempt, as its worker records it."""
 
     verdict: str
     counts: bool = True
@@ -124,14 +124,14 @@ class Row:
 
 @dataclass(eq=False)
 class Lease:
-    """Under this token a worker holds a notification until then: those deliveries of it that were due."""
+    """A worker's lease of a notification until `ends`: `out` are its deliveries in flight."""
 
     token: str
     worker: "Worker"
     ends: float
     out: list[Delivery]
     recorded: dict[Delivery, Row] = field(default_factory=dict)
-    """What the history holds for it already."""
+    """The rows of the history under this lease."""
 
 
 @dataclass(eq=False)
@@ -225,22 +225,22 @@ class Incident:
 
 
 class Model:
-    """The world as CONTRACT.md says that it is."""
+    """The behaviour that CONTRACT.md describes, in memory."""
 
     def __init__(self) -> None:
         self.time = 0.0
         self.notifications: list[Notification] = []
         self.devices: dict[str, Device] = {}
         self.campaigns: dict[str, bool] = {}
-        """Whether it is retired."""
+        """Whether each campaign is retired; a deleted one is missing."""
         self.history: list[Row] = []
         self.known: set[tuple[Delivery, str]] = set()
-        """An outcome is known by its delivery and its lease."""
+        """The delivery and the lease of each outcome recorded so far."""
         self.paused: set[str] = set()
         self.incidents: list[Incident] = []
 
     def now(self) -> float:
-        """As in the database, no two moments are the same."""
+        """Return a time that is later than any before: no two are the same, as in the database."""
         self.time += TICK
         return self.time
 
@@ -322,7 +322,7 @@ class Model:
         self.incidents.append(Incident(project, scope, now + lasts))
 
     def close_incident(self, incident: Incident) -> None:
-        """What waited for it, or for its own expiry before that, is due at once."""
+        """Close it: the deliveries that waited for its end, or for their own expiry before it, are due at once."""
         self.incidents.remove(incident)
         for each in self.notifications:
             waits = self.now() < each.due <= incident.until and each.due in (incident.until, each.expiry)
@@ -336,7 +336,7 @@ class Model:
     # What a worker does
 
     def due(self) -> list[Notification]:
-        """What may be claimed: whose first send, schedule, backoff or lease is over, of projects that are not paused."""
+        """The notifications that may be claimed: pending, due or with a lapsed lease, of a project that is not paused."""
         now = self.now()
         return [
             each
@@ -371,7 +371,7 @@ class Model:
         return claimed
 
     def end_lease(self, notification: Notification) -> None:
-        """A lease is over. What the history holds for it is applied; the rest is unknown, and due at once or held."""
+        """End a lease: outcomes in the history are applied; the rest is unknown, and due at once or held."""
         lease = notification.lease
         if lease is None:
             return
@@ -425,7 +425,7 @@ class Model:
         notification.fanned_out = bool(notification.deliveries)
 
     def add_deliveries(self, notification: Notification) -> list[Delivery]:
-        """One for each live device of the receiver that has none, or one for the address."""
+        """Add a delivery for each live device of the receiver that has none, or one for the address."""
         due = self.now() if notification.fanned_out else notification.due
         addressed = {delivery.address for delivery in notification.deliveries}
         if notification.receiver is None:
@@ -442,7 +442,7 @@ class Model:
         return found
 
     def postpone_blocked(self, picked: list[Notification], at: float, probes: set[tuple[int, str]]) -> None:
-        """What an incident stops waits for its end, or for its own expiry; where a probe is due, all but that one."""
+        """Postpone blocked deliveries until the incident ends or they expire; a probe that is due is left out."""
         for incident in sorted(self.incidents, key=lambda each: each.scope):
             stopped = [
                 (notification, delivery)
@@ -463,7 +463,7 @@ class Model:
                 self.settle(notification)
 
     def mark(self, holdings: list[Holding]) -> set[int]:
-        """Return those whose requests may begin: still out, under a lease that is not over."""
+        """Return the deliveries whose requests may begin: still in flight, under a lease that has not lapsed."""
         begun = set()
         for holding in holdings:
             lease = holding.notification.lease
@@ -473,7 +473,7 @@ class Model:
         return begun
 
     def record(self, holdings: list[Holding], busy: list[Notification]) -> int:
-        """History first; then what is still held and not locked; then what came late and says sent; then the devices."""
+        """Write the history; apply outcomes of current leases to unlocked rows, then late sent ones, then retire devices."""
         added = 0
         for holding in holdings:
             assert holding.outcome
@@ -494,7 +494,7 @@ class Model:
         return added
 
     def answer_late(self, holding: Holding, busy: list[Notification]) -> None:
-        """A late answer that says sent settles what is held or pending: at once where it is free, else at the next claim."""
+        """Settle a held or pending delivery by a late sent outcome: at once if it is free, otherwise at the next claim."""
         free = holding.notification not in busy and not holding.notification.lease
         if (
             free
@@ -515,7 +515,7 @@ class Model:
             self.settle(notification)
 
     def touch_device(self, holding: Holding) -> None:
-        """An address that FCM calls unregistered is retired, if it has not registered again since the request began."""
+        """Retire a device that FCM calls unregistered, unless it has registered again since the request began."""
         device = self.devices.get(holding.address)
         if (
             device
@@ -526,7 +526,7 @@ class Model:
             device.live = False
 
     def release(self, holdings: list[Holding], busy: list[Notification]) -> None:
-        """What was not sent is due again at once; nothing is counted."""
+        """Make unsent deliveries due again at once; nothing is counted."""
         held = [holding for holding in holdings if holds_still(holding)]
         theirs = unlocked(held, busy)
         for holding in held:
@@ -553,7 +553,7 @@ class Model:
         return row
 
     def apply_history(self, notification: Notification) -> None:
-        """What the history holds for what is out becomes its state."""
+        """Apply the outcomes in the history to the deliveries in flight."""
         lease = notification.lease
         assert lease
         for delivery, row in lease.recorded.items():
@@ -572,7 +572,7 @@ class Model:
                 delivery.state = "held" if notification.hold and row.outcome.verdict == "unknown" else "failed"
 
     def settle(self, notification: Notification) -> None:
-        """Derive the state from the deliveries; the lease ends with the last that is out."""
+        """Derive the state from the deliveries; the lease ends with the last one in flight."""
         out = notification.lease.out if notification.lease else []
         if notification.cancelled:
             for delivery in notification.in_state("pending"):
@@ -606,7 +606,7 @@ class Database:
         self.conninfo = conninfo
         self.connection = store_calls.Connection.connect(conninfo, autocommit=True)
         self.other = store_calls.Connection.connect(conninfo)
-        """The business transaction of somebody who has rows locked."""
+        """The connection of a business transaction that has rows locked."""
         self.connection.execute("set search_path = notify_worker")
         # Time passes by days here, and the history has no partition for what was before this month.
         self.connection.execute(
@@ -661,12 +661,12 @@ class Database:
             )
 
     def put_forward(self, seconds: float) -> None:
-        """Let time pass: every moment lies longer ago."""
+        """Let time pass by moving every timestamp into the past."""
         self.connection.execute(SQL(self.set_back).format(timedelta(seconds=seconds)))
 
     @contextmanager
     def locked(self, notifications: Iterable[Notification]) -> Iterator[None]:
-        """Somebody's transaction has these rows locked."""
+        """Keep these rows locked by a business transaction."""
         numbers = [each.id for each in notifications]
         if not numbers:
             yield
@@ -683,7 +683,7 @@ class Database:
 
 
 def one_of(which: str) -> st.SearchStrategy[Any]:
-    """One of those that the machine has of these now."""
+    """One element of this property of the machine."""
     return st.runner().flatmap(lambda machine: st.sampled_from(getattr(machine, which)))
 
 
@@ -703,7 +703,7 @@ def there_are(which: str) -> Callable[[Rule], Rule]:
 
 
 maybe_busy: st.SearchStrategy[list[Notification]] = st.just([]) | some_of("notifications", least=0)
-"""What somebody else's transaction has locked."""
+"""The notifications that a business transaction has locked."""
 projects = st.sampled_from(("default", *PROJECTS))
 receivers = st.sampled_from(RECEIVERS)
 addresses = st.sampled_from(sorted(PLATFORMS))
@@ -774,7 +774,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def waited_for(self) -> list[str]:
-        """The devices for which a delivery waits, or else all that there can be."""
+        """The addresses for which a delivery waits, or all addresses if there is none."""
         waiting = [
             delivery.address for each, delivery in self.deliveries if each.receiver and delivery.state == "pending"
         ]
@@ -786,7 +786,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def ended(self) -> list[Notification]:
-        """What can be retried, and what a worker holds, which is refused."""
+        """Notifications that can be retried, and leased ones, whose retry is refused."""
         return [each for each in self.notifications if each.state != "pending" or each.lease]
 
     @property
@@ -816,12 +816,12 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def answers(self) -> list[Holding]:
-        """What an outcome may come of, or come of again: a worker gives nothing back that it has sent."""
+        """Deliveries that may get an outcome, or get it again: all but the released ones."""
         return [each for each in self.holdings if not each.released]
 
     @property
     def overdue(self) -> list[Holding]:
-        """What came to nothing before its lease was taken over."""
+        """Deliveries that had no outcome before their lease ended."""
         return [each for each in self.answers if each.outcome is None and not holds_still(each)]
 
     @property
@@ -936,7 +936,7 @@ class Machine(RuleBasedStateMachine):
         orders=orders,
     )
     def stop(self, project: str, what: str, worker: Worker, orders: list[Order]) -> None:
-        """A worker finds that something of a project is not worth a request, or an operator pauses it. Business goes on."""
+        """A worker opens an incident of a project, or an operator pauses it; inserts and claims go on."""
         if what == "project":
             self.database.value("select pause(%s, 'a rehearsal')", project)
             self.model.paused.add(project)
@@ -966,7 +966,7 @@ class Machine(RuleBasedStateMachine):
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, busy=maybe_busy, marked=st.booleans())
     def claim(self, worker: Worker, after: float, busy: list[Notification], marked: bool) -> None:
-        """A worker claims all that is due by now. `marked`: it begins with the requests of it, too."""
+        """A worker claims everything due. `marked`: it marks the deliveries as started, too."""
         self.let_pass(after)
         with self.database.locked(busy):
             claimed = worker.session.claim(worker.registered)
@@ -984,7 +984,7 @@ class Machine(RuleBasedStateMachine):
     @there_are("claimants")
     @rule(worker=one_of("claimants"), after=waits, became=st.lists(outcomes, min_size=1, max_size=3))
     def claim_and_answer(self, worker: Worker, after: float, became: list[Outcome]) -> None:
-        """Nothing comes between."""
+        """Claim, and record the outcomes at once."""
         before = len(self.holdings)
         self.claim(worker, after, [], marked=False)
         for holding, outcome in zip(self.holdings[before:], cycle(became), strict=False):
@@ -1016,7 +1016,7 @@ class Machine(RuleBasedStateMachine):
     @there_are("answers")
     @rule(holdings=some_of("answers"), outcome=outcomes, busy=maybe_busy)
     def record(self, holdings: list[Holding], outcome: Outcome, busy: list[Notification]) -> None:
-        """In time or late, of the living and of the dead, for the first time or again."""
+        """Record in time or late, by a live or a dead worker, for the first time or again."""
         worker = holdings[0].worker
         holdings = [each for each in holdings if each.worker is worker]
         for holding in holdings:
@@ -1149,14 +1149,14 @@ def emptied(database: str) -> Iterator[Database]:
 
 
 def rehearse(emptied: Database, **how: Any) -> None:
-    """Let Hypothesis find an order of things after which the database is not as the model says."""
+    """Let Hypothesis search for a sequence of steps after which the database differs from the model."""
 
     class On(Machine):
         def __init__(self) -> None:
             super().__init__(emptied)
 
-    unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
-    run_state_machine_as_test(On, settings=settings(unhurried, **how))
+    without_deadline = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+    run_state_machine_as_test(On, settings=settings(without_deadline, **how))
 
 
 def test_the_database_agrees_with_the_model(emptied: Database) -> None:

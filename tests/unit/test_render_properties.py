@@ -239,7 +239,7 @@ def test_the_tag_is_there_on_each_platform_where_the_message_is_visible_and_only
 
 
 @given(what_shows_nothing, strings, priorities)
-def test_a_data_only_message_stays_so_and_goes_to_ios_at_five_by_default(
+def test_a_data_only_message_stays_so_and_has_ios_priority_five_by_default(
     message: Json, data: Mapping[str, str], priority: str | None
 ) -> None:
     result = rendered(inline=Content(data=data, message=message), priority=priority)
