@@ -6,7 +6,18 @@ import pytest
 from psycopg import IntegrityError
 from psycopg.errors import CheckViolation, NotNullViolation
 
-from tests.support.store_calls import LATER, RETRY, SENT, UNREGISTERED, Connection, Row, Worker, connected, outcome
+from tests.support.store_calls import (
+    CONTENT,
+    LATER,
+    RETRY,
+    SENT,
+    UNREGISTERED,
+    Connection,
+    Row,
+    Worker,
+    connected,
+    outcome,
+)
 
 
 def device(connection: Connection, address: str) -> Row:
@@ -363,6 +374,7 @@ def live_with(connection: Connection, worker: Worker, receiver_id: str) -> list[
 
 
 def test_a_forgotten_receiver_leaves_counts_and_no_content(connection: Connection, worker: Worker) -> None:
+    assert set(WORDS) == CONTENT
     numbers, hers = live_with(connection, worker, "u_42"), live_with(connection, worker, "u_43")
     others = everything_about(connection, "u_43")
     assert "secret" in everything_about(connection, "u_42")
