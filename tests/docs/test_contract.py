@@ -125,6 +125,7 @@ def test_a_rule_refuses_the_first_example_and_takes_the_second(
         connection.execute(f"insert into notify_worker.{name(refused)}".encode())
 
     assert violation.value.diag.constraint_name == name(rule)
+    assert violation.value.diag.message_hint or not name(rule).startswith("notifications_")
     connection.execute(f"insert into notify_worker.{name(taken)}".encode())
 
 
