@@ -2,6 +2,8 @@
 
 Pure: no clock, no database, no network. The caller's own fields win, except over the id. If the caller put another value
 where FCM expects an object, the value stays, and FCM answers 400.
+
+FCM shows a message that has anything under `notification`, so such a field is added only for the platforms in `visible_on`.
 """
 
 from collections.abc import Mapping

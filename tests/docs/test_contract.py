@@ -16,11 +16,13 @@ from notify_worker import producer, worker
 from notify_worker.cli.main import app
 from notify_worker.database import schema
 from notify_worker.dev import postgres
+from notify_worker.model import Verdict
 from notify_worker.settings import VARIABLES, Settings
 from tests.support import schema_sql
 from tests.support.store_calls import Connection
 
 PAGE = (Path(__file__).parents[2] / "CONTRACT.md").read_text(encoding="utf-8")
+GLOSSARY = (Path(__file__).parents[2] / "docs/how-it-works/glossary.md").read_text(encoding="utf-8")
 WRITTEN_BY_OTHERS = ("notifications", "campaigns", "devices", "projects")
 OF_GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
 
@@ -101,6 +103,14 @@ def test_the_callers_columns_match_pythons_keywords() -> None:
     assert callers == set(producer.Columns.__annotations__)
 
 
+def test_the_docstring_of_defer_explains_each_column() -> None:
+    arguments = (inspect.getdoc(producer.defer) or "").partition("Args:")[2].partition("Returns:")[0]
+
+    explained = re.findall(r"^ {4}(\w+): ", arguments, re.MULTILINE)
+
+    assert explained == ["connection", *producer.Columns.__annotations__]
+
+
 # What is refused
 
 REFUSED, ONCE = tables("What is refused")
@@ -115,6 +125,7 @@ def test_a_rule_refuses_the_first_example_and_takes_the_second(
         connection.execute(f"insert into notify_worker.{name(refused)}".encode())
 
     assert violation.value.diag.constraint_name == name(rule)
+    assert violation.value.diag.message_hint or not name(rule).startswith("notifications_")
     connection.execute(f"insert into notify_worker.{name(taken)}".encode())
 
 
@@ -157,6 +168,31 @@ def test_the_states_are_those_of_the_page(connection: Connection) -> None:
     assert of_notifications
     assert {name(row[0]) for row in STATES} == set(re.findall(r"\w+", of_notifications.group(1)))
     assert {name(row[0]) for row in STATES if row[2]} == set(re.findall(r"'(\w+)'", connection.value(rule)))
+
+
+def test_the_verdicts_of_the_code_are_those_of_the_database_and_the_pages(connection: Connection) -> None:
+    rule = """
+        select pg_get_constraintdef(oid)
+        from pg_constraint
+        where conrelid = 'notify_worker.stored_attempts'::regclass and conname = 'stored_attempts_verdict'
+    """
+    comment = """
+        select col_description(attrelid, attnum)
+        from pg_attribute
+        where attrelid = 'notify_worker.attempts'::regclass and attname = 'verdict'
+    """
+    (in_glossary,) = re.findall(r"^verdict\n: .*: (.*)\.$", GLOSSARY, re.MULTILINE)
+
+    verdicts = set(Verdict)
+
+    assert set(re.findall(r"'(\w+)'", connection.value(rule))) == verdicts
+    assert in_a_list(re.sub(r" \([^)]*\)", "", connection.value(comment)).rstrip(".")) == verdicts
+    assert in_a_list(in_glossary) == verdicts
+
+
+def in_a_list(text: str) -> set[str]:
+    """The words of `a, b or c`."""
+    return set(re.split(r", | or ", text))
 
 
 @pytest.mark.parametrize(("first_that_fits", "expected", "example"), DERIVED, ids=lambda cell: cell.strip("`")[:30])

@@ -1,14 +1,17 @@
 """What a claim takes and leaves, which notifications it settles as unsendable, and what it costs."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
 
-from tests.support.store_calls import CLAIM, Connection, Row, Worker, at_once, await_lock, connected, outcome
+from notify_worker.database.store import read_delivery
+from notify_worker.producer import Columns
+from tests.support.store_calls import CLAIM, CONTENT, Connection, Row, Worker, at_once, await_lock, connected, outcome
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
@@ -87,6 +90,34 @@ def test_a_claim_returns_everything_its_message_is_built_from(connection: Connec
     assert (claimed["project"], claimed["platform"], claimed["on_unknown"]) == ("default", "ios", "hold")
     assert (claimed["priority"], claimed["attempts"], claimed["last_attempt_number"]) == ("high", 0, 0)
     assert claimed["tag"] == f"{prefix}-{number}"
+
+
+def test_a_worker_gets_each_column_of_the_caller_that_it_needs(connection: Connection) -> None:
+    connection.insert()
+    row = ReadRow(connection.claim_one(connection.register_worker()))
+
+    read_delivery(row, uuid4(), worker_id=1, claimed_at=0, start_within=timedelta())
+
+    assert set(Columns.__annotations__) - set(row) == {"event_id", "receiver_id", "send_at", "traceparent"}
+    assert set(row) - row.read == {"state", "lease"}  # the tests' own `claim` adds the lease
+
+
+class ReadRow(dict[str, Any]):
+    """A row that knows which of its columns were read."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def test_the_size_includes_each_column_with_content(connection: Connection) -> None:
+    body = connection.value("select prosrc from pg_proc where oid = 'notify_worker.content_too_big'::regproc")
+
+    assert set(re.findall(r"notification\.(\w+)", body)) == CONTENT
 
 
 def test_a_notification_without_a_campaign_has_no_campaign_content(connection: Connection) -> None:

@@ -6,7 +6,18 @@ import pytest
 from psycopg import IntegrityError
 from psycopg.errors import CheckViolation, NotNullViolation
 
-from tests.support.store_calls import LATER, RETRY, SENT, UNREGISTERED, Connection, Row, Worker, connected, outcome
+from tests.support.store_calls import (
+    CONTENT,
+    LATER,
+    RETRY,
+    SENT,
+    UNREGISTERED,
+    Connection,
+    Row,
+    Worker,
+    connected,
+    outcome,
+)
 
 
 def device(connection: Connection, address: str) -> Row:
@@ -317,7 +328,7 @@ def test_a_new_device_is_left_out_if_another_got_the_message(connection: Connect
     assert connection.claim(worker) == []
 
 
-CONTENT = {
+SECRETS = {
     "title": "secret title",
     "body": "secret body",
     "image": "https://example.org/secret.png",
@@ -354,13 +365,14 @@ def live_with(connection: Connection, worker: Worker, receiver_id: str) -> list[
     numbers = []
     came_to: list[Row] = [SENT, LATER, {"verdict": "unknown"}]
     for became in came_to:
-        numbers.append(connection.insert(receiver_id=receiver_id, on_unknown="hold", **CONTENT))
+        numbers.append(connection.insert(receiver_id=receiver_id, on_unknown="hold", **SECRETS))
         connection.record(worker, *[outcome(each, **became) for each in connection.claim(worker)])
     tomorrow = connection.value("select now() + interval '1 day'")
-    return [*numbers, connection.insert(receiver_id=receiver_id, send_at=tomorrow, **CONTENT)]
+    return [*numbers, connection.insert(receiver_id=receiver_id, send_at=tomorrow, **SECRETS)]
 
 
 def test_a_forgotten_receiver_leaves_counts_and_no_content(connection: Connection, worker: Worker) -> None:
+    assert set(SECRETS) == CONTENT
     numbers, hers = live_with(connection, worker, "u_42"), live_with(connection, worker, "u_43")
     others = everything_about(connection, "u_43")
     assert "secret" in everything_about(connection, "u_42")
@@ -394,7 +406,7 @@ def test_a_leased_notification_of_a_forgotten_receiver_keeps_its_outcome(
     connection: Connection, worker: Worker
 ) -> None:
     connection.register_device("u_42", "secret phone")
-    sent, retried = (connection.insert(receiver_id="u_42", **CONTENT) for _ in range(2))
+    sent, retried = (connection.insert(receiver_id="u_42", **SECRETS) for _ in range(2))
     claimed = connection.claim(worker)
 
     blanked = forget(connection, "u_42")
@@ -410,7 +422,7 @@ def test_a_leased_notification_of_a_forgotten_receiver_keeps_its_outcome(
 
 def test_a_forgotten_receivers_notification_is_not_sent_after_a_crash(database: str, connection: Connection) -> None:
     connection.register_device("u_42", "secret phone")
-    number = connection.insert(receiver_id="u_42", **CONTENT)
+    number = connection.insert(receiver_id="u_42", **SECRETS)
     with connected(database) as session:
         dead = session.register_worker()
         session.claim_one(dead)

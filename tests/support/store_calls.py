@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow, dict_row
 from psycopg.sql import SQL, Identifier, Placeholder
 from psycopg.types.json import Jsonb
 
+from notify_worker.producer import Columns
 from tests.support.waiting import until
 
 Row = dict[str, Any]
@@ -33,6 +34,13 @@ PAUSED: Row = {"verdict": "paused", "error": "the credentials are wrong", "retry
 FAILED: Row = {"verdict": "failed", "error_code": "INVALID_ARGUMENT", "error": "it is wrong"}
 UNREGISTERED: Row = {"verdict": "unregistered", "error_code": "UNREGISTERED", "error": "it is gone"}
 UNKNOWN: Row = {"verdict": "unknown", "error_code": "ReadTimeout", "error": "no answer came"}
+
+ABOUT_SENDING = {
+    *("event_id", "receiver_id", "kind", "address", "campaign", "priority"),
+    *("send_at", "expires_at", "on_unknown", "project", "traceparent"),
+}
+CONTENT = set(Columns.__annotations__) - ABOUT_SENDING
+"""The columns with what a notification says: a new one belongs to it, unless it stands above."""
 
 
 @dataclass(frozen=True)

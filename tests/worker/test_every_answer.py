@@ -22,6 +22,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from notify_worker.model import Verdict
 from notify_worker.sandbox.account import account_info, write
 from notify_worker.sandbox.answers import NAMED
 from notify_worker.sandbox.faults import LATER_503, WITHOUT_ANSWER
@@ -649,6 +650,10 @@ def test_beside_each_answer_the_rest_of_its_project_goes_on_or_waits(facts: dict
 
 def test_the_table_has_every_answer_of_the_sandbox() -> None:
     assert {*NAMED, *WITHOUT_ANSWER, *LATER_503, "hang", "acceptedhang"} <= {row.fault for row in TABLE}
+
+
+def test_the_table_has_every_verdict() -> None:
+    assert {row.fate.verdict for row in ROWS} == set(Verdict)
 
 
 # When it is over
