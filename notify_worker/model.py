@@ -33,11 +33,17 @@ class Verdict(StrEnum):
     """
 
     SENT = "sent"
+    """FCM has accepted the message."""
     RETRY = "retry"
+    """FCM does not have the message: no request reached it, or it refuses more messages for this device now."""
     FAILED = "failed"
+    """FCM refuses this message, or it can't be rendered."""
     UNREGISTERED = "unregistered"
+    """The address is gone, and its device is retired."""
     UNKNOWN = "unknown"
+    """FCM may have the message, or not."""
     PAUSED = "paused"
+    """The project's fault, or its quota is used up: other messages would be refused too."""
 
 
 class Scope(StrEnum):
@@ -101,7 +107,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One notification to one address, claimed under a lease."""
+    """One notification to one address, claimed under a lease: a row of SQL `claim`, as `read_delivery` reads it."""
 
     id: int
     notification_id: int

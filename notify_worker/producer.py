@@ -15,7 +15,10 @@ from notify_worker.model import Json
 
 
 class Columns(TypedDict, total=False):
-    """The columns of `notifications` that a caller may give. One left out gets the column's default."""
+    """The columns of `notifications` that a caller may give. One left out gets the column's default.
+
+    CONTRIBUTING.md lists what else a new column needs.
+    """
 
     event_id: str | None
     receiver_id: str | None

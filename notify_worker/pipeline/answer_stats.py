@@ -41,7 +41,7 @@ class AnswerStats:
         """Count the answer to one request."""
         if not self._seconds or self._seconds[-1][0] != int(now):
             self._seconds.append((int(now), Counter()))
-        found = kinds(outcome)
+        found = counters(outcome)
         self._seconds[-1][1].update(found)
         self._total.update(found)
 
@@ -105,7 +105,7 @@ class AnswerStats:
         return self._total
 
 
-def kinds(outcome: Outcome) -> list[str]:
+def counters(outcome: Outcome) -> list[str]:
     """Return the counters for an answer."""
     found = ["all"]
     if is_trouble(outcome):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import assert_never
 
 from notify_worker.model import TOPIC_KINDS, Change, Delivery, Incident, Outcome, Pause, Project, Scope, Verdict
 from notify_worker.pipeline.answer_stats import SENDER_MISMATCH, AnswerStats, is_trouble
@@ -81,10 +82,8 @@ class ProjectState:
             if self.stats.sender_mismatch_spike(now):
                 reason = f"most tokens belong to another sender: {outcome.error}"
                 self._open(Pause(Scope.PROJECT), reason, now, outcome)
-        elif outcome.verdict is Verdict.FAILED:
-            self.observe_undecided(delivery, started)
-        elif delivery.probe and outcome.verdict is not Verdict.PAUSED:
-            self._close(delivery, outcome, started)
+        elif delivery.probe:
+            self._observe_probe(delivery, outcome, started)
         if outcome.verdict is Verdict.UNREGISTERED and self.stats.unregistered_spike(now):
             reason = "more than a fifth of the last minute's answers say unregistered"
             self._open(Pause(Scope.DEVICES), reason, now, outcome)
@@ -97,6 +96,18 @@ class ProjectState:
         """
         for scope in self._probed_by(delivery, started):
             self._add(Incident(self.project.name, scope, Change.UNDECIDED))
+
+    def _observe_probe(self, delivery: Delivery, outcome: Outcome, started: float) -> None:
+        """Close the incidents that this probe was for, ask for another probe, or leave them as they are."""
+        match outcome.verdict:
+            case Verdict.SENT | Verdict.UNREGISTERED | Verdict.RETRY:  # FCM answers again; trouble never gets here
+                self._close(delivery, outcome, started)
+            case Verdict.FAILED:
+                self.observe_undecided(delivery, started)
+            case Verdict.PAUSED | Verdict.UNKNOWN:
+                pass
+            case _:
+                assert_never(outcome.verdict)
 
     def _open(self, pause: Pause, reason: str | None, now: float, outcome: Outcome) -> None:
         if pause.scope in self.blocked:

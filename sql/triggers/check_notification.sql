@@ -1,6 +1,7 @@
 -- Refuses a notification in its own transaction only for what its row alone shows, by a rule with a name (check_violation,
 -- constraint_name). The worker handles everything else, so that it never fails the business transaction.
 -- One plpgsql trigger and no CHECKs: stored expressions are planned anew for every statement, this one once a session.
+-- Each rule needs a hint below, since raise takes no null; and a message, unless its column has one of a few short values.
 create or replace function notify_worker.check_notification()
 returns trigger
 language plpgsql

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import psycopg
+import pytest
 
 import notify_worker
 
@@ -35,6 +36,47 @@ def test_imports_run_one_way() -> None:
 
     assert checked.returncode == 0, checked.stdout
     assert "5 kept, 0 broken" in checked.stdout
+
+
+ARCHITECTURE = "docs/how-it-works/architecture.md"
+
+
+def code_spans(page: str) -> set[str]:
+    """What a page writes in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", (CHECKOUT / page).read_text(encoding="utf-8").replace("```", "")))
+
+
+@pytest.mark.parametrize("page", [ARCHITECTURE, "CONTRIBUTING.md"])
+def test_a_page_for_contributors_names_functions_and_modules_that_exist(page: str) -> None:
+    ours = [path for path in files(".py", ".sql") if "tests" not in path.parts or "support" in path.parts]
+    known = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in ours)))
+    known |= set(re.findall(r"\w+", (CHECKOUT / ".justfile").read_text(encoding="utf-8")))
+    modules = {name(path.with_suffix("")) for path in ours}
+    named = {span for span in code_spans(page) if re.fullmatch(r"[\w./]*_[\w./]*|\w+/\w+", span)}
+
+    missing = {
+        span
+        for span in named
+        if not (CHECKOUT / span).exists()
+        and modules.isdisjoint({f"notify_worker/{span}", f"sql/functions/{span}"})
+        and not set(span.split(".")) <= known
+    }
+
+    assert named
+    assert missing == set()
+
+
+@pytest.mark.parametrize("folder", ["process", "pipeline", "senders", "database"])
+def test_the_tree_on_the_architecture_page_has_every_module(folder: str) -> None:
+    tree = (CHECKOUT / ARCHITECTURE).read_text(encoding="utf-8").split("```")[1]
+
+    modules = {path.stem for path in (CHECKOUT / "notify_worker" / folder).glob("*.py")} - {"__init__"}
+
+    assert modules <= set(re.findall(r"\w+", tree))
+
+
+def test_a_producer_pays_for_no_worker() -> None:
+    """Nor for psycopg: a producer may have another driver."""
 
 
 def test_importing_the_package_imports_no_worker_and_no_driver() -> None:

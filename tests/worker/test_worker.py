@@ -128,10 +128,10 @@ def test_memory_does_not_grow_with_the_backlog(shop: Shop) -> None:
 
     until("2,000 are sent", lambda: shop.box.accepted >= 2_000, within=60)
     early = worker.memory_info().rss
-    until("20,000 are sent", lambda: shop.box.accepted >= 20_000, within=120)
+    until("10,000 are sent", lambda: shop.box.accepted >= 10_000, within=120)
     late = worker.memory_info().rss
 
-    assert late - early < 20 << 20
+    assert late - early < 10 << 20
 
 
 # What can't be sent

@@ -3,7 +3,8 @@
 -- up now, not at the INSERT. A notification that cannot be sent, or was postponed, is one row with its state and no
 -- delivery_id. `limits` maps each project to how many of its notifications may be claimed at most; a project that is not in it
 -- is not claimed. A name that no project has needs no limit, since nothing is sent for it. A claim answers every wake-up that
--- waits. Refuses a worker that has unregistered or was rescued (object_not_in_prerequisite_state).
+-- waits. Refuses a worker that has unregistered or was rescued (object_not_in_prerequisite_state). `read_delivery` in
+-- notify_worker/database/store.py reads the rows.
 create or replace function notify_worker.claim(worker_id integer, lease uuid, most integer, limits jsonb)
 returns table (
     delivery_id bigint,
