@@ -29,7 +29,7 @@ ADDRESS_KINDS = (*DEVICE_KINDS, *TOPIC_KINDS)
 class Verdict(StrEnum):
     """The result of an attempt in one word. The SQL function `apply_history` turns it into a state.
 
-    CONTRIBUTING.md lists what else a new verdict has to visit.
+    CONTRIBUTING.md lists what else a new verdict needs.
     """
 
     SENT = "sent"

@@ -75,10 +75,6 @@ def test_the_tree_on_the_architecture_page_has_every_module(folder: str) -> None
     assert modules <= set(re.findall(r"\w+", tree))
 
 
-def test_a_producer_pays_for_no_worker() -> None:
-    """Nor for psycopg: a producer may have another driver."""
-
-
 def test_importing_the_package_imports_no_worker_and_no_driver() -> None:
     """psycopg is not imported either: a producer may have another driver."""
     code = "import sys, notify_worker; print(*{name.partition('.')[0] for name in sys.modules})"
